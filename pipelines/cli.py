@@ -1,0 +1,106 @@
+"""The `rgtg` command: every job, with one config file and section.key=value overrides."""
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from rgtg.errors import UserError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Make preference datasets by reward-guided decoding, as batch jobs on Ray. Start with: rgtg nightly",
+)
+
+ConfigFile = Annotated[
+    str | None, typer.Option("--config", "-c", metavar="FILE", help="YAML settings; without one, the sandbox.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="Settings over the file's, such as generate.beta=1.5"),
+]
+
+
+def _job(module: str, config_file: str | None, overrides: list[str] | None) -> None:
+    """Run one job. Its imports wait until the settings are known to be right: Ray and torch take seconds."""
+    import importlib
+
+    from rgtg import config
+
+    settings = config.load(config_file, overrides or [])
+    importlib.import_module(f"pipelines.{module}").run(settings)
+
+
+@app.command()
+def sandbox() -> None:
+    """Build the small world of text that runs without a config: its language model, pairs and prompts."""
+    from rgtg import sandbox as world
+
+    made = world.ensure()
+    print(f"language model  {made.language}\npairs           {made.pairs}\nprompts         {made.prompts}")
+
+
+@app.command(name="train-reward")
+def train_reward(config: ConfigFile = None, overrides: Overrides = None) -> None:
+    """Fit the reward model on partial sequences (Ray Train): train_reward.pairs to <run>/reward_model."""
+    _job("train_reward", config, overrides)
+
+
+@app.command()
+def generate(config: ConfigFile = None, overrides: Overrides = None) -> None:
+    """Complete the prompts under guidance (Ray Data): generate.prompts to <run>/completions."""
+    _job("generate", config, overrides)
+
+
+@app.command()
+def preferences(config: ConfigFile = None, overrides: Overrides = None) -> None:
+    """Select chosen and rejected of each prompt: <run>/completions to <run>/preferences. Cheap; run it again at will."""
+    _job("preferences", config, overrides)
+
+
+@app.command()
+def nightly(config: ConfigFile = None, overrides: Overrides = None) -> None:
+    """All stages of one run, in order; a stage that is done is not done again. Ends with a summary."""
+    _job("nightly", config, overrides)
+
+
+@app.command()
+def doctor(config: ConfigFile = None, overrides: Overrides = None) -> None:
+    """Say what this machine has, and whether the configured inputs can be reached."""
+    _job("doctor", config, overrides)
+
+
+def entry() -> None:
+    """The console script."""
+    _guarded(app)
+
+
+def main(run: Callable[[Any], Any]) -> None:
+    """`python -m pipelines.<job>`: the same options as the job's command."""
+
+    def job(config: ConfigFile = None, overrides: Overrides = None) -> None:
+        from rgtg import config as settings
+
+        run(settings.load(config, overrides or []))
+
+    job.__doc__ = sys.modules[run.__module__].__doc__
+    _guarded(lambda: typer.run(job))
+
+
+def _guarded(command: Callable[[], Any]) -> None:
+    """A user's mistake is one sentence and exit code 2."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        command()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    entry()

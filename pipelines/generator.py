@@ -1,0 +1,116 @@
+"""The actor of `generate`: both models on one device, and one engine that several calls feed."""
+
+import os
+import queue
+import threading
+import traceback
+from concurrent.futures import Future
+from dataclasses import asdict
+from typing import Any
+
+import pyarrow as pa
+import ray
+import torch
+from ray.actor import ActorHandle
+
+from rgtg import storage
+from rgtg.config import Generate, Models
+from rgtg.decoding.decoder import Completion, Decoder
+from rgtg.decoding.engine import Request
+from rgtg.errors import RowError
+from rgtg.tables import completions_schema
+
+
+class Generator:
+    """Completes batches of the table of prompts; Ray Data calls it from several threads at once.
+
+    The engine belongs to one thread of its own. Calls hand it requests and wait for them, so that its rows are
+    refilled from the next batch while the last completions of this one are still running.
+    """
+
+    def __init__(self, models: Models, reward: str | None, settings: Generate, seed: int, board: ActorHandle) -> None:
+        torch.set_num_threads(settings.threads)
+        self.settings, self.seed, self.board = settings, seed, board
+        self.decoder = Decoder.load(
+            storage.local_copy(models.language),
+            reward and storage.local_copy(reward),
+            settings.method,
+            beta=settings.beta,
+            k=settings.k,
+            device=models.device,
+            dtype=models.dtype,
+            slots=settings.slots,
+            trust_remote_code=models.trust_remote_code,
+        )
+        board.add.remote(actors=1)
+        self.inbox: queue.SimpleQueue[tuple[Request, Future]] = queue.SimpleQueue()
+        threading.Thread(target=self._serve, name="engine", daemon=True).start()
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """Complete a batch of the table of prompts."""
+        results = [self._submit(row) for row in batch.select(["prompt_id", "prompt", "error"]).to_pylist()]
+        rows = [result if isinstance(result, str) else _outcome(result) for result in results]
+        completions = [None if isinstance(row, str) else [asdict(c) for c in row] for row in rows]
+        errors = [row if isinstance(row, str) else None for row in rows]
+        done = [c for row in rows if not isinstance(row, str) for c in row]
+        self.board.add.remote(
+            rows=len(rows),
+            errors=sum(error is not None for error in errors),
+            tokens=sum(c.num_tokens for c in done),
+            completions=len(done),
+            reward=sum(c.reward or 0.0 for c in done),
+        )
+        columns = {
+            **{name: batch[name] for name in batch.column_names},
+            "completions": completions,
+            "method": [self.settings.method] * len(rows),
+            "error": errors,
+        }
+        schema = completions_schema(batch.schema)
+        return pa.table([pa.array(c, f.type) if isinstance(c := columns[f.name], list) else c for f in schema], schema)
+
+    def _submit(self, row: dict[str, Any]) -> Future | str:
+        """The row's completions to come, or why there are none."""
+        if row["error"] is not None:
+            return row["error"]
+        try:
+            request = self.decoder.request(
+                row["prompt"],
+                samples=self.settings.samples,
+                max_new_tokens=self.settings.max_new_tokens,
+                seed=self.seed,
+                prompt_id_=row["prompt_id"],
+            )
+        except RowError as error:
+            return str(error)
+        future: Future = Future()
+        self.inbox.put((request, future))
+        return future
+
+    def _serve(self) -> None:
+        """The engine's thread: take what has come in, step, hand back what is finished."""
+        engine, waiting = self.decoder.engine, {}
+        try:
+            while True:
+                while not engine.busy or not self.inbox.empty():
+                    request, future = self.inbox.get()
+                    waiting[request] = future
+                    engine.submit(request)
+                for request in engine.step():
+                    future = waiting.pop(request)
+                    try:
+                        future.set_result(self.decoder.completions(request))
+                    except RowError as error:
+                        future.set_exception(error)
+        except BaseException:
+            # A device or an engine in an unknown state must not decode another row: the actor dies, with the reason in
+            # the job's log, and Ray starts a fresh one and gives it the same blocks again.
+            ray.get(self.board.say.remote(f"an actor died and is replaced: {traceback.format_exc()}"))
+            os._exit(1)
+
+
+def _outcome(future: Future) -> list[Completion] | str:
+    try:
+        return future.result()
+    except RowError as error:
+        return str(error)

@@ -1,0 +1,133 @@
+"""Preference pairs from the run's completions: the best against the worst of each prompt. Cheap; run it again at will."""
+
+import hashlib
+import time
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines import generate
+from pipelines.run_directory import RunDirectory
+from rgtg import storage
+from rgtg.config import Config
+from rgtg.errors import UserError
+from rgtg.preferences.selection import best_and_worst
+from rgtg.report.card import dataset_card
+from rgtg.tables import preferences_schema
+
+STAGE = "preferences"
+FILE_ROWS = 100_000
+COLUMNS = ["prompt_id", "prompt", "completions", "method", "error"]
+
+
+def run(config: Config) -> RunDirectory:
+    """The stage: completions/ to preferences/, which `datasets.load_dataset` reads as it is."""
+    directory = RunDirectory(config)
+    if not directory.is_done(generate.STAGE):
+        raise UserError(f"the run {directory.place!r} has no finished completions; run generate first")
+    settings = config.preferences
+    inputs = {"completions": directory.fingerprint_of(generate.STAGE)} | {
+        f"preferences.{name}": value for name, value in settings.model_dump().items()
+    }
+    if directory.begin(STAGE, inputs, rerunnable=True) == "done":
+        return directory
+    begun = time.monotonic()
+    source, target = directory.path("completions"), directory.path("preferences")
+    storage.remove(target)
+    storage.make_directory(target)
+    counts: Counter[str] = Counter()
+    prompt_type = _prompt_type(source)
+    writers = {split: _Writer(target, split, preferences_schema(prompt_type)) for split in ("train", "test")}
+    for row in _rows(source):
+        if row["error"] is not None:
+            counts["prompts with an error"] += 1
+            continue
+        selected = best_and_worst(row["completions"], settings.min_margin)
+        if isinstance(selected, str):
+            counts[selected] += 1
+            continue
+        split = "test" if _part(row["prompt_id"]) < settings.test_fraction else "train"
+        writers[split].add(_pair(row, *selected))
+    for writer in writers.values():
+        writer.close()
+    sizes = {split: writer.total for split, writer in writers.items()}
+    margins = [margin for writer in writers.values() for margin in writer.margins]
+    totals = {**sizes, "dropped": dict(counts), "mean_margin": round(sum(margins) / max(len(margins), 1), 4)}
+    storage.write_bytes(storage.join(target, "README.md"), dataset_card(config, sizes).encode())
+    directory.finish(STAGE, totals, time.monotonic() - begun)
+    dropped = "".join(f"\n  {n} without a pair: {reason}" for reason, n in counts.most_common())
+    print(f"preferences: {sizes['train']} pairs to train on, {sizes['test']} to test on{dropped}", flush=True)
+    return directory
+
+
+class _Writer:
+    """One split, in files of a bounded number of rows."""
+
+    def __init__(self, target: str, split: str, schema: pa.Schema) -> None:
+        self.target, self.split, self.schema = target, split, schema
+        self.rows: list[dict[str, Any]] = []
+        self.margins: list[float] = []
+        self.num_files = self.total = 0
+
+    def add(self, row: dict[str, Any]) -> None:
+        self.rows.append(row)
+        self.margins.append(row["margin"])
+        self.total += 1
+        if len(self.rows) == FILE_ROWS:
+            self._flush()
+
+    def close(self) -> None:
+        if self.rows:
+            self._flush()
+
+    def _flush(self) -> None:
+        place = storage.join(self.target, f"{self.split}-{self.num_files:05d}.parquet")
+        filesystem, path = storage.resolve(place)
+        pq.write_table(pa.Table.from_pylist(self.rows, schema=self.schema), path, filesystem=filesystem)
+        self.rows, self.num_files = [], self.num_files + 1
+
+
+def _pair(row: dict[str, Any], best: dict[str, Any], worst: dict[str, Any]) -> dict[str, Any]:
+    """TRL's columns: text continues the prompt, messages answer it with one assistant turn."""
+
+    def response(text: str) -> Any:
+        return text if isinstance(row["prompt"], str) else [{"role": "assistant", "content": text}]
+
+    return {
+        "prompt": row["prompt"],
+        "chosen": response(best["text"]),
+        "rejected": response(worst["text"]),
+        "score_chosen": best["reward"],
+        "score_rejected": worst["reward"],
+        "margin": best["reward"] - worst["reward"],
+        "prompt_id": row["prompt_id"],
+        "method": row["method"],
+    }
+
+
+def _rows(source: str) -> Iterator[dict[str, Any]]:
+    filesystem, _ = storage.resolve(source)
+    for file in storage.list_files(source, (".parquet",)):
+        columns = ["prompt_id", "prompt", "method", "error", "completions.list.element.text"]
+        columns.append("completions.list.element.reward")
+        yield from pq.ParquetFile(file.path, filesystem=filesystem).read(columns=columns).to_pylist()
+
+
+def _prompt_type(source: str) -> pa.DataType:
+    filesystem, _ = storage.resolve(source)
+    first = storage.list_files(source, (".parquet",))[0]
+    return pq.read_schema(first.path, filesystem=filesystem).field("prompt").type
+
+
+def _part(prompt_id: str) -> float:
+    """Where in [0, 1) a prompt falls: by its id alone, so that it is on the same side in every run."""
+    return int.from_bytes(hashlib.sha256(f"split/{prompt_id}".encode()).digest()[:8], "big") / 2**64
+
+
+if __name__ == "__main__":
+    from pipelines.cli import main
+
+    main(run)

@@ -1,0 +1,91 @@
+"""What a job says while it works, as lines that read well in a log: Ray's workers report, the driver prints.
+
+Ray's own messages stay in its log files. A job's log holds its progress and its errors, and nothing else.
+"""
+
+import threading
+import time
+
+import ray
+
+EVERY_S = 5.0
+
+
+@ray.remote(num_cpus=0)
+class Board:
+    """Where workers leave what they have to say."""
+
+    def __init__(self) -> None:
+        self.totals: dict[str, float] = {}
+        self.lines: list[str] = []
+        self.first: float | None = None
+
+    def add(self, **amounts: float) -> None:
+        """Add to the sums of actors, rows, errors, tokens, completions and reward.
+
+        `seconds` in them is the time since the first actor was ready: loading models is no part of a rate.
+        """
+        now = time.monotonic()
+        self.first = self.first or now
+        self.totals["seconds"] = now - self.first
+        for name, amount in amounts.items():
+            self.totals[name] = self.totals.get(name, 0.0) + amount
+
+    def say(self, line: str) -> None:
+        """Have the driver print a line."""
+        self.lines.append(line)
+
+    def take(self) -> tuple[dict[str, float], list[str]]:
+        lines, self.lines = self.lines, []
+        return self.totals, lines
+
+
+class Progress:
+    """Prints, from a thread of the driver, what workers leave on `board`; a context manager around the work.
+
+    With `num_rows` it also prints how far the rows are, every few seconds while they move.
+    """
+
+    def __init__(self, name: str, num_rows: int = 0) -> None:
+        self.name, self.num_rows = name, num_rows
+        self.board = Board.remote()  # type: ignore[attr-defined]
+        self.totals: dict[str, float] = {}
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._report, daemon=True)
+
+    def __enter__(self) -> "Progress":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._ended.set()
+        self._thread.join()
+        ray.kill(self.board)
+
+    def _report(self) -> None:
+        rows, ended = -1.0, False
+        while not ended:
+            ended = self._ended.wait(EVERY_S)
+            self.totals, lines = ray.get(self.board.take.remote())
+            for line in lines:
+                print(line, flush=True)
+            if self.num_rows and (ended or self.totals.get("rows", 0.0) != rows):
+                rows = self.totals.get("rows", 0.0)
+                print(self._line(), flush=True)
+
+    def _line(self) -> str:
+        total = self.totals.get
+        rows, tokens, completions, errors = (int(total(n, 0)) for n in ("rows", "tokens", "completions", "errors"))
+        if not total("actors"):
+            return f"{self.name}: {self.num_rows:,} prompts to do, loading the models"
+        seconds = max(total("seconds", 0.0), 1e-9)
+        parts = [
+            f"{rows:,}/{self.num_rows:,} prompts",
+            f"{tokens / seconds:,.0f} tokens/s",
+            f"{(self.num_rows - rows) * seconds / rows:,.0f} s left" if rows else "first rows to come",
+        ]
+        if completions:
+            parts.append(f"mean reward {total('reward', 0) / completions:+.3f}")
+        if errors:
+            parts.append(f"{errors:,} with an error")
+        return f"{self.name}: {', '.join(parts)}"

@@ -1,0 +1,203 @@
+"""Take prompts in, once, into the run's own prompts/: checked, identified, each one kept once. Needs no Ray.
+
+Every input format ends here. Rows that cannot be prompts stay, with the reason in `error`; files that cannot be read
+are skipped and named.
+"""
+
+import hashlib
+import io
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.run_directory import RunDirectory, listing
+from rgtg import storage
+from rgtg.chat import check_prompt, prompt_id
+from rgtg.config import Config
+from rgtg.errors import UserError
+from rgtg.tables import MESSAGES, PROMPT_COLUMNS, prompts_schema
+
+STAGE = "prompts"
+SUFFIXES = (".parquet", ".jsonl", ".json")
+FILE_ROWS = 100_000
+
+Row = dict[str, Any]
+
+
+def run(config: Config) -> RunDirectory:
+    """The stage: `generate.prompts` to prompts/. Raises UserError where nothing can be read or two ids clash."""
+    directory = RunDirectory(config)
+    begun = time.monotonic()
+    files = listing(config.generate.prompts, SUFFIXES)
+    if directory.begin(STAGE, {"generate.prompts": files}) == "done":
+        return directory
+    counts = take_in(config.generate.prompts, directory.path("prompts"))
+    directory.finish(STAGE, counts, time.monotonic() - begun)
+    skipped = "".join(f"\n  skipped {name}: {reason}" for name, reason in counts["skipped_files"].items())
+    print(
+        f"prompts: {counts['rows']} rows ({counts['errors']} marked bad, {counts['duplicates']} duplicates left out)"
+        f"{skipped}",
+        flush=True,
+    )
+    return directory
+
+
+def take_in(places: list[str], target: str) -> dict[str, Any]:
+    """Read all files at `places` and write the table of prompts at `target`; the counts of what was met."""
+    skipped: dict[str, str] = {}
+    tables = {}
+    for place in places:
+        for file in storage.list_files(place, SUFFIXES):
+            name = file.path
+            try:
+                tables[name] = _read(place, name)
+            except _Unreadable as error:
+                skipped[name] = str(error)
+    if not tables:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in skipped.items())
+        raise UserError(f"none of the files of generate.prompts can be read ({reasons})")
+    prompt_type = _prompt_type(tables)
+    passed_through = _passed_through(tables)
+    schema = prompts_schema(prompt_type, passed_through)
+    counts = {"files": len(tables), "skipped_files": skipped, "rows": 0, "errors": 0, "duplicates": 0}
+    seen: dict[str, bytes] = {}
+    kept: list[Row] = []
+    storage.remove(target)
+    storage.make_directory(target)
+    num_files = 0
+    for name, rows in tables.items():
+        for number, row in enumerate(rows):
+            row = _identified(row, name, number, prompt_type)
+            digest = hashlib.sha256(repr((row["prompt"], row["error"])).encode(errors="surrogatepass")).digest()[:16]
+            if (before := seen.setdefault(row["prompt_id"], digest)) != digest:
+                raise UserError(
+                    f"the prompt_id {row['prompt_id']!r} stands for two different prompts (the second is row "
+                    f"{number} of {name!r}); ids must be unique"
+                )
+            if before is not digest:
+                counts["duplicates"] += 1
+                continue
+            counts["rows"] += 1
+            counts["errors"] += row["error"] is not None
+            kept.append(row)
+            if len(kept) == FILE_ROWS:
+                _write(kept, schema, target, num_files)
+                kept, num_files = [], num_files + 1
+    if kept or not num_files:
+        _write(kept, schema, target, num_files)
+    return counts
+
+
+class _Unreadable(Exception):
+    """Why a file is skipped."""
+
+
+def _read(place: str, path: str) -> list[Row]:
+    """All rows of a file. Raises _Unreadable for one that is broken, UserError for one without prompts."""
+    filesystem, _ = storage.resolve(place)
+    try:
+        with filesystem.open_input_file(path) as stream:
+            data = stream.read()
+    except OSError as error:
+        raise _Unreadable(str(error).splitlines()[0]) from error
+    if not data:
+        raise _Unreadable("the file is empty")
+    if path.endswith(".parquet"):
+        try:
+            table = pq.read_table(io.BytesIO(data))
+        except (pa.ArrowException, OSError) as error:
+            raise _Unreadable(f"not a readable Parquet file ({str(error).splitlines()[0]})") from error
+        if "prompt" not in table.column_names:
+            raise UserError(f"{path!r} has no column 'prompt'; its columns are {', '.join(table.column_names)}")
+        return table.to_pylist()
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        raise _Unreadable(f"not UTF-8 text ({error})") from error
+    return list(_json_rows(text))
+
+
+def _json_rows(text: str) -> Iterator[Row]:
+    """One row a line; a line that is no JSON object is a bad row."""
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            row = error
+        if not isinstance(row, dict):
+            yield {"prompt": None, "error": f"line {number} is not a JSON object"}
+        elif "prompt" not in row:
+            yield {**row, "prompt": None, "error": f"line {number} has no 'prompt'"}
+        else:
+            yield row
+
+
+def _identified(row: Row, file: str, number: int, prompt_type: pa.DataType) -> Row:
+    """The row with its id, and with `error` set and `prompt` null where that is none."""
+    prompt = row["prompt"]
+    reason = row.get("error") or check_prompt(prompt)
+    if reason:
+        prompt = None
+        fallback = hashlib.sha256(f"{file}:{number}".encode()).hexdigest()
+    else:
+        if prompt_type == MESSAGES:
+            prompt = [{"role": message["role"], "content": message["content"]} for message in prompt]
+        fallback = prompt_id(prompt)
+    given = row.get("prompt_id")
+    return {**row, "prompt_id": fallback if given is None else str(given), "prompt": prompt, "error": reason}
+
+
+def _prompt_type(tables: dict[str, list[Row]]) -> pa.DataType:
+    """Text or messages. Raises UserError for a mixture: one column cannot hold both."""
+    first: dict[bool, str] = {}
+    for name, rows in tables.items():
+        for row in rows:
+            if check_prompt(row["prompt"]) is None:
+                first.setdefault(isinstance(row["prompt"], list), name)
+    if len(first) == 2:
+        raise UserError(
+            f"the prompts are text in {first[False]!r} and messages in {first[True]!r}; "
+            'write text as [{"role": "user", "content": ...}], or use one kind in a run'
+        )
+    return MESSAGES if True in first else pa.string()
+
+
+def _passed_through(tables: dict[str, list[Row]]) -> list[pa.Field]:
+    """A field for every other column, of a type that holds its values in all files; JSON text where none does."""
+    values: dict[str, list] = {}
+    for rows in tables.values():
+        for row in rows:
+            for name, value in row.items():
+                if name not in PROMPT_COLUMNS:
+                    values.setdefault(name, []).append(value)
+    fields = []
+    for name, column in values.items():
+        try:
+            kind = pa.infer_type(column)
+        except (pa.ArrowException, OverflowError):
+            kind = pa.string()
+        # A column of nulls alone has a type that later files could not agree with.
+        fields.append(pa.field(name, pa.string() if pa.types.is_null(kind) else kind))
+    return fields
+
+
+def _write(rows: list[Row], schema: pa.Schema, target: str, number: int) -> None:
+    columns = [pa.array([_fitting(row.get(field.name), field.type) for row in rows], field.type) for field in schema]
+    filesystem, path = storage.resolve(storage.join(target, f"part-{number:05d}.parquet"))
+    pq.write_table(pa.table(columns, schema=schema), path, filesystem=filesystem)
+
+
+def _fitting(value: Any, kind: pa.DataType) -> Any:
+    return value if value is None or isinstance(value, str) or not pa.types.is_string(kind) else json.dumps(value)
+
+
+if __name__ == "__main__":
+    from pipelines.cli import main
+
+    main(run)

@@ -1,0 +1,130 @@
+"""The run directory and its manifest: which stages are done, from what, and with which counts.
+
+<root>/<run id>/   config.yaml  manifest.json  pairs/  reward_model/  prompts/  completions/  preferences/  report/
+                   _checkpoint/  and _SUCCESS, written last
+"""
+
+import hashlib
+import json
+import platform
+import time
+from importlib.metadata import version
+from typing import Any, Literal
+
+import yaml
+
+from rgtg import storage
+from rgtg.config import Config
+from rgtg.errors import UserError
+
+PACKAGES = ("rgtg", "ray", "torch", "transformers", "pyarrow")
+
+Inputs = dict[str, Any]  # everything that changes a stage's rows, by names that a person knows
+
+
+class RunDirectory:
+    """One run on disk. Stages begin and finish here; the manifest is written anew, whole, at every change."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.place = config.run.directory
+        storage.make_directory(self.place)
+        if storage.exists(self.path("manifest.json")):
+            self.manifest = storage.read_json(self.path("manifest.json"))
+        else:
+            packages = {name: version(name) for name in PACKAGES}
+            self.manifest = {
+                "run_id": config.run.id,
+                "created": _now(),
+                "versions": {"python": platform.python_version(), **packages},
+                "stages": {},
+            }
+
+    def path(self, *names: str) -> str:
+        return storage.join(self.place, *names)
+
+    def begin(self, stage: str, inputs: Inputs, *, rerunnable: bool = False) -> Literal["new", "resume", "done"]:
+        """Whether `stage` is new here, was begun, or is done.
+
+        Raises UserError where it was begun or done from other inputs, naming what changed: rows of two kinds would
+        mix. A `rerunnable` stage, which writes its output anew each time, is new then.
+        """
+        now = json.loads(json.dumps(inputs))  # as the manifest will read
+        entry = self.manifest["stages"].get(stage)
+        if entry and entry["inputs"] != now and not rerunnable:
+            raise UserError(
+                f"the run {self.place!r} has {_changes(entry['inputs'], now)} in its stage {stage!r}; "
+                "give those settings again to go on with it, or another run.id to start beside it"
+            )
+        if entry and entry["inputs"] == now:
+            return "done" if entry["status"] == "done" else "resume"
+        self.manifest["stages"][stage] = {
+            "status": "begun",
+            "fingerprint": fingerprint(now),
+            "inputs": now,
+            "begun": _now(),
+        }
+        self._save()
+        return "new"
+
+    def finish(self, stage: str, counts: dict[str, Any], seconds: float) -> None:
+        entry = self.manifest["stages"][stage]
+        entry |= {"status": "done", "finished": _now(), "seconds": round(seconds, 2), "counts": counts}
+        self._save()
+
+    def counts(self, stage: str) -> dict[str, Any]:
+        """The counts of a stage that is done."""
+        return self.manifest["stages"][stage]["counts"]
+
+    def seconds(self, stage: str) -> float:
+        return self.manifest["stages"][stage]["seconds"]
+
+    def fingerprint_of(self, stage: str) -> str:
+        return self.manifest["stages"][stage]["fingerprint"]
+
+    def is_done(self, stage: str) -> bool:
+        return self.manifest["stages"].get(stage, {}).get("status") == "done"
+
+    def succeed(self) -> None:
+        """Mark the whole run as complete."""
+        storage.write_bytes(self.path("_SUCCESS"), b"")
+
+    def _save(self) -> None:
+        storage.write_bytes(
+            self.path("config.yaml"), yaml.safe_dump(self.config.model_dump(), sort_keys=False).encode()
+        )
+        storage.write_json(self.path("manifest.json"), self.manifest)
+
+
+def fingerprint(inputs: Inputs) -> str:
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
+
+
+def listing(places: list[str], suffixes: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Names and sizes of the files at `places`. Raises UserError where there are none."""
+    files = [
+        {"path": file.path, "size": file.size} for place in places for file in storage.list_files(place, suffixes)
+    ]
+    if not files:
+        raise UserError(f"there are no {' or '.join(suffixes)} files at {', '.join(map(repr, places))}")
+    return files
+
+
+def model_digest(place: str) -> str:
+    """What stands for the contents of a model in a fingerprint: a hub id for itself, a directory by its digest."""
+    is_directory = "://" in place or storage.exists(place)
+    return f"sha256:{storage.digest(place)}" if is_directory else place
+
+
+def _changes(before: Inputs, now: Inputs) -> str:
+    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    return " and ".join(f"{name} {_short(before.get(name))} (now {_short(now.get(name))})" for name in names)
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

@@ -1,0 +1,228 @@
+"""Fit the reward model on partial sequences, by Ray Train: data-parallel workers, checkpoints, resume after a death."""
+
+import math
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from ray import train
+from ray.actor import ActorHandle
+from ray.data import DataContext
+from ray.data.expressions import col
+from ray.train.torch import TorchTrainer, get_device
+
+from pipelines import pairs, ray_session
+from pipelines.inputs import on_gpu, with_sandbox
+from pipelines.progress import Progress
+from pipelines.run_directory import RunDirectory, model_digest
+from rgtg import storage
+from rgtg.config import Config, TrainReward
+from rgtg.errors import UserError
+from rgtg.models.reward import RewardModel
+from rgtg.training.loop import Learner, StepResult
+
+STAGE = "train_reward"
+LOG_EVERY_S = 5.0
+OUTPUT_FREE = ("num_workers", "threads", "max_failures", "checkpoint_every", "pairs", "eval_pairs")
+
+
+def run(config: Config) -> RunDirectory:
+    """The stage: pairs to reward_model/. The held-out accuracy by prefix length goes to the manifest."""
+    config = with_sandbox(config)
+    directory = RunDirectory(config)
+    fit(config, directory, STAGE, directory.path("reward_model"))
+    return directory
+
+
+def fit(config: Config, directory: RunDirectory, stage: str, target: str) -> None:
+    """Train one reward model in `directory` as `stage`, and save it at `target`."""
+    settings = config.train_reward
+    init = settings.init or config.models.language
+    RewardModel.check(storage.local_copy(init), "train_reward.init", config.models.trust_remote_code)
+    use_gpu = on_gpu(config.models)
+    ray_session.start(config)
+    ray_session.check_shared(target)
+    pairs.run(config, directory, init)
+    inputs = {
+        "pairs": directory.fingerprint_of(pairs.STAGE),
+        "train_reward.init": model_digest(init),
+        "run.seed": config.run.seed,
+        **{
+            f"train_reward.{name}": value
+            for name, value in settings.model_dump(exclude={"init", *OUTPUT_FREE}).items()
+        },
+    }
+    if directory.begin(stage, inputs) == "done":
+        return
+    begun = time.monotonic()
+    num_train = directory.counts(pairs.STAGE)["train"]
+    per_worker = num_train // settings.num_workers  # equal shards: the remainder of a division is left out
+    steps_per_epoch = math.ceil(per_worker / (settings.batch_size // settings.num_workers))
+    print(
+        f"{stage}: {settings.objective} objective, {num_train} pairs x {settings.epochs} epochs = "
+        f"{steps_per_epoch * settings.epochs} steps of {settings.batch_size} pairs on {settings.num_workers} "
+        f"{'GPU' if use_gpu else 'CPU'} worker(s)",
+        flush=True,
+    )
+    progress = Progress(stage)
+    filesystem, path = storage.resolve(directory.path("_train"))
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={
+            "settings": settings.model_dump(),
+            "init": init,
+            "trust_remote_code": config.models.trust_remote_code,
+            "seed": config.run.seed,
+            "steps_per_epoch": steps_per_epoch,
+            "board": progress.board,
+        },
+        scaling_config=train.ScalingConfig(
+            num_workers=settings.num_workers,
+            use_gpu=use_gpu,
+            resources_per_worker={"GPU": 1} if use_gpu else {"CPU": 1},
+        ),
+        run_config=train.RunConfig(
+            name=stage,
+            storage_path=path,
+            storage_filesystem=filesystem,
+            failure_config=train.FailureConfig(max_failures=settings.max_failures),
+            checkpoint_config=train.CheckpointConfig(num_to_keep=2),
+        ),
+        datasets={split: _dataset(directory.path("pairs"), split) for split in ("train", "eval")},
+        dataset_config=train.DataConfig(enable_shard_locality=False),
+    )
+    try:
+        with progress:
+            result = trainer.fit()
+    except Exception as error:
+        raise UserError(f"training failed: {_root_cause(error)}") from error
+    with result.checkpoint.as_directory() as checkpoint:
+        storage.upload(Path(checkpoint, "model"), target)
+    storage.remove(directory.path("_train", stage))
+    directory.finish(stage, result.metrics, time.monotonic() - begun)
+    print(
+        f"{stage}: held-out accuracy by part of the response {result.metrics['accuracy']['by_fraction']}", flush=True
+    )
+
+
+def _dataset(place: str, split: str) -> "ray.data.Dataset":
+    filesystem, path = storage.resolve(place)
+    dataset = ray.data.read_parquet(path, filesystem=filesystem).filter(expr=col("split") == split)
+    return dataset.select_columns(["prompt_ids", "chosen_ids", "rejected_ids", "common"])
+
+
+def _worker(config: dict[str, Any]) -> None:
+    """One training worker, run by Ray Train."""
+    settings, seed = TrainReward(**config["settings"]), config["seed"]
+    context = train.get_context()
+    rank, device = context.get_world_rank(), get_device()
+    torch.manual_seed(seed)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    torch.set_num_threads(settings.threads or max(1, cores // context.get_local_world_size()))
+    DataContext.get_current().enable_progress_bars = False
+
+    reward_model = RewardModel.load(
+        storage.local_copy(config["init"]), what="train_reward.init", trust_remote_code=config["trust_remote_code"]
+    )
+    num_steps = config["steps_per_epoch"] * settings.epochs
+    learner = Learner(reward_model, settings, num_steps, device)
+    if (checkpoint := train.get_checkpoint()) is not None:
+        with checkpoint.as_directory() as directory:
+            learner.restore(torch.load(Path(directory, "learner.pt"), weights_only=True, map_location="cpu"))
+    log = _Log(num_steps, config["board"]) if rank == 0 else None
+    share = settings.batch_size // context.get_world_size()
+    shard = train.get_dataset_shard("train")
+    while learner.step < num_steps:
+        epoch, done = divmod(learner.step, config["steps_per_epoch"])
+        for number, batch in enumerate(_batches(shard, share, seed + epoch, config["steps_per_epoch"])):
+            if number < done:  # of an epoch that an earlier worker began
+                continue
+            result = learner.train_step(batch)
+            if log:
+                log.step(learner.step, result)
+            if learner.step % settings.checkpoint_every == 0 and learner.step < num_steps:
+                _report(learner, {"step": learner.step}, rank)
+    accuracy = learner.evaluate(
+        pairs.to_pairs(batch)
+        for batch in train.get_dataset_shard("eval").iter_batches(batch_size=share, drop_last=False)
+    )
+    figures = log.figures() if log else {}
+    _report(learner, {"step": learner.step, "accuracy": accuracy, **figures}, rank)
+
+
+def _batches(shard: Any, share: int, seed: int, num_batches: int) -> Iterator[list]:
+    """An epoch's batches of one worker; pairs/ is shuffled, and every epoch shuffles what is near anew.
+
+    Exactly `num_batches`, since workers step together: one whose shard is short by some rows ends on empty batches.
+    """
+    batches = shard.iter_batches(
+        batch_size=share, drop_last=False, local_shuffle_buffer_size=16 * share, local_shuffle_seed=seed
+    )
+    produced = 0
+    for batch in batches:
+        if produced < num_batches:
+            yield pairs.to_pairs(batch)
+            produced += 1
+    for _ in range(num_batches - produced):
+        yield []
+
+
+def _report(learner: Learner, metrics: dict[str, Any], rank: int) -> None:
+    """Report metrics with a checkpoint, which worker 0 writes; a collective call."""
+    state = learner.state()
+    if rank != 0:
+        train.report(metrics, checkpoint=None)
+        return
+    with tempfile.TemporaryDirectory() as directory:
+        torch.save(state, Path(directory, "learner.pt"))
+        learner.reward_model.save(Path(directory, "model"), state["model"])
+        train.report(metrics, checkpoint=train.Checkpoint.from_directory(directory))
+
+
+class _Log:
+    """Progress of worker 0 as lines, and the sums for the manifest."""
+
+    def __init__(self, num_steps: int, board: ActorHandle) -> None:
+        self.board, self.num_steps, self.began, self.last = board, num_steps, time.monotonic(), 0.0
+        self.first_step: int | None = None
+        self.pairs = self.prefixes = self.masked = 0
+        self.loss = 0.0
+
+    def step(self, step: int, result: StepResult) -> None:
+        if self.first_step is None:
+            self.first_step = step
+        self.pairs += result.pairs
+        self.prefixes += result.prefixes
+        self.masked += result.masked
+        self.loss = result.loss if step == 1 else 0.95 * self.loss + 0.05 * result.loss
+        now = time.monotonic()
+        if now - self.last > LOG_EVERY_S or step == self.num_steps:
+            self.last = now
+            seconds = now - self.began
+            left = seconds / (step - self.first_step + 1) * (self.num_steps - step)
+            self.board.say.remote(
+                f"step {step}/{self.num_steps}, loss {self.loss:.4f}, gradient {result.grad_norm:.2f}, "
+                f"{self.pairs / seconds:.0f} pairs/s, {left:.0f} s left"
+            )
+
+    def figures(self) -> dict[str, Any]:
+        """Prefix pairs that counted and that were masked for identical tokens, over all steps of this start."""
+        return {"loss": round(self.loss, 4), "prefix_pairs": self.prefixes, "identical_prefix_pairs": self.masked}
+
+
+def _root_cause(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+if __name__ == "__main__":
+    from pipelines.cli import main
+
+    main(run)

@@ -1,0 +1,132 @@
+"""Prompts to token ids: text or messages, each model's own chat template, one BOS and never two."""
+
+import hashlib
+import json
+from typing import Any
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from rgtg.errors import RowError, UserError
+
+Message = dict[str, str]
+Prompt = str | list[Message]
+
+
+def check_prompt(prompt: Any) -> str | None:
+    """The sentence that says why `prompt` is none, or None for a prompt (text, or a list of {role, content})."""
+    if prompt is None:
+        return "the prompt is null"
+    if isinstance(prompt, str):
+        return None if _is_unicode(prompt) else "the prompt is not valid Unicode (it holds a lone surrogate)"
+    if not isinstance(prompt, list):
+        return f"the prompt is of type {type(prompt).__name__}, not text or a list of messages"
+    if not prompt:
+        return "the prompt is an empty list of messages"
+    for i, message in enumerate(prompt):
+        if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
+            return f"message {i} of the prompt has no role and content"
+        for field in ("role", "content"):
+            if not isinstance(message[field], str):
+                return f"the {field} of message {i} of the prompt is {type(message[field]).__name__}, not text"
+            if not _is_unicode(message[field]):
+                return f"the {field} of message {i} of the prompt is not valid Unicode (it holds a lone surrogate)"
+    return None
+
+
+def prompt_id(prompt: Prompt) -> str:
+    """The SHA-256 (hex) of the canonical prompt: the text itself, or its messages as compact JSON."""
+    if isinstance(prompt, str):
+        canonical = prompt
+    else:
+        messages = [{"role": m["role"], "content": m["content"]} for m in prompt]
+        canonical = json.dumps(messages, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
+    return hashlib.sha256(canonical.encode(errors="surrogatepass")).hexdigest()
+
+
+def render(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> str:
+    """The text a model reads: messages through its own chat template, plain text as it is.
+
+    Raises UserError for messages where the tokenizer has no chat template, RowError where it refuses them.
+    """
+    if isinstance(prompt, str):
+        return prompt
+    if not tokenizer.chat_template:
+        raise UserError(
+            f"the prompt is a list of messages but the tokenizer of {tokenizer.name_or_path!r} has no chat template; "
+            "give prompts as text, or a model with a template"
+        )
+    # A conversation that ends with the assistant is one that the model goes on with.
+    goes_on = prompt[-1]["role"] == "assistant"
+    try:
+        return str(
+            tokenizer.apply_chat_template(
+                prompt, tokenize=False, add_generation_prompt=not goes_on, continue_final_message=goes_on
+            )
+        )
+    except (TemplateError, ValueError) as error:
+        raise RowError(f"the chat template refuses the prompt: {error}") from error
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
+    """Token ids of a prompt as the model expects it; at least one, with at most one BOS at the start.
+
+    Raises RowError for a prompt that is empty in a vocabulary without BOS: nothing stands before the first token.
+    """
+    return _encode(tokenizer, render(tokenizer, prompt))
+
+
+def encode_response(
+    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, response: str, *, complete: bool = True
+) -> list[int]:
+    """Token ids of `response` where it follows `prompt`; with the EOS that ends it if `complete`.
+
+    The response is tokenised behind its prompt, so that it gets the ids a model would generate there (tokenizers of
+    the SentencePiece family put a space before a text of its own). Where the two merge over the boundary, the prompt
+    keeps its ids, as it does in decoding.
+    """
+    text = render(tokenizer, prompt)
+    prompt_ids = _encode(tokenizer, text)
+    joint = _encode(tokenizer, text + response)
+    if joint[: len(prompt_ids)] == prompt_ids:
+        ids = joint[len(prompt_ids) :]
+    else:
+        ids = tokenizer(response, add_special_tokens=False).input_ids
+    if complete and tokenizer.eos_token_id is not None and ids[-1:] != [tokenizer.eos_token_id]:
+        ids = [*ids, tokenizer.eos_token_id]
+    return ids
+
+
+def decode_response(tokenizer: PreTrainedTokenizerBase, prompt_ids: list[int], response_ids: list[int]) -> str:
+    """The text of generated ids, without special tokens, with the space that stands before it in its place."""
+    context = prompt_ids[-8:]  # enough for every tokenizer to know that this is not the start of a text
+    before = tokenizer.decode(context, skip_special_tokens=True)
+    both = tokenizer.decode([*context, *response_ids], skip_special_tokens=True)
+    if both.startswith(before):
+        return both[len(before) :]
+    return tokenizer.decode(response_ids, skip_special_tokens=True)
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    bos = tokenizer.bos_token_id
+    ids = tokenizer(text).input_ids
+    eos = tokenizer.eos_token_id
+    if ids and ids[-1] == eos and not text.endswith(tokenizer.eos_token or "\0"):
+        ids = ids[:-1]  # some tokenizers close every text; a prompt is not closed
+    if bos is not None and bos != eos:
+        while ids[:2] == [bos, bos]:  # the template wrote one, the tokenizer another
+            ids = ids[1:]
+    if not ids:
+        start = bos if bos is not None else eos
+        if start is None:
+            raise RowError("the prompt is empty and the model has no BOS token to start from")
+        ids = [start]
+    return ids

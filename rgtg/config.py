@@ -1,0 +1,238 @@
+"""Every setting, validated: one frozen model a stage, defaults that run, a sentence a field."""
+
+import re
+from datetime import date
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from rgtg import storage
+from rgtg.decoding.methods import METHODS
+from rgtg.errors import UserError
+
+SANDBOX = "sandbox"
+"""Stands for a place: the embedded world of text, its language model, pairs or prompts."""
+
+# What a run on the sandbox's language model uses where the config says nothing: sizes for two cores and minutes.
+SANDBOX_SETTINGS: dict[str, dict[str, Any]] = {
+    "train_reward": {"learning_rate": 1e-3, "max_length": 96, "epochs": 2},
+    "nightly": {"compare_objectives": True},
+}
+
+Positive = Annotated[int, Field(ge=1)]
+Places = Annotated[list[str], BeforeValidator(lambda v: [v] if isinstance(v, str) else v), Field(min_length=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+
+
+class Run(Section):
+    root: str = "runs"
+    """Where run directories are made: a local path or s3://bucket/prefix."""
+    id: Annotated[str, BeforeValidator(lambda v: v.isoformat() if isinstance(v, date) else v)] = Field(
+        default_factory=lambda: date.today().isoformat(), pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+    )
+    """Name of the run; today's date by default, so that tonight's job started again goes on with tonight's run."""
+    seed: int = 0
+    """Seed of everything random. A completion depends on it, its prompt and its sample number alone."""
+
+    @property
+    def directory(self) -> str:
+        return storage.join(self.root, self.id)
+
+
+class Models(Section):
+    language: str = SANDBOX
+    """The language model: a directory (local or s3://), a hub id, or `sandbox`."""
+    reward: str | None = None
+    """A reward model to use as it is; by default the run trains its own."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where models run; `auto` takes a GPU where there is one."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Precision of decoding; `auto` is bfloat16 on a GPU that has it, float32 elsewhere."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with a model."""
+
+
+class TrainReward(Section):
+    pairs: Places = [SANDBOX]
+    """Preference pairs: Parquet or JSONL files or directories, in any of the usual formats."""
+    eval_pairs: Places | None = None
+    """Held-out pairs; by default a part of `pairs`."""
+    eval_fraction: float = Field(0.05, gt=0, lt=1)
+    """Part of `pairs` held out where no `eval_pairs` are given."""
+    init: str | None = None
+    """What training starts from: a language model or a reward model; by default `models.language`."""
+    objective: Literal["partial", "full"] = "partial"
+    """Bradley-Terry on all prefixes (PARGS), or on whole responses alone."""
+    after_end: Literal["hold", "eos"] = "hold"
+    """Past the end of the shorter response: its final reward holds, or it is padded with EOS as published."""
+    average: Literal["prefix", "pair"] = "prefix"
+    """Mean over all prefixes of a batch as published (long pairs weigh more), or over its pairs."""
+    min_prefix: Positive = 1
+    """Prefixes shorter than this many tokens do not count."""
+    epochs: Positive = 1
+    """Passes over the pairs."""
+    max_length: Positive = 512
+    """Tokens of prompt and response together."""
+    overlong: Literal["truncate", "drop"] = "truncate"
+    """What happens to a longer pair: its responses are cut on the right, or it is left out."""
+    batch_size: Positive = 32
+    """Pairs of an optimizer step, over all workers."""
+    micro_batch_size: Positive | None = None
+    """Pairs of one forward of a worker; smaller values accumulate gradients and save memory. Default: no accumulation."""
+    learning_rate: float = Field(1e-5, gt=0)
+    """Peak learning rate."""
+    warmup: float = Field(0.05, ge=0, lt=1)
+    """Part of the steps over which the learning rate rises; it falls to a tenth by a cosine after that."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Decoupled weight decay of AdamW."""
+    max_grad_norm: float = Field(1.0, gt=0)
+    """Gradients are clipped to this norm."""
+    num_workers: Positive = 1
+    """Training workers, one device each."""
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    """Whole copies of the model on every worker (DDP), or sharded ones (FSDP2)."""
+    threads: Positive | None = None
+    """CPU threads of a worker; by default the cores of its machine divided by the workers."""
+    checkpoint_every: Positive = 500
+    """Optimizer steps between checkpoints."""
+    max_failures: int = Field(3, ge=0)
+    """How often training goes on from its last checkpoint after a worker died."""
+
+    @model_validator(mode="after")
+    def _batches_divide(self) -> "TrainReward":
+        micro = self.num_workers * (self.micro_batch_size or 1)
+        if self.batch_size % micro:
+            raise ValueError(
+                f"batch_size ({self.batch_size}) is not a multiple of num_workers x micro_batch_size ({micro})"
+            )
+        return self
+
+
+class Generate(Section):
+    prompts: Places = [SANDBOX]
+    """Prompts: Parquet or JSONL files or directories with a column `prompt` (text or messages)."""
+    method: str = "pargs"
+    """How guidance steers: see the README's table of methods."""
+    beta: float | None = Field(None, ge=0)
+    """Multiplier of the reward; by default the method's published value."""
+    k: int | None = Field(None, ge=0)
+    """Candidates a step, the likeliest tokens; by default the method's published value. 0 is the whole vocabulary."""
+    samples: Positive = 4
+    """Completions of a prompt."""
+    max_new_tokens: Positive = 64
+    """Longest completion in tokens."""
+    block_rows: Positive = 64
+    """Prompts of a block: the unit of work, of commit and of retry, and the rows of an output file."""
+    min_actors: Positive = 1
+    """Actors to start with; each holds both models on one device."""
+    max_actors: Positive = 1
+    """Actors that the job may grow to."""
+    slots: Positive = 32
+    """Completions that an actor decodes at once."""
+    threads: Positive = 1
+    """CPU threads, and so cores, of an actor. Another number may round, and so rarely choose, differently."""
+
+    @field_validator("method")
+    @classmethod
+    def _known(cls, method: str) -> str:
+        if method not in METHODS:
+            raise ValueError(f"the method {method!r} is unknown; there are {', '.join(METHODS)}")
+        return method
+
+    @model_validator(mode="after")
+    def _actors_in_order(self) -> "Generate":
+        if self.max_actors < self.min_actors:
+            raise ValueError(f"max_actors ({self.max_actors}) is smaller than min_actors ({self.min_actors})")
+        return self
+
+
+class Preferences(Section):
+    min_margin: float = Field(0.0, ge=0)
+    """Pairs whose rewards differ by no more than this are dropped; ties always are."""
+    test_fraction: float = Field(0.05, ge=0, lt=1)
+    """Part of the prompts that goes to the test split."""
+
+
+class Nightly(Section):
+    baseline_prompts: int = Field(128, ge=0)
+    """Prompts that are also completed unguided, to compare with; 0 leaves the comparison out."""
+    compare_objectives: bool = False
+    """Train a second reward model on the other objective and compare the accuracy of both by prefix length."""
+
+
+class Config(Section):
+    run: Run = Run()
+    models: Models = Models()
+    train_reward: TrainReward = TrainReward()
+    generate: Generate = Generate()
+    preferences: Preferences = Preferences()
+    nightly: Nightly = Nightly()
+
+
+def load(file: str | Path | None = None, overrides: list[str] | tuple[str, ...] = ()) -> Config:
+    """The config of a YAML file and `section.key=value` overrides. Raises UserError, naming the key, for a mistake.
+
+    With `models.language` left at `sandbox`, the sandbox's own settings stand in for the general defaults.
+    """
+    settings = _read(file)
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        section, dot, name = key.partition(".")
+        if not (equals and dot and name):
+            raise UserError(f"{override!r} is no setting; write section.key=value, such as generate.samples=8")
+        target = settings.setdefault(section, {})
+        if not isinstance(target, dict):
+            raise UserError(f"{section!r} is a section of settings, not a value")
+        target[name] = _value(value)
+    if settings.get("models", {}).get("language", SANDBOX) == SANDBOX:
+        settings = {
+            section: {**SANDBOX_SETTINGS.get(section, {}), **settings.get(section, {})}
+            for section in {**SANDBOX_SETTINGS, **settings}
+        }
+    try:
+        return Config.model_validate(settings)
+    except ValidationError as error:
+        raise UserError(_sentence(error)) from error
+
+
+def _read(file: str | Path | None) -> dict[str, Any]:
+    if file is None:
+        return {}
+    try:
+        settings = yaml.safe_load(storage.read_bytes(str(file)))
+    except OSError as error:
+        raise UserError(f"cannot read the config {str(file)!r}: {error.strerror or error}") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"the config {str(file)!r} is not YAML: {' '.join(str(error).split())}") from error
+    if settings is None:
+        return {}
+    if not isinstance(settings, dict) or not all(isinstance(v, dict) for v in settings.values()):
+        raise UserError(f"the config {str(file)!r} must hold sections ({', '.join(Config.model_fields)}) of settings")
+    return settings
+
+
+def _value(text: str) -> Any:
+    try:
+        # YAML reads 1e-4 as text for want of a dot.
+        return float(text) if re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", text) else yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def _sentence(error: ValidationError) -> str:
+    first = error.errors()[0]
+    where = [str(part) for part in first["loc"]]
+    key = ".".join(where)
+    if first["type"] == "extra_forbidden":
+        known = Config.model_fields
+        for part in where[:-1]:
+            known = known[part].annotation.model_fields  # type: ignore[union-attr]
+        return f"the setting {key!r} is unknown; there are {', '.join(known)}"
+    message = first["msg"].removeprefix("Value error, ")
+    value = "" if first["type"] == "value_error" else f" but is {first['input']!r}"
+    return f"the setting {key!r} is wrong: {message[0].lower() + message[1:]}{value}"

@@ -1,0 +1,171 @@
+"""Decoder: both models, a method and an engine behind two calls, `generate` and `score`."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from rgtg.chat import Prompt, check_prompt, decode_response, encode_prompt, encode_response, prompt_id
+from rgtg.decoding.engine import Engine, Request, Rule, Sequence
+from rgtg.decoding.guidance import CandidateGuidance
+from rgtg.decoding.methods import METHODS
+from rgtg.errors import RowError, UserError
+from rgtg.models.cache import VIEW_MULTIPLE, round_up
+from rgtg.models.language import LanguageModel
+from rgtg.models.reward import RewardModel, check_same_tokens
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One completion. Lists have one entry a generated token, the EOS included; `text` is without it."""
+
+    text: str
+    token_ids: list[int]
+    num_tokens: int
+    finish_reason: str  # "stop" at an EOS, "length" at the limit
+    reward: float | None  # of the whole completion: the last of token_rewards; None without a reward model
+    token_rewards: list[float] | None  # r(x, y[:i]) for i = 1..num_tokens
+    logprob: float  # log p(y | x) of the language model, in nats
+    guided_logprob: float  # log pi(y | x) of the sampling policy; 0 for a greedy method
+
+
+class Decoder:
+    """Guided decoding as a library. Every method raises UserError for what the caller can mend."""
+
+    def __init__(
+        self,
+        language: LanguageModel,
+        reward: RewardModel | None,
+        method: str = "pargs",
+        *,
+        beta: float | None = None,
+        k: int | None = None,
+        slots: int = 32,
+    ) -> None:
+        if method not in METHODS:
+            raise UserError(f"the method {method!r} is unknown; there are {', '.join(METHODS)}")
+        preset = METHODS[method]
+        guided = preset.guidance != "none"
+        if guided and reward is None:
+            raise UserError(f"the method {method!r} needs a reward model; give one, or use the method 'unguided'")
+        if reward is not None:
+            check_same_tokens(language.tokenizer, reward.tokenizer)
+        self.language, self.reward, self.method = language, reward, method
+        vocabulary = language.model.config.get_text_config().vocab_size
+        rule = Rule(
+            beta=preset.beta if beta is None else beta,
+            k=min((preset.k if k is None else k) or vocabulary, vocabulary),
+            greedy=preset.greedy,
+        )
+        self.engine = Engine(language, CandidateGuidance(reward, slots, rule.k) if guided else None, rule, slots)
+        self.context = min(language.context, reward.context) if reward else language.context
+
+    @classmethod
+    def load(
+        cls,
+        language: str,
+        reward: str | None = None,
+        method: str = "pargs",
+        *,
+        beta: float | None = None,
+        k: int | None = None,
+        device: str = "auto",
+        dtype: str = "auto",
+        slots: int = 32,
+        trust_remote_code: bool = False,
+    ) -> "Decoder":
+        """Load both models (directories or hub ids) onto one device. `beta` and `k` default to the method's own."""
+        model = LanguageModel.load(language, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+        guide = reward and RewardModel.load(
+            reward, device=model.device, dtype=model.model.dtype, trust_remote_code=trust_remote_code
+        )
+        return cls(model, guide.eval() if guide else None, method, beta=beta, k=k, slots=slots)
+
+    def generate(
+        self, prompts: list[Prompt], *, samples: int = 1, max_new_tokens: int = 64, seed: int = 0
+    ) -> list[list[Completion]]:
+        """`samples` completions of each prompt. Equal prompts get equal completions: the noise is theirs."""
+        requests = []
+        for i, prompt in enumerate(prompts):
+            try:
+                requests.append(self.request(prompt, samples=samples, max_new_tokens=max_new_tokens, seed=seed))
+            except UserError as error:
+                raise UserError(f"prompt {i}: {error}") from error
+        self.engine.run(requests)
+        return [self.completions(request) for request in requests]
+
+    def request(
+        self, prompt: Any, *, samples: int, max_new_tokens: int, seed: int, prompt_id_: str | None = None
+    ) -> Request:
+        """A prompt as the engine takes it. Raises RowError for what is no prompt, or leaves no room in the context."""
+        if reason := check_prompt(prompt):
+            raise RowError(reason)
+        ids = encode_prompt(self.language.tokenizer, prompt)
+        reward_ids = encode_prompt(self.reward.tokenizer, prompt) if self.reward else []
+        room = self.context - max(len(ids), len(reward_ids))
+        if room < 1:
+            raise RowError(
+                f"the prompt has {max(len(ids), len(reward_ids))} tokens, which leaves no room for a completion in the "
+                f"context of {self.context}"
+            )
+        return Request(
+            prompt_id=prompt_id_ or prompt_id(prompt),
+            prompt_ids=ids,
+            reward_prompt_ids=reward_ids,
+            samples=samples,
+            max_new_tokens=min(max_new_tokens, room),
+            seed=seed,
+        )
+
+    def completions(self, request: Request) -> list[Completion]:
+        """The completions of a finished request in the order of its samples. Raises RowError where one failed."""
+        sequences = [request.sequences[sample] for sample in range(request.samples)]
+        if error := next((s.error for s in sequences if s.error), None):
+            raise RowError(error)
+        if self.reward and not self.engine.guidance:
+            rewards = self._score([request.reward_prompt_ids] * len(sequences), [s.token_ids for s in sequences])
+        else:
+            rewards = [s.token_rewards for s in sequences]
+        return [self._completion(request, s, r) for s, r in zip(sequences, rewards, strict=True)]
+
+    def score(self, prompts: list[Prompt], completions: list[str], *, complete: bool = False) -> list[list[float]]:
+        """Token rewards r(x, y[:i]) of given texts; `complete` says that they end there, and adds the EOS."""
+        if self.reward is None:
+            raise UserError("there is no reward model to score with")
+        tokenizer = self.reward.tokenizer
+        prompt_ids = [encode_prompt(tokenizer, prompt) for prompt in prompts]
+        response_ids = [
+            encode_response(tokenizer, prompt, text, complete=complete)
+            for prompt, text in zip(prompts, completions, strict=True)
+        ]
+        return [
+            rewards
+            for start in range(0, len(prompts), self.engine.slots)
+            for rewards in self._score(
+                prompt_ids[start : start + self.engine.slots], response_ids[start : start + self.engine.slots]
+            )
+        ]
+
+    @torch.inference_mode()
+    def _score(self, prompt_ids: list[list[int]], response_ids: list[list[int]]) -> list[list[float]]:
+        lengths = [len(p) + len(r) for p, r in zip(prompt_ids, response_ids, strict=True)]
+        ids = torch.zeros(len(lengths), round_up(max(lengths), VIEW_MULTIPLE), dtype=torch.long)
+        for row, prompt, response in zip(ids, prompt_ids, response_ids, strict=True):
+            row[: len(prompt) + len(response)] = torch.tensor(prompt + response)
+        rewards = self.reward(ids.to(self.language.device)).cpu()
+        return [
+            row[len(prompt) : length].tolist()
+            for row, prompt, length in zip(rewards, prompt_ids, lengths, strict=True)
+        ]
+
+    def _completion(self, request: Request, sequence: Sequence, rewards: list[float]) -> Completion:
+        return Completion(
+            text=decode_response(self.language.tokenizer, request.prompt_ids, sequence.token_ids),
+            token_ids=sequence.token_ids,
+            num_tokens=len(sequence.token_ids),
+            finish_reason=sequence.finish_reason,
+            reward=rewards[-1] if rewards else None,
+            token_rewards=rewards or None,
+            logprob=sequence.logprob,
+            guided_logprob=sequence.guided_logprob,
+        )

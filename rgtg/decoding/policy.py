@@ -1,0 +1,75 @@
+"""The token rule as pure functions: candidates, tilt by beta times reward, and a choice whose noise depends on nothing
+but the seed, the prompt, the sample, the step and the token.
+
+    pi(v | x, y<i)  is proportional to  p(v | x, y<i) * exp(beta * r(x, y<i v)),   v among the k likeliest tokens
+
+(PARGS, arXiv 2406.07780, equation 3, with `beta` multiplying the reward.)
+"""
+
+import hashlib
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+# Multipliers of the finaliser of SplitMix64 (Steele, Lea and Flood, 2014) and its golden-ratio increment, as int64.
+_MIX1, _MIX2, _GOLDEN = -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15, -0x61C8864680B583EB
+
+
+class Choice(NamedTuple):
+    """What was chosen in each row, (B,) each."""
+
+    index: Tensor  # of the candidate, int64
+    logprob: Tensor  # log p(v): the language model's, over its whole vocabulary
+    guided_logprob: Tensor  # log pi(v): the sampling policy's, over the candidates; 0 where the choice is greedy
+
+
+def candidates(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Log-probabilities (B, k) in float32 and token ids (B, k) of the k likeliest tokens; k = 0 takes all of V."""
+    values, tokens = logits.topk(min(k or logits.shape[-1], logits.shape[-1]), dim=-1)
+    return values.float() - logits.float().logsumexp(-1, keepdim=True), tokens
+
+
+def choose(logprobs: Tensor, rewards: Tensor | None, beta: float, noise: Tensor | None) -> Choice:
+    """Sample from the tilted policy by the Gumbel-max rule, or take its mode where `noise` is None.
+
+    logprobs, rewards, noise: (B, k); rewards None is the language model itself. A candidate whose reward is not
+    finite cannot be chosen.
+    """
+    tilted = logprobs.double()
+    if rewards is not None:
+        rewards = rewards.double()
+        tilted = torch.where(rewards.isfinite(), tilted + beta * rewards, -torch.inf)
+    index = (tilted if noise is None else tilted + noise).argmax(-1, keepdim=True)
+    if noise is None:
+        guided = torch.zeros_like(tilted[:, 0])
+    else:
+        guided = (tilted.gather(-1, index) - tilted.logsumexp(-1, keepdim=True))[:, 0]
+    return Choice(index[:, 0], logprobs.gather(-1, index)[:, 0], guided)
+
+
+def gumbel(row_keys: Tensor, steps: Tensor, tokens: Tensor) -> Tensor:
+    """Standard Gumbel noise (B, k) in float64, a function of row key (B,), step (B,) and token id (B, k) alone.
+
+    Keyed by token and not by rank: should rounding swap two candidates of nearly equal probability, each keeps its own.
+    """
+    bits = _mix(_mix(row_keys + steps * _GOLDEN)[:, None] ^ (tokens * _GOLDEN + 1))
+    uniform = (_shift(bits, 11).double() + 0.5) * 2.0**-53
+    return -torch.log(-torch.log(uniform))
+
+
+def row_key(seed: int, prompt_id: str, sample: int) -> int:
+    """The 64-bit key (as int64) of one sample of one prompt in a run."""
+    digest = hashlib.sha256(f"{seed}/{sample}/{prompt_id}".encode(errors="surrogatepass")).digest()
+    return int.from_bytes(digest[:8], "little", signed=True)
+
+
+def _mix(x: Tensor) -> Tensor:
+    x = (x ^ _shift(x, 30)) * _MIX1
+    x = (x ^ _shift(x, 27)) * _MIX2
+    return x ^ _shift(x, 31)
+
+
+def _shift(x: Tensor, n: int) -> Tensor:
+    """Logical shift to the right of int64, which torch shifts arithmetically."""
+    return (x >> n) & ((1 << (64 - n)) - 1)

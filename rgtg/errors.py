@@ -1,0 +1,9 @@
+"""What a user's mistake raises: its text is the whole answer."""
+
+
+class UserError(Exception):
+    """What is wrong, where, and what to do, in one sentence. Commands print it and exit with 2."""
+
+
+class RowError(UserError):
+    """The mistake is in one row of the data: that row is marked with the sentence, and the rest goes on."""

@@ -1,0 +1,151 @@
+"""SlotCache: a preallocated key-value cache with one row a sequence and a length of its own for every row.
+
+Rows are left-aligned: *slot index = token position*, so filling a row is a plain copy and no row ever waits for the
+padding of another. Hugging Face modules use it unchanged: positions and masks are always passed by the caller.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, PreTrainedConfig
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+ATTENTION = "packed_gqa"
+
+# Attention over a view whose length is a multiple of this rounds a row alike whatever the length (measured on CPU).
+# Matrix products are less kind: their rounding depends on their shape, so the engine never changes a shape.
+VIEW_MULTIPLE = 32
+
+
+def round_up(n: int, multiple: int) -> int:
+    return -(-n // multiple) * multiple
+
+
+class _SlotLayer(CacheLayerMixin):
+    """One layer's view of its owner's tensors."""
+
+    is_compileable = True
+
+    def __init__(self, owner: "SlotCache", index: int) -> None:
+        super().__init__()
+        self.owner, self.index = owner, index
+        self.is_initialized = True
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None: ...
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
+        owner = self.owner
+        keys, values = owner.keys[self.index], owner.values[self.index]
+        if owner.slots is None:  # prefill: attention is among the new tokens alone
+            length = key_states.shape[2]
+            keys[owner.row, :, :length] = key_states[0]
+            values[owner.row, :, :length] = value_states[0]
+            return key_states, value_states
+        keys[owner.row_index, :, owner.slots] = key_states.transpose(1, 2)
+        values[owner.row_index, :, owner.slots] = value_states.transpose(1, 2)
+        return keys[:, :, : owner.view], values[:, :, : owner.view]
+
+    # Masks and positions are passed with every call, so nothing may be derived from these.
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.owner.view, 0
+
+    def get_seq_length(self) -> int:
+        return 0
+
+    def get_max_length(self) -> int:
+        return self.owner.length
+
+    get_max_cache_shape = get_max_length  # its name before transformers 5.20
+
+
+class SlotCache(Cache):
+    """Keys and values of `num_rows` sequences: two tensors (layers, rows, KV heads, slots, head size).
+
+    One call of the model uses it in one of two ways, set just before: `prefill(row)` or `step(slots, view)`.
+    """
+
+    def __init__(self, config: PreTrainedConfig, num_rows: int, *, dtype: torch.dtype, device: torch.device) -> None:
+        heads = config.num_attention_heads
+        self.num_rows = num_rows
+        self.shape = (
+            config.num_hidden_layers,
+            num_rows,
+            getattr(config, "num_key_value_heads", None) or heads,
+            getattr(config, "head_dim", None) or config.hidden_size // heads,
+        )
+        self.keys = self.values = torch.empty(*self.shape[:3], 0, self.shape[3], dtype=dtype, device=device)
+        self.row_index = torch.arange(num_rows, device=device)[:, None]
+        self.row = 0
+        self.slots: Tensor | None = None
+        self.view = 0
+        super().__init__(layers=[_SlotLayer(self, i) for i in range(config.num_hidden_layers)])
+
+    @property
+    def length(self) -> int:
+        """Slots of a row."""
+        return self.keys.shape[3]
+
+    def reserve(self, length: int) -> None:
+        """Make every row at least `length` slots long; what is in them stays."""
+        length = round_up(length, VIEW_MULTIPLE)
+        if length > self.length:
+            self.keys, self.values = (self._grown(tensor, length) for tensor in (self.keys, self.values))
+
+    def prefill(self, row: int) -> None:
+        """The next call writes its tokens (1, L) into slots 0..L-1 of `row`."""
+        self.row, self.slots = row, None
+
+    def step(self, slots: Tensor, view: int) -> None:
+        """The next call writes token t of row b, of tokens (B, T), to slot `slots[b, t]` and sees slots 0..view-1."""
+        self.slots, self.view = slots, view
+
+    def copy_row(self, source: int, target: int, length: int) -> None:
+        for tensor in (self.keys, self.values):
+            tensor[:, target, :, :length] = tensor[:, source, :, :length]
+
+    def move_slot(self, source: Tensor, target: Tensor) -> None:
+        """Copy slot `source[b]` to slot `target[b]` in every row b, in all layers at once."""
+        rows = self.row_index[:, 0]
+        for tensor in (self.keys, self.values):
+            tensor[:, rows, :, target] = tensor[:, rows, :, source]
+
+    def _grown(self, tensor: Tensor, length: int) -> Tensor:
+        grown = tensor.new_zeros(*self.shape[:3], length, self.shape[3])
+        grown[:, :, :, : tensor.shape[3]] = tensor
+        return grown
+
+
+def packed_gqa(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **kwargs,
+) -> tuple[Tensor, None]:
+    """Grouped-query attention with the query heads of a group packed into the query axis.
+
+    query (B, Hq, T, D), key and value (B, Hkv, S, D), mask (B, 1, T, S) of bool, or None for plain causal attention
+    among T = S tokens. It reads each key and value once; repeating them for every query head, as the stock path does
+    under a mask, is several times slower where a step attends to a long prefix.
+    """
+    if kwargs.get("softcap") is not None or kwargs.get("s_aux") is not None:
+        raise ValueError("attention with soft-capping or sinks is not supported by the slot cache")
+    batch, num_heads, num_queries, size = query.shape
+    groups = num_heads // key.shape[1]
+    if attention_mask is None:
+        if groups > 1:
+            key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+        out = scaled_dot_product_attention(query, key, value, dropout_p=dropout, scale=scaling, is_causal=True)
+        return out.transpose(1, 2).contiguous(), None
+    packed = query.reshape(batch, key.shape[1], groups * num_queries, size)
+    mask = attention_mask.repeat(1, 1, groups, 1) if num_queries > 1 and groups > 1 else attention_mask
+    out = scaled_dot_product_attention(packed, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling)
+    return out.view(batch, num_heads, num_queries, size).transpose(1, 2).contiguous(), None
+
+
+# No mask function is registered beside it on purpose: transformers then passes a 4D mask through as it is, and builds
+# none where none is given, which packed_gqa reads as plain causal attention.
+AttentionInterface.register(ATTENTION, packed_gqa)

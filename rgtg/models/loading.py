@@ -1,0 +1,87 @@
+"""What loading a language model and a reward model have in common: places, devices, dtypes, clear refusals."""
+
+import os
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers.utils.logging import disable_progress_bar
+
+from rgtg.errors import UserError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def resolve_device(name: str) -> torch.device:
+    """`auto` is CUDA where there is one. Raises UserError where the named device is absent."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(
+            f"models.device is {name!r} but torch {torch.__version__} sees no CUDA device; use cpu or auto"
+        )
+    return torch.device(name)
+
+
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+    """`auto` is bfloat16 on a CUDA device that has it, float32 elsewhere."""
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    return DTYPES[name]
+
+
+def load_config(place: str, what: str, *, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """The config of a model directory or hub id. Raises UserError, before any weight is read, where there is none."""
+    if _looks_local(place) and not Path(place, "config.json").is_file():
+        seen = "has no config.json" if Path(place).is_dir() else "does not exist"
+        raise UserError(f"{what}: the directory {place!r} {seen}; give a Hugging Face model directory or a hub id")
+    try:
+        return AutoConfig.from_pretrained(place, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{what}: cannot load {place!r}: {_first_line(error)}") from error
+
+
+def load_tokenizer(place: str, what: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    try:
+        return AutoTokenizer.from_pretrained(place, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{what}: cannot load the tokenizer of {place!r}: {_first_line(error)}") from error
+
+
+def load_weights(auto_class: type, place: str, what: str, *, trust_remote_code: bool = False, **options):
+    """A model in eval mode, from safetensors only: nothing of a model directory is unpickled."""
+    disable_progress_bar()  # every actor and worker loads its own: the bars would fill a job's log
+    try:
+        model = auto_class.from_pretrained(place, use_safetensors=True, trust_remote_code=trust_remote_code, **options)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise UserError(f"{what}: cannot load {place!r}: {_first_line(error)}") from error
+    return model.eval()
+
+
+def check_cacheable(config: PreTrainedConfig, what: str) -> None:
+    """Raises UserError for an architecture whose past the slot cache cannot hold."""
+    if getattr(config, "is_encoder_decoder", False) or not hasattr(config, "num_attention_heads"):
+        raise UserError(f"{what}: {config.model_type!r} is not a decoder-only transformer")
+    layers = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    if layers:
+        raise UserError(
+            f"{what}: {config.model_type!r} has {', '.join(sorted(layers))} layers, which cannot be guided"
+        )
+
+
+def context_length(config: PreTrainedConfig) -> int:
+    """Positions a model can use; with sliding windows those of one window, within which it attends to everything."""
+    positions = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 1 << 20
+    window = getattr(config, "sliding_window", None)
+    if window and getattr(config, "use_sliding_window", True) is not False:
+        return min(positions, window)
+    return positions
+
+
+def _looks_local(place: str) -> bool:
+    # A hub id is one name or owner/name; everything else, and whatever is there on disk, is a path.
+    return os.path.isdir(place) or place.startswith(("/", "./", "../", "~")) or place.count("/") > 1
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

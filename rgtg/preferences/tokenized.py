@@ -1,0 +1,64 @@
+"""A pair as token ids, cut or dropped to a length; never two responses that are the same."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from transformers import PreTrainedTokenizerBase
+
+from rgtg.chat import encode_prompt, encode_response, render
+from rgtg.errors import RowError
+from rgtg.preferences.readers import Pair
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizedPair:
+    """Token ids of one preference.
+
+    `chosen_ids` and `rejected_ids` are the response alone, at least one token each, and end with EOS (where the
+    tokenizer has one) unless the response was cut. Their first `common` tokens are identical: the pairs of prefixes up
+    to that length carry no information.
+    """
+
+    prompt_ids: list[int]
+    chosen_ids: list[int]
+    rejected_ids: list[int]
+    common: int
+
+
+def tokenize_pair(
+    tokenizer: PreTrainedTokenizerBase, pair: Pair, max_length: int, overlong: Literal["truncate", "drop"]
+) -> TokenizedPair | str:
+    """The ids of `pair` within `max_length` tokens a side (prompt, response and EOS), or the reason why it has none.
+
+    `truncate` cuts a response on the right to the room that its prompt leaves, and the cut one has no EOS; `drop`
+    leaves out a pair if either side is longer. Prompts are never cut.
+
+    Raises UserError where messages meet a tokenizer without chat template: that is the set-up and fails every row.
+    What is wrong with this row alone is a reason: an empty prompt where there is no BOS, or messages that the template
+    refuses (roles out of order, a system turn it does not know).
+    """
+    try:
+        prompt = render(tokenizer, pair.prompt)  # once for the three texts below; text renders as itself
+        prompt_ids = encode_prompt(tokenizer, prompt)
+    except RowError as error:
+        return str(error)
+    chosen_ids = encode_response(tokenizer, prompt, pair.chosen)
+    rejected_ids = encode_response(tokenizer, prompt, pair.rejected)
+    if not chosen_ids or not rejected_ids:  # an empty response is its EOS, which not every tokenizer has
+        return "a response has no tokens"
+
+    room = max_length - len(prompt_ids)
+    if overlong == "drop" and max(len(chosen_ids), len(rejected_ids)) > room:
+        return "longer than max_length"
+    if room < 1:
+        return "the prompt leaves no room for a response"
+    chosen_ids, rejected_ids = chosen_ids[:room], rejected_ids[:room]
+    if chosen_ids == rejected_ids:
+        return "chosen equals rejected within max_length"
+    return TokenizedPair(prompt_ids, chosen_ids, rejected_ids, common_length(chosen_ids, rejected_ids))
+
+
+def common_length(first: list[int], second: list[int]) -> int:
+    """How many tokens at the start of both are the same."""
+    shorter = min(len(first), len(second))
+    return next((i for i in range(shorter) if first[i] != second[i]), shorter)

@@ -1,0 +1,40 @@
+"""The dataset card: what the preferences are and how they were made, in the form that dataset hubs read."""
+
+import yaml
+
+from rgtg.config import Config
+
+
+def dataset_card(config: Config, sizes: dict[str, int]) -> str:
+    """README.md of preferences/: front matter for `datasets` and the hub, then how to load and how it was made."""
+    splits = [{"split": split, "path": f"{split}-*.parquet"} for split, n in sizes.items() if n]
+    front = {
+        "tags": ["preference", "synthetic", "dpo", "rgtg"],
+        "size_categories": [_size_category(sum(sizes.values()))],
+        "configs": [{"config_name": "default", "data_files": splits}],
+    }
+    settings = config.generate
+    return f"""---
+{yaml.safe_dump(front, sort_keys=False).strip()}
+---
+
+# Preferences of the run {config.run.id}
+
+{sizes["train"]} pairs to train on and {sizes["test"]} to test on, split by prompt. Of the {settings.samples}
+completions of a prompt, `chosen` is the one of highest and `rejected` the one of lowest reward; `margin` is the
+difference. Columns are those of TRL, and `datasets.load_dataset(DIRECTORY)` reads them.
+
+The completions are the language model's own, steered while it decoded (method `{settings.method}`); the model was not
+trained. To make this again:
+
+```yaml
+{yaml.safe_dump(config.model_dump(), sort_keys=False).strip()}
+```
+"""
+
+
+def _size_category(n: int) -> str:
+    for bound, name in ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M")):
+        if n < bound:
+            return name
+    return "1M<n<10M"

@@ -1,0 +1,58 @@
+"""The Arrow schemas of everything that is written, and nothing else."""
+
+import pyarrow as pa
+
+MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+
+COMPLETION = pa.struct(
+    [
+        ("text", pa.string()),
+        ("token_ids", pa.list_(pa.int32())),
+        ("num_tokens", pa.int32()),
+        ("finish_reason", pa.string()),
+        ("reward", pa.float32()),
+        ("token_rewards", pa.list_(pa.float32())),
+        ("logprob", pa.float64()),
+        ("guided_logprob", pa.float64()),
+    ]
+)
+
+# Columns of ours in prompts/ and completions/; every other column of the input passes through beside them.
+PROMPT_COLUMNS = ("prompt_id", "prompt", "error")
+COMPLETION_COLUMNS = ("prompt_id", "prompt", "completions", "method", "error")
+
+
+def prompts_schema(prompt: pa.DataType, passed_through: list[pa.Field]) -> pa.Schema:
+    """prompts/: `prompt` is text or messages; `error` says why a row can have no completions."""
+    return pa.schema([("prompt_id", pa.string()), ("prompt", prompt), ("error", pa.string()), *passed_through])
+
+
+def completions_schema(prompts: pa.Schema) -> pa.Schema:
+    """completions/, one row a prompt, with what passed through the table of prompts."""
+    passed_through = [field for field in prompts if field.name not in PROMPT_COLUMNS]
+    return pa.schema(
+        [
+            ("prompt_id", pa.string()),
+            prompts.field("prompt"),
+            ("completions", pa.list_(COMPLETION)),
+            ("method", pa.string()),
+            ("error", pa.string()),
+            *passed_through,
+        ]
+    )
+
+
+def preferences_schema(prompt: pa.DataType) -> pa.Schema:
+    """preferences/: the columns of TRL, text or messages alike in all three, and where the pair comes from."""
+    return pa.schema(
+        [
+            ("prompt", prompt),
+            ("chosen", prompt),
+            ("rejected", prompt),
+            ("score_chosen", pa.float32()),
+            ("score_rejected", pa.float32()),
+            ("margin", pa.float32()),
+            ("prompt_id", pa.string()),
+            ("method", pa.string()),
+        ]
+    )

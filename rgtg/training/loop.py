@@ -1,0 +1,174 @@
+"""One worker's training: a step over its share of a batch, evaluation, state. The same code for 1 process and for N."""
+
+from collections.abc import Iterable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from math import cos, pi
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+from rgtg.config import TrainReward
+from rgtg.evaluation.prefix_accuracy import PrefixAccuracy
+from rgtg.models.reward import RewardModel
+from rgtg.preferences.tokenized import TokenizedPair
+from rgtg.training.batch import Batch, collate
+from rgtg.training.losses import full_loss_sum, num_terms, partial_loss_sum, prefix_mask, prefix_rewards
+
+# For a worker that has run out of pairs before the others: it must take part, and this one has no gradient.
+NO_PAIR = TokenizedPair(prompt_ids=[0], chosen_ids=[0], rejected_ids=[0], common=1)
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """Figures of one optimizer step over all workers."""
+
+    loss: float
+    grad_norm: float
+    pairs: int
+    prefixes: int  # prefix pairs that counted
+    masked: int  # prefix pairs left out because their tokens are identical
+
+
+class Learner:
+    """The reward model, its optimizer and its schedule on one worker; the owner of all that a checkpoint holds."""
+
+    def __init__(self, reward_model: RewardModel, settings: TrainReward, num_steps: int, device: torch.device) -> None:
+        self.reward_model = reward_model.to(device).train()
+        self.settings, self.num_steps, self.device, self.step = settings, num_steps, device, 0
+        self.world = dist.get_world_size() if dist.is_initialized() else 1
+        self.model: nn.Module = self.reward_model
+        if self.world > 1 and settings.strategy == "ddp":
+            self.model = DistributedDataParallel(
+                self.reward_model, device_ids=[device] if device.type == "cuda" else None
+            )
+        elif self.world > 1:
+            for layer in _layers(self.reward_model):
+                fully_shard(layer)
+            fully_shard(self.reward_model)
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+        )
+
+    def train_step(self, pairs: list[TokenizedPair]) -> StepResult:
+        """One optimizer step on this worker's pairs. Every worker calls it equally often.
+
+        The gradient is that of the mean over the whole batch, however it is spread over workers and micro-batches.
+        """
+        pairs = pairs or [NO_PAIR]
+        micro = self.settings.micro_batch_size or len(pairs)
+        batches = [
+            collate(pairs[i : i + micro], self.settings.after_end, self.reward_model.tokenizer.eos_token_id).to(
+                self.device
+            )
+            for i in range(0, len(pairs), micro)
+        ]
+        masks = [self._mask(batch) for batch in batches]
+        objective, average = self.settings.objective, self.settings.average
+        count = self._sum(torch.stack([num_terms(mask, objective, average) for mask in masks]).sum()).clamp(min=1)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.settings.learning_rate * self._schedule()
+        loss_sum = torch.zeros((), device=self.device)
+        for i, (batch, mask) in enumerate(zip(batches, masks, strict=True)):
+            with self._no_sync(last=i == len(batches) - 1), self._autocast():
+                loss = self._loss_sum(batch, mask)
+                # Workers' gradients are averaged, hence times their number.
+                (loss * self.world / count).backward()
+            loss_sum += loss.detach()
+        grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.max_grad_norm)
+        grad_norm = grad_norm.full_tensor() if hasattr(grad_norm, "full_tensor") else grad_norm  # FSDP2 shards it
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.step += 1
+        prefixes = sum((int(mask.sum()) for mask in masks), 0)
+        masked = sum((int(batch.common.sum()) for batch in batches), 0)
+        totals = self._sum(torch.tensor([len(pairs), prefixes, masked], dtype=torch.float64, device=self.device))
+        return StepResult(float(self._sum(loss_sum) / count), float(grad_norm), *(int(n) for n in totals.tolist()))
+
+    @torch.no_grad()
+    def evaluate(self, batches: Iterable[list[TokenizedPair]]) -> dict[str, dict[str, float]]:
+        """Held-out accuracy by prefix length over the pairs of all workers."""
+        self.model.eval()
+        accuracy = PrefixAccuracy()
+        for pairs in batches:
+            batch = collate(pairs, "hold", None).to(self.device)
+            with self._autocast():
+                chosen, rejected = self._prefix_rewards(batch, self.reward_model)
+            longer = torch.maximum(batch.chosen_lengths, batch.rejected_lengths)
+            accuracy.add(chosen, rejected, longer, batch.common)
+        self.model.train()
+        accuracy.right = self._sum(accuracy.right.to(self.device)).cpu()
+        accuracy.total = self._sum(accuracy.total.to(self.device)).cpu()
+        return accuracy.summary()
+
+    def state(self) -> dict:
+        """Everything to go on from, whole on the CPU of worker 0. A collective call."""
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        model, optimizer = get_state_dict(self.reward_model, self.optimizer, options=options)
+        return {"model": model, "optimizer": optimizer, "step": self.step}
+
+    def restore(self, state: dict) -> None:
+        """Go on from a `state`, which every worker passes whole."""
+        set_state_dict(
+            self.reward_model,
+            self.optimizer,
+            model_state_dict=state["model"],
+            optim_state_dict=state["optimizer"],
+            options=StateDictOptions(full_state_dict=True),
+        )
+        self.step = state["step"]
+
+    def _loss_sum(self, batch: Batch, mask: Tensor) -> Tensor:
+        chosen, rejected = self._prefix_rewards(batch, self.model)
+        if self.settings.objective == "full":
+            return full_loss_sum(chosen, rejected)
+        return partial_loss_sum(chosen, rejected, mask, self.settings.average)
+
+    def _prefix_rewards(self, batch: Batch, model: nn.Module) -> tuple[Tensor, Tensor]:
+        """Rewards of all prefixes (B, T) of the chosen and of the rejected responses, by one forward of both."""
+        chosen, rejected = model(batch.input_ids).chunk(2)
+        length = batch.num_prefixes
+        return (
+            prefix_rewards(chosen, batch.prompt_lengths, batch.chosen_lengths, length),
+            prefix_rewards(rejected, batch.prompt_lengths, batch.rejected_lengths, length),
+        )
+
+    def _mask(self, batch: Batch) -> Tensor:
+        return prefix_mask(
+            batch.chosen_lengths, batch.rejected_lengths, batch.common, batch.num_prefixes, self.settings.min_prefix
+        )
+
+    def _schedule(self) -> float:
+        """Linear warm-up, then a cosine to a tenth."""
+        warmup = max(1, round(self.settings.warmup * self.num_steps))
+        if self.step < warmup:
+            return (self.step + 1) / warmup
+        progress = (self.step - warmup) / max(1, self.num_steps - warmup)
+        return 0.1 + 0.45 * (1 + cos(pi * min(1.0, progress)))
+
+    def _no_sync(self, *, last: bool):
+        """Gradients of the workers are summed with the last micro-batch alone."""
+        if isinstance(self.model, DistributedDataParallel) and not last:
+            return self.model.no_sync()
+        return nullcontext()
+
+    def _autocast(self):
+        bf16 = self.device.type == "cuda" and torch.cuda.is_bf16_supported()
+        return torch.autocast("cuda", torch.bfloat16) if bf16 else nullcontext()
+
+    def _sum(self, value: Tensor) -> Tensor:
+        """The sum of a value over all workers."""
+        if self.world > 1:
+            value = value.clone()
+            dist.all_reduce(value)
+        return value
+
+
+def _layers(reward_model: RewardModel) -> list[nn.Module]:
+    """The backbone's decoder layers: the units that FSDP gathers one after the other."""
+    lists = [m for m in reward_model.backbone.children() if isinstance(m, nn.ModuleList)]
+    return list(max(lists, key=len)) if lists else []
