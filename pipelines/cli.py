@@ -58,7 +58,7 @@ def generate(config: ConfigFile = None, overrides: Overrides = None) -> None:
 
 @app.command()
 def preferences(config: ConfigFile = None, overrides: Overrides = None) -> None:
-    """Select chosen and rejected of each prompt: <run>/completions to <run>/preferences. Cheap; run it again at will."""
+    """Select chosen and rejected of each prompt: <run>/completions to <run>/preferences. Cheap to run again."""
     _job("preferences", config, overrides)
 
 
@@ -76,7 +76,7 @@ def doctor(config: ConfigFile = None, overrides: Overrides = None) -> None:
 
 def entry() -> None:
     """The console script."""
-    _guarded(app)
+    guarded(app)
 
 
 def main(run: Callable[[Any], Any]) -> None:
@@ -88,10 +88,10 @@ def main(run: Callable[[Any], Any]) -> None:
         run(settings.load(config, overrides or []))
 
     job.__doc__ = sys.modules[run.__module__].__doc__
-    _guarded(lambda: typer.run(job))
+    guarded(lambda: typer.run(job))
 
 
-def _guarded(command: Callable[[], Any]) -> None:
+def guarded(command: Callable[[], Any]) -> None:
     """A user's mistake is one sentence and exit code 2."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -16,7 +16,7 @@ from ray.data.checkpoint import CheckpointConfig
 
 from pipelines import prompts, ray_session
 from pipelines.generator import Generator
-from pipelines.inputs import check_models, on_gpu, reward_place, with_sandbox
+from pipelines.inputs import check_models, on_gpu, resolved, reward_place
 from pipelines.progress import Progress
 from pipelines.run_directory import RunDirectory, model_digest
 from rgtg import storage
@@ -27,7 +27,7 @@ STAGE = "generate"
 
 def run(config: Config) -> RunDirectory:
     """The stage: prompts/ to completions/."""
-    config = with_sandbox(config)
+    config = resolved(config)
     directory = prompts.run(config)
     reward = reward_place(config, directory)
     check_models(config, reward, directory)
@@ -119,7 +119,7 @@ def complete(
 def count(target: str) -> dict[str, Any]:
     """Rows, errors, completions, tokens and rewards of a table of completions."""
     filesystem, _ = storage.resolve(target)
-    totals = {"rows": 0, "errors": 0, "completions": 0, "tokens": 0, "stopped": 0}
+    totals: dict[str, Any] = {"rows": 0, "errors": 0, "completions": 0, "tokens": 0, "stopped": 0}
     rewards: list[float] = []
     columns = ["error", *(f"completions.list.element.{name}" for name in ("num_tokens", "reward", "finish_reason"))]
     for file in storage.list_files(target, (".parquet",)):

@@ -1,7 +1,5 @@
 """What a job works on, resolved and checked before Ray starts or a model loads."""
 
-from typing import Any
-
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -15,30 +13,40 @@ from rgtg.models.loading import load_config, load_tokenizer
 from rgtg.models.reward import check_same_tokens
 
 
-def with_sandbox(config: Config) -> Config:
-    """The config with the word `sandbox` replaced by the places of the sandbox, made on first use."""
-    needed = SANDBOX in (config.models.language, *config.train_reward.pairs, *config.generate.prompts)
-    if not needed:
-        return config
-    made = sandbox.ensure()
+def resolved(config: Config) -> Config:
+    """The config with local paths made absolute, since workers run elsewhere, and `sandbox` as what it stands for.
 
-    def places(values: list[str] | None, path: Any) -> list[str] | None:
-        return values and [str(path) if value == SANDBOX else value for value in values]
+    The sandbox is built on first use.
+    """
+    models, train, generate = config.models, config.train_reward, config.generate
+    if SANDBOX in (models.language, *train.pairs, *generate.prompts):
+        world = sandbox.ensure()
+        stands_for = {"language": world.language, "pairs": world.pairs, "prompts": world.prompts}
+        eval_pairs = train.eval_pairs or ([str(world.eval_pairs)] if train.pairs == [SANDBOX] else None)
+    else:
+        stands_for, eval_pairs = {}, train.eval_pairs
 
-    train = config.train_reward
-    eval_pairs = [str(made.eval_pairs)] if train.pairs == [SANDBOX] and train.eval_pairs is None else train.eval_pairs
-    language = config.models.language
-    return config.model_copy(
-        update={
-            "models": config.models.model_copy(
-                update={"language": str(made.language) if language == SANDBOX else language}
-            ),
-            "train_reward": train.model_copy(
-                update={"pairs": places(train.pairs, made.pairs), "eval_pairs": eval_pairs}
-            ),
-            "generate": config.generate.model_copy(update={"prompts": places(config.generate.prompts, made.prompts)}),
-        }
-    )
+    def place(value: str, what: str) -> str:
+        return str(stands_for[what]) if value == SANDBOX else storage.absolute(value)
+
+    def places(values: list[str], what: str) -> list[str]:
+        return [place(value, what) for value in values]
+
+    changes = {
+        "run": {"root": storage.absolute(config.run.root, must_exist=False)},
+        "models": {
+            "language": place(models.language, "language"),
+            "reward": models.reward and storage.absolute(models.reward),
+        },
+        "train_reward": {
+            "pairs": places(train.pairs, "pairs"),
+            "eval_pairs": eval_pairs and places(eval_pairs, "pairs"),
+            "init": train.init and storage.absolute(train.init),
+        },
+        "generate": {"prompts": places(generate.prompts, "prompts")},
+    }
+    sections = {name: getattr(config, name).model_copy(update=update) for name, update in changes.items()}
+    return config.model_copy(update=sections)
 
 
 def reward_place(config: Config, directory: RunDirectory) -> str | None:

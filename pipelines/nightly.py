@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from rich.console import Console
 
 from pipelines import generate, pairs, preferences, prompts, train_reward
-from pipelines.inputs import reward_place, with_sandbox
+from pipelines.inputs import resolved, reward_place
 from pipelines.run_directory import RunDirectory
 from rgtg import storage
 from rgtg.config import SANDBOX, Config
@@ -26,7 +26,7 @@ def run(config: Config) -> RunDirectory:
     """Run every stage that is not done, and print the summary."""
     begun = time.monotonic()
     in_sandbox = config.models.language == SANDBOX
-    config = with_sandbox(config)
+    config = resolved(config)
     # Everything that can be known to be wrong with the input is said now, and not after the training.
     directory = prompts.run(config)
     if config.models.reward is None:
@@ -105,7 +105,7 @@ def _summary(config: Config, directory: RunDirectory, in_sandbox: bool) -> Summa
 
 
 def _true_reward(place: str) -> tuple[float, float]:
-    """Mean and standard error of the sandbox's true reward over prompts (the completions of one are not independent)."""
+    """Mean and standard error of the sandbox's true reward over prompts: completions of one are not independent."""
     filesystem, _ = storage.resolve(place)
     means = []
     for file in storage.list_files(place, (".parquet",)):

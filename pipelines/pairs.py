@@ -58,7 +58,7 @@ def run(config: Config, directory: RunDirectory, init: str) -> None:
     eval_fraction = 0.0 if settings.eval_pairs else settings.eval_fraction
     datasets = [
         dataset.map_batches(
-            _tokenize,
+            _tokenize,  # type: ignore[arg-type]  # Ray's own annotation leaves out Arrow tables with arguments
             fn_kwargs={
                 "init": init,
                 "trust_remote_code": config.models.trust_remote_code,
@@ -110,7 +110,7 @@ def to_pairs(batch: dict[str, Any]) -> list[TokenizedPair]:
 
 def _read(places: list[str]) -> list["ray.data.Dataset"]:
     """One dataset for the Parquet files and one for the lines of JSON, the rows as they are."""
-    datasets = []
+    datasets: list[ray.data.Dataset] = []
     files = [(place, file) for place in places for file in storage.list_files(place, SUFFIXES)]
     for parquet in (True, False):
         chosen = [(place, file.path) for place, file in files if file.path.endswith(".parquet") == parquet]

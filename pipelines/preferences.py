@@ -1,4 +1,4 @@
-"""Preference pairs from the run's completions: the best against the worst of each prompt. Cheap; run it again at will."""
+"""Preference pairs from the run's completions: the best against the worst of each prompt; cheap to run again."""
 
 import hashlib
 import time
@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines import generate
+from pipelines.inputs import resolved
 from pipelines.run_directory import RunDirectory
 from rgtg import storage
 from rgtg.config import Config
@@ -25,6 +26,7 @@ COLUMNS = ["prompt_id", "prompt", "completions", "method", "error"]
 
 def run(config: Config) -> RunDirectory:
     """The stage: completions/ to preferences/, which `datasets.load_dataset` reads as it is."""
+    config = resolved(config)
     directory = RunDirectory(config)
     if not directory.is_done(generate.STAGE):
         raise UserError(f"the run {directory.place!r} has no finished completions; run generate first")

@@ -14,12 +14,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines.inputs import resolved
 from pipelines.run_directory import RunDirectory, listing
 from rgtg import storage
 from rgtg.chat import check_prompt, prompt_id
 from rgtg.config import Config
 from rgtg.errors import UserError
-from rgtg.tables import MESSAGES, PROMPT_COLUMNS, prompts_schema
+from rgtg.tables import COMPLETION_COLUMNS, MESSAGES, PROMPT_COLUMNS, prompts_schema
 
 STAGE = "prompts"
 SUFFIXES = (".parquet", ".jsonl", ".json")
@@ -30,6 +31,7 @@ Row = dict[str, Any]
 
 def run(config: Config) -> RunDirectory:
     """The stage: `generate.prompts` to prompts/. Raises UserError where nothing can be read or two ids clash."""
+    config = resolved(config)
     directory = RunDirectory(config)
     begun = time.monotonic()
     files = listing(config.generate.prompts, SUFFIXES)
@@ -63,7 +65,7 @@ def take_in(places: list[str], target: str) -> dict[str, Any]:
     prompt_type = _prompt_type(tables)
     passed_through = _passed_through(tables)
     schema = prompts_schema(prompt_type, passed_through)
-    counts = {"files": len(tables), "skipped_files": skipped, "rows": 0, "errors": 0, "duplicates": 0}
+    num_rows = num_errors = num_duplicates = 0
     seen: dict[str, bytes] = {}
     kept: list[Row] = []
     storage.remove(target)
@@ -79,17 +81,23 @@ def take_in(places: list[str], target: str) -> dict[str, Any]:
                     f"{number} of {name!r}); ids must be unique"
                 )
             if before is not digest:
-                counts["duplicates"] += 1
+                num_duplicates += 1
                 continue
-            counts["rows"] += 1
-            counts["errors"] += row["error"] is not None
+            num_rows += 1
+            num_errors += row["error"] is not None
             kept.append(row)
             if len(kept) == FILE_ROWS:
                 _write(kept, schema, target, num_files)
                 kept, num_files = [], num_files + 1
     if kept or not num_files:
         _write(kept, schema, target, num_files)
-    return counts
+    return {
+        "files": len(tables),
+        "skipped_files": skipped,
+        "rows": num_rows,
+        "errors": num_errors,
+        "duplicates": num_duplicates,
+    }
 
 
 class _Unreadable(Exception):
@@ -174,12 +182,14 @@ def _passed_through(tables: dict[str, list[Row]]) -> list[pa.Field]:
     for rows in tables.values():
         for row in rows:
             for name, value in row.items():
+                if name in COMPLETION_COLUMNS and name not in PROMPT_COLUMNS:
+                    raise UserError(f"the prompts have a column {name!r}, which completions/ uses itself; rename it")
                 if name not in PROMPT_COLUMNS:
                     values.setdefault(name, []).append(value)
     fields = []
     for name, column in values.items():
         try:
-            kind = pa.infer_type(column)
+            kind = pa.array(column).type
         except (pa.ArrowException, OverflowError):
             kind = pa.string()
         # A column of nulls alone has a type that later files could not agree with.

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from typing import Any
 
 import ray
 from ray.data import DataContext
@@ -27,7 +28,11 @@ def start(config: Config) -> None:
     if not ray.is_initialized():
         # Workers say what matters through Progress; the rest is in Ray's own log files.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-        quiet = {"logging_level": logging.ERROR, "log_to_driver": bool(os.environ.get("RGTG_RAY_LOGS"))}
+        os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "8")  # fewer, and Ray warns of its own actors
+        quiet: dict[str, Any] = {
+            "logging_level": logging.ERROR,
+            "log_to_driver": bool(os.environ.get("RGTG_RAY_LOGS")),
+        }
         if os.environ.get("RAY_ADDRESS"):
             ray.init(address="auto", **quiet)
         else:
@@ -50,7 +55,7 @@ def start(config: Config) -> None:
 
 
 def check_shared(place: str) -> None:
-    """Raises UserError for a local run directory on a cluster of several machines: each would write to its own disk."""
+    """Raises UserError for a local run directory on several machines: each would write to a disk of its own."""
     nodes = {node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
     if len(nodes) > 1 and storage.is_local(place) and not os.environ.get("RGTG_SHARED_DISK"):
         raise UserError(

@@ -1,4 +1,4 @@
-"""Fit the reward model on partial sequences, by Ray Train: data-parallel workers, checkpoints, resume after a death."""
+"""Fit the reward model on partial sequences, by Ray Train: data-parallel workers, checkpoints, resume."""
 
 import math
 import os
@@ -17,7 +17,7 @@ from ray.data.expressions import col
 from ray.train.torch import TorchTrainer, get_device
 
 from pipelines import pairs, ray_session
-from pipelines.inputs import on_gpu, with_sandbox
+from pipelines.inputs import on_gpu, resolved
 from pipelines.progress import Progress
 from pipelines.run_directory import RunDirectory, model_digest
 from rgtg import storage
@@ -33,7 +33,7 @@ OUTPUT_FREE = ("num_workers", "threads", "max_failures", "checkpoint_every", "pa
 
 def run(config: Config) -> RunDirectory:
     """The stage: pairs to reward_model/. The held-out accuracy by prefix length goes to the manifest."""
-    config = with_sandbox(config)
+    config = resolved(config)
     directory = RunDirectory(config)
     fit(config, directory, STAGE, directory.path("reward_model"))
     return directory
@@ -101,6 +101,9 @@ def fit(config: Config, directory: RunDirectory, stage: str, target: str) -> Non
             result = trainer.fit()
     except Exception as error:
         raise UserError(f"training failed: {_root_cause(error)}") from error
+    # The last report of the workers has both.
+    assert result.checkpoint is not None
+    assert result.metrics is not None
     with result.checkpoint.as_directory() as checkpoint:
         storage.upload(Path(checkpoint, "model"), target)
     storage.remove(directory.path("_train", stage))

@@ -100,11 +100,11 @@ def encode_response(
 def decode_response(tokenizer: PreTrainedTokenizerBase, prompt_ids: list[int], response_ids: list[int]) -> str:
     """The text of generated ids, without special tokens, with the space that stands before it in its place."""
     context = prompt_ids[-8:]  # enough for every tokenizer to know that this is not the start of a text
-    before = tokenizer.decode(context, skip_special_tokens=True)
-    both = tokenizer.decode([*context, *response_ids], skip_special_tokens=True)
+    before = str(tokenizer.decode(context, skip_special_tokens=True))
+    both = str(tokenizer.decode([*context, *response_ids], skip_special_tokens=True))
     if both.startswith(before):
         return both[len(before) :]
-    return tokenizer.decode(response_ids, skip_special_tokens=True)
+    return str(tokenizer.decode(response_ids, skip_special_tokens=True))
 
 
 def _is_unicode(text: str) -> bool:

@@ -83,7 +83,7 @@ class TrainReward(Section):
     batch_size: Positive = 32
     """Pairs of an optimizer step, over all workers."""
     micro_batch_size: Positive | None = None
-    """Pairs of one forward of a worker; smaller values accumulate gradients and save memory. Default: no accumulation."""
+    """Pairs of one forward of a worker; fewer accumulate gradients and save memory. Default: no accumulation."""
     learning_rate: float = Field(1e-5, gt=0)
     """Peak learning rate."""
     warmup: float = Field(0.05, ge=0, lt=1)
@@ -92,6 +92,8 @@ class TrainReward(Section):
     """Decoupled weight decay of AdamW."""
     max_grad_norm: float = Field(1.0, gt=0)
     """Gradients are clipped to this norm."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of forward and backward; weights stay float32. `auto` is bfloat16 where the device is made for it."""
     num_workers: Positive = 1
     """Training workers, one device each."""
     strategy: Literal["ddp", "fsdp"] = "ddp"

@@ -42,7 +42,16 @@ def _s3() -> pafs.S3FileSystem:
 
 
 def join(place: str | Path, *names: str) -> str:
+    """A place below another."""
     return "/".join([str(place).rstrip("/"), *names])
+
+
+def absolute(place: str, *, must_exist: bool = True) -> str:
+    """A local path made absolute. A URI, and what is not there and may be a hub id, stays as it is."""
+    if "://" in place:
+        return place
+    path = os.path.abspath(os.path.expanduser(place))
+    return path if not must_exist or os.path.exists(path) else place
 
 
 def is_local(place: str) -> bool:

@@ -10,7 +10,7 @@ from rgtg.decoding.engine import Engine, Request, Rule, Sequence
 from rgtg.decoding.guidance import CandidateGuidance
 from rgtg.decoding.methods import METHODS
 from rgtg.errors import RowError, UserError
-from rgtg.models.cache import VIEW_MULTIPLE, round_up
+from rgtg.models.cache import ROW_MULTIPLE, VIEW_MULTIPLE, round_up
 from rgtg.models.language import LanguageModel
 from rgtg.models.reward import RewardModel, check_same_tokens
 
@@ -44,6 +44,8 @@ class Decoder:
     ) -> None:
         if method not in METHODS:
             raise UserError(f"the method {method!r} is unknown; there are {', '.join(METHODS)}")
+        if slots < 1 or (k is not None and k < 0):
+            raise UserError(f"slots ({slots}) must be at least 1 and k ({k}) at least 0, which is the whole vocabulary")
         preset = METHODS[method]
         guided = preset.guidance != "none"
         if guided and reward is None:
@@ -57,7 +59,9 @@ class Decoder:
             k=min((preset.k if k is None else k) or vocabulary, vocabulary),
             greedy=preset.greedy,
         )
-        self.engine = Engine(language, CandidateGuidance(reward, slots, rule.k) if guided else None, rule, slots)
+        slots = round_up(slots, ROW_MULTIPLE) if slots > 1 else slots
+        guidance = CandidateGuidance(reward, slots, rule.k) if reward and guided else None
+        self.engine = Engine(language, guidance, rule, slots)
         self.context = min(language.context, reward.context) if reward else language.context
 
     @classmethod
@@ -75,6 +79,8 @@ class Decoder:
         trust_remote_code: bool = False,
     ) -> "Decoder":
         """Load both models (directories or hub ids) onto one device. `beta` and `k` default to the method's own."""
+        if reward and not RewardModel.check(reward, "models.reward", trust_remote_code):
+            raise UserError(f"models.reward: {reward!r} is a language model; train a reward model from it first")
         model = LanguageModel.load(language, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
         guide = reward and RewardModel.load(
             reward, device=model.device, dtype=model.model.dtype, trust_remote_code=trust_remote_code
@@ -85,6 +91,8 @@ class Decoder:
         self, prompts: list[Prompt], *, samples: int = 1, max_new_tokens: int = 64, seed: int = 0
     ) -> list[list[Completion]]:
         """`samples` completions of each prompt. Equal prompts get equal completions: the noise is theirs."""
+        if samples < 1 or max_new_tokens < 1:
+            raise UserError(f"samples ({samples}) and max_new_tokens ({max_new_tokens}) must be at least 1")
         requests = []
         for i, prompt in enumerate(prompts):
             try:
@@ -105,8 +113,8 @@ class Decoder:
         room = self.context - max(len(ids), len(reward_ids))
         if room < 1:
             raise RowError(
-                f"the prompt has {max(len(ids), len(reward_ids))} tokens, which leaves no room for a completion in the "
-                f"context of {self.context}"
+                f"the prompt has {self.context - room} tokens, which leaves no room for a completion in the context "
+                f"of {self.context}"
             )
         return Request(
             prompt_id=prompt_id_ or prompt_id(prompt),
@@ -148,8 +156,9 @@ class Decoder:
 
     @torch.inference_mode()
     def _score(self, prompt_ids: list[list[int]], response_ids: list[list[int]]) -> list[list[float]]:
+        assert self.reward is not None
         lengths = [len(p) + len(r) for p, r in zip(prompt_ids, response_ids, strict=True)]
-        ids = torch.zeros(len(lengths), round_up(max(lengths), VIEW_MULTIPLE), dtype=torch.long)
+        ids = torch.zeros(len(lengths), min(round_up(max(lengths), VIEW_MULTIPLE), self.context), dtype=torch.long)
         for row, prompt, response in zip(ids, prompt_ids, response_ids, strict=True):
             row[: len(prompt) + len(response)] = torch.tensor(prompt + response)
         rewards = self.reward(ids.to(self.language.device)).cpu()

@@ -23,13 +23,13 @@ class Rule:
 
 @dataclass
 class Sequence:
-    """One completion as token ids; `finish_reason` is `stop`, `length`, or None while it runs."""
+    """One completion as token ids; `finish_reason` is `stop` or `length`."""
 
     token_ids: list[int]
     token_rewards: list[float]
     logprob: float
     guided_logprob: float
-    finish_reason: str | None
+    finish_reason: str
     error: str | None = None
 
 
@@ -101,7 +101,7 @@ class Engine:
         noise = None if self.rule.greedy else gumbel(self.keys, self.steps, tokens)
         choice = choose(logprobs, rewards, self.rule.beta, noise)
         if self.guidance:
-            self.guidance.commit(choice.index)
+            self.guidance.commit(choice.candidate)
         return self._record(tokens, rewards, choice)
 
     def run(self, requests: list[Request]) -> None:
@@ -129,7 +129,7 @@ class Engine:
 
     def _record(self, tokens: Tensor, rewards: Tensor | None, choice: Choice) -> list[Request]:
         """Write down what was chosen, and free the rows that ended."""
-        chosen = choice.index[:, None]
+        chosen = choice.candidate[:, None]
         self.pending = tokens.gather(1, chosen)[:, 0]
         rows = self.cache.row_index[:, 0]
         self.tokens[rows, self.steps] = self.pending
@@ -149,7 +149,9 @@ class Engine:
         return finished
 
     def _finish(self, row: int, *, stopped: bool, broken: bool) -> Request:
-        request, sample = self.owners[row]
+        owner = self.owners[row]
+        assert owner is not None
+        request, sample = owner
         self.owners[row] = None
         steps = int(self.steps[row])
         request.sequences[sample] = Sequence(

@@ -43,7 +43,7 @@ class CandidateGuidance:
 
     def __init__(self, reward_model: RewardModel, num_rows: int, k: int) -> None:
         self.reward_model, self.k = reward_model, k
-        weight = reward_model.model.score.weight
+        weight = reward_model.head.weight
         self.cache = SlotCache(reward_model.backbone.config, num_rows, dtype=weight.dtype, device=weight.device)
         self.lengths = torch.zeros(num_rows, dtype=torch.long, device=weight.device)  # tokens of each row's prefix
 
@@ -75,7 +75,7 @@ class CandidateGuidance:
             past_key_values=self.cache,
             use_cache=True,
         ).last_hidden_state
-        return self.reward_model.model.score(hidden).squeeze(-1).float()
+        return self.reward_model.head(hidden).squeeze(-1).float()
 
     def commit(self, index: Tensor) -> None:
         self.cache.move_slot(self.lengths + index, self.lengths)
@@ -92,5 +92,6 @@ def prefill(model: torch.nn.Module, cache: SlotCache, row: int, prompt: list[int
     cache.reserve(length)
     cache.prefill(row)
     ids = torch.tensor([prompt + [0] * (length - len(prompt))], device=cache.keys.device)
-    positions = torch.arange(length, device=ids.device)[None]
+    # Learned positions may end before the round length does.
+    positions = torch.arange(length, device=ids.device).clamp(max=len(prompt) - 1)[None]
     model(input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=True)

@@ -19,7 +19,7 @@ _MIX1, _MIX2, _GOLDEN = -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15, -0x61C8864680B
 class Choice(NamedTuple):
     """What was chosen in each row, (B,) each."""
 
-    index: Tensor  # of the candidate, int64
+    candidate: Tensor  # its index among the k, int64
     logprob: Tensor  # log p(v): the language model's, over its whole vocabulary
     guided_logprob: Tensor  # log pi(v): the sampling policy's, over the candidates; 0 where the choice is greedy
 
@@ -34,24 +34,26 @@ def choose(logprobs: Tensor, rewards: Tensor | None, beta: float, noise: Tensor 
     """Sample from the tilted policy by the Gumbel-max rule, or take its mode where `noise` is None.
 
     logprobs, rewards, noise: (B, k); rewards None is the language model itself. A candidate whose reward is not
-    finite cannot be chosen.
+    finite cannot be chosen; where none can, `guided_logprob` is NaN.
     """
     tilted = logprobs.double()
     if rewards is not None:
         rewards = rewards.double()
         tilted = torch.where(rewards.isfinite(), tilted + beta * rewards, -torch.inf)
     index = (tilted if noise is None else tilted + noise).argmax(-1, keepdim=True)
+    best = tilted.gather(-1, index)[:, 0]
     if noise is None:
-        guided = torch.zeros_like(tilted[:, 0])
+        guided = torch.where(best.isfinite(), 0.0, torch.nan)
     else:
-        guided = (tilted.gather(-1, index) - tilted.logsumexp(-1, keepdim=True))[:, 0]
+        guided = best - tilted.logsumexp(-1)
     return Choice(index[:, 0], logprobs.gather(-1, index)[:, 0], guided)
 
 
 def gumbel(row_keys: Tensor, steps: Tensor, tokens: Tensor) -> Tensor:
     """Standard Gumbel noise (B, k) in float64, a function of row key (B,), step (B,) and token id (B, k) alone.
 
-    Keyed by token and not by rank: should rounding swap two candidates of nearly equal probability, each keeps its own.
+    Keyed by token and not by rank: should rounding swap two candidates of nearly equal probability, each keeps its
+    own.
     """
     bits = _mix(_mix(row_keys + steps * _GOLDEN)[:, None] ^ (tokens * _GOLDEN + 1))
     uniform = (_shift(bits, 11).double() + 0.5) * 2.0**-53

@@ -20,7 +20,7 @@ class PrefixAccuracy:
     total: Tensor = field(default_factory=lambda: torch.zeros(len(LENGTHS) + len(FRACTIONS), dtype=torch.float64))
 
     def add(self, chosen: Tensor, rejected: Tensor, longer: Tensor, common: Tensor) -> None:
-        """Rewards of all prefixes (B, T) on both sides, the longer response's tokens (B,), and the common ones (B,)."""
+        """Rewards of all prefixes (B, T) on both sides; tokens (B,) of the longer response, and in common."""
         lengths = torch.tensor(LENGTHS, device=chosen.device).expand(len(chosen), -1)
         parts = torch.ceil(torch.tensor(FRACTIONS, device=chosen.device) * longer[:, None]).long()
         at = torch.cat([lengths, parts], dim=1)

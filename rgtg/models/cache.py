@@ -13,8 +13,10 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 ATTENTION = "packed_gqa"
 
 # Attention over a view whose length is a multiple of this rounds a row alike whatever the length (measured on CPU).
-# Matrix products are less kind: their rounding depends on their shape, so the engine never changes a shape.
+# Matrix products are less kind: their rounding depends on their shape, so the engine never changes a shape, and on the
+# place of a row where the rows are not a multiple of 4, so there are always as many as a multiple of this, or one.
 VIEW_MULTIPLE = 32
+ROW_MULTIPLE = 8
 
 
 def round_up(n: int, multiple: int) -> int:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
+from rgtg.errors import UserError
 from rgtg.models.cache import ATTENTION
 from rgtg.models.loading import (
     check_cacheable,
@@ -33,6 +34,9 @@ class LanguageModel:
         """Load a model directory or hub id. Raises UserError where that is not possible, saying why."""
         config = load_config(place, WHAT, trust_remote_code=trust_remote_code)
         check_cacheable(config, WHAT)
+        architecture = (config.architectures or [""])[0]
+        if not architecture.endswith(("ForCausalLM", "LMHeadModel")):
+            raise UserError(f"{WHAT}: {place!r} holds a {architecture or 'model of unknown architecture'}")
         tokenizer = load_tokenizer(place, WHAT, trust_remote_code=trust_remote_code)
         target = resolve_device(device)
         model = load_weights(

@@ -2,8 +2,10 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
@@ -26,8 +28,16 @@ def resolve_device(name: str) -> torch.device:
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     """`auto` is bfloat16 on a CUDA device that has it, float32 elsewhere."""
     if name == "auto":
-        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+        return torch.bfloat16 if device.type == "cuda" and has_fast_bfloat16(device) else torch.float32
     return DTYPES[name]
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether matrix products in bfloat16 are much faster there than in float32: tensor cores, or AMX on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    tell = getattr(torch.cpu, "get_capabilities", None)  # older releases of torch have none
+    return device.type == "cpu" and tell is not None and bool(tell().get("amx_bf16"))
 
 
 def load_config(place: str, what: str, *, trust_remote_code: bool = False) -> PreTrainedConfig:
@@ -48,12 +58,12 @@ def load_tokenizer(place: str, what: str, *, trust_remote_code: bool = False) ->
         raise UserError(f"{what}: cannot load the tokenizer of {place!r}: {_first_line(error)}") from error
 
 
-def load_weights(auto_class: type, place: str, what: str, *, trust_remote_code: bool = False, **options):
+def load_weights(auto_class: Any, place: str, what: str, *, trust_remote_code: bool = False, **options):
     """A model in eval mode, from safetensors only: nothing of a model directory is unpickled."""
     disable_progress_bar()  # every actor and worker loads its own: the bars would fill a job's log
     try:
         model = auto_class.from_pretrained(place, use_safetensors=True, trust_remote_code=trust_remote_code, **options)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{what}: cannot load {place!r}: {_first_line(error)}") from error
     return model.eval()
 
@@ -64,9 +74,7 @@ def check_cacheable(config: PreTrainedConfig, what: str) -> None:
         raise UserError(f"{what}: {config.model_type!r} is not a decoder-only transformer")
     layers = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
     if layers:
-        raise UserError(
-            f"{what}: {config.model_type!r} has {', '.join(sorted(layers))} layers, which cannot be guided"
-        )
+        raise UserError(f"{what}: {config.model_type!r} has {', '.join(sorted(layers))} layers, and cannot be guided")
 
 
 def context_length(config: PreTrainedConfig) -> int:

@@ -5,6 +5,7 @@ looks for the last token that is not padding and so scores a finished text one t
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +29,7 @@ class RewardModel(nn.Module):
                 f"models.reward: a {model.config.model_type!r} classifier has no head that scores every position; "
                 "use a causal backbone (Llama, Qwen, Mistral, GPT-2 and their like)"
             )
-        self.model = model
+        self.model: Any = model
         self.tokenizer = tokenizer
 
     @staticmethod
@@ -43,7 +44,7 @@ class RewardModel(nn.Module):
         classifier = architecture.endswith("ForSequenceClassification")
         if classifier and config.num_labels != 1:
             raise UserError(
-                f"{what}: {place!r} is a classifier with {config.num_labels} labels; a reward model has 1 (num_labels=1)"
+                f"{what}: {place!r} is a classifier with {config.num_labels} labels; a reward model has num_labels=1"
             )
         if not classifier and not architecture.endswith(("ForCausalLM", "LMHeadModel")):
             raise UserError(f"{what}: {place!r} holds a {architecture or 'model of unknown architecture'}")
@@ -90,13 +91,17 @@ class RewardModel(nn.Module):
     def backbone(self) -> PreTrainedModel:
         return self.model.base_model
 
+    @property
+    def head(self) -> nn.Linear:
+        return self.model.score
+
     def forward(self, input_ids: Tensor) -> Tensor:
         """Rewards (B, T) in float32 of every prefix of right-padded ids (B, T); those of padding mean nothing.
 
         No attention mask is needed: a causal model never sees the padding on its right.
         """
         hidden = self.backbone(input_ids=input_ids, use_cache=False).last_hidden_state
-        return self.model.score(hidden).squeeze(-1).float()
+        return self.head(hidden).squeeze(-1).float()
 
     def save(self, directory: str | Path, state: dict[str, Tensor] | None = None) -> None:
         """Write a directory that `AutoModelForSequenceClassification.from_pretrained` loads, with the tokenizer.
@@ -119,7 +124,7 @@ def check_same_tokens(language: PreTrainedTokenizerBase, reward: PreTrainedToken
         )
 
 
-def _give_pad_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+def _give_pad_token(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
     """A padding token that is no EOS, so that the saved model scores a finished text alike in plain transformers."""
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         tokenizer.add_special_tokens({"pad_token": PAD_TOKEN})

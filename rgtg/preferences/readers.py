@@ -172,7 +172,7 @@ def _read_ranked(row: dict[str, Any]) -> Pair:
         if not isinstance(given, list) or len(given) != len(texts):
             raise _Unusable("there is not one score for each completion")
         scores = [_number(score) for score in given]
-    scored = [(score, text) for score, text in zip(scores, texts) if score is not None and _is_text(text)]
+    scored = [(score, text) for score, text in zip(scores, texts, strict=True) if score is not None and _is_text(text)]
     if len(scored) < 2:
         raise _Unusable("fewer than two completions have text and a score")
     best, worst = max(scored, key=lambda pair: pair[0]), min(scored, key=lambda pair: pair[0])

@@ -1,4 +1,4 @@
-"""One worker's training: a step over its share of a batch, evaluation, state. The same code for 1 process and for N."""
+"""One worker's training: a step over its share of a batch, evaluation, state. The same code for one and for many."""
 
 from collections.abc import Iterable
 from contextlib import nullcontext
@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from rgtg.config import TrainReward
 from rgtg.evaluation.prefix_accuracy import PrefixAccuracy
+from rgtg.models.loading import has_fast_bfloat16
 from rgtg.models.reward import RewardModel
 from rgtg.preferences.tokenized import TokenizedPair
 from rgtg.training.batch import Batch, collate
@@ -157,8 +158,9 @@ class Learner:
         return nullcontext()
 
     def _autocast(self):
-        bf16 = self.device.type == "cuda" and torch.cuda.is_bf16_supported()
-        return torch.autocast("cuda", torch.bfloat16) if bf16 else nullcontext()
+        precision = self.settings.precision
+        bf16 = has_fast_bfloat16(self.device) if precision == "auto" else precision == "bfloat16"
+        return torch.autocast(self.device.type, torch.bfloat16) if bf16 else nullcontext()
 
     def _sum(self, value: Tensor) -> Tensor:
         """The sum of a value over all workers."""
@@ -170,5 +172,5 @@ class Learner:
 
 def _layers(reward_model: RewardModel) -> list[nn.Module]:
     """The backbone's decoder layers: the units that FSDP gathers one after the other."""
-    lists = [m for m in reward_model.backbone.children() if isinstance(m, nn.ModuleList)]
-    return list(max(lists, key=len)) if lists else []
+    lists = [list(m) for m in reward_model.backbone.children() if isinstance(m, nn.ModuleList)]
+    return max(lists, key=len, default=[])

@@ -27,7 +27,9 @@ TOO_FEW = "fewer than two completions have text and a score"
 def annotated(response, *ratings):
     """A completion as in the raw UltraFeedback, whose ratings are text."""
     aspects = ("helpfulness", "honesty", "truthfulness")
-    annotations = {aspect: {"Rating": rating, "Rationale": "so"} for aspect, rating in zip(aspects, ratings)}
+    annotations = {
+        aspect: {"Rating": rating, "Rationale": "so"} for aspect, rating in zip(aspects, ratings, strict=True)
+    }
     return {"model": "m", "response": response, "annotations": annotations}
 
 

@@ -1,0 +1,89 @@
+"""Say what this machine has, and whether the configured inputs can be reached."""
+
+import os
+import platform
+from collections.abc import Callable
+from importlib.metadata import version
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from pipelines.prompts import SUFFIXES
+from pipelines.run_directory import PACKAGES, listing
+from rgtg import storage
+from rgtg.config import SANDBOX, Config
+from rgtg.errors import UserError
+from rgtg.models.loading import has_fast_bfloat16, load_config
+
+
+def run(config: Config) -> None:
+    """Print a table. Raises UserError where one of the inputs cannot be reached, after all were tried."""
+    table = Table(show_header=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name, value in _machine():
+        table.add_row(name, value)
+    wrong = []
+    for name, check in _checks(config):
+        try:
+            table.add_row(name, f"[green]ok[/]  {check()}")
+        except UserError as error:
+            table.add_row(name, f"[red]no[/]  {error}")
+            wrong.append(name)
+    Console().print(table)
+    if wrong:
+        raise UserError(f"{', '.join(wrong)} cannot be used as configured; see above")
+
+
+def _machine() -> list[tuple[str, str]]:
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    cpu = "fast bfloat16" if has_fast_bfloat16(torch.device("cpu")) else "float32"
+    address = os.environ.get("RAY_ADDRESS")
+    return [
+        ("cores", f"{len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} ({cpu})"),
+        ("GPUs", ", ".join(gpus) or "none"),
+        ("Ray", f"the cluster at {address}" if address else "embedded on this machine (RAY_ADDRESS is not set)"),
+        ("versions", ", ".join([f"Python {platform.python_version()}", *(f"{p} {version(p)}" for p in PACKAGES)])),
+    ]
+
+
+def _checks(config: Config) -> list[tuple[str, Callable[[], str]]]:
+    """What the configured jobs read and write, each as a check that raises UserError or returns what it found."""
+
+    def model(place: str, name: str) -> str:
+        if place == SANDBOX:
+            return "sandbox, built on first use"
+        local = storage.local_copy(storage.absolute(place))
+        return f"{place} ({load_config(local, name, trust_remote_code=config.models.trust_remote_code).model_type})"
+
+    def files(places: list[str]) -> str:
+        found = listing([place for place in places if place != SANDBOX], SUFFIXES) if places != [SANDBOX] else []
+        return f"{', '.join(places)} ({len(found)} files)" if found else "sandbox, built on first use"
+
+    def writable() -> str:
+        probe = storage.join(storage.absolute(config.run.root, must_exist=False), ".doctor")
+        try:
+            storage.write_bytes(probe, b"")
+            filesystem, path = storage.resolve(probe)
+            filesystem.delete_file(path)
+        except OSError as error:
+            raise UserError(f"cannot write to {config.run.root!r}: {error}") from error
+        return config.run.root
+
+    checks: list[tuple[str, Callable[[], str]]] = [
+        ("run.root", writable),
+        ("models.language", lambda: model(config.models.language, "models.language")),
+    ]
+    if reward := config.models.reward:
+        checks.append(("models.reward", lambda: model(reward, "models.reward")))
+    else:
+        checks.append(("train_reward.pairs", lambda: files(config.train_reward.pairs)))
+    checks.append(("generate.prompts", lambda: files(config.generate.prompts)))
+    return checks
+
+
+if __name__ == "__main__":
+    from pipelines.cli import main
+
+    main(run)

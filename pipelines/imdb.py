@@ -1,0 +1,188 @@
+"""The trial on real reviews: does a partial reward model judge prefixes better, and does guidance move the sentiment?
+
+    python -m pipelines.imdb --data DIR --language DIR
+
+DIR of --data holds labelled.parquet (id, text, label) and unlabelled.parquet (id, text) of the IMDB reviews (Maas et
+al. 2011). It trains a reward model on each objective through `train_reward`, completes the first words of unlabelled
+reviews through `generate`, and asks a judge that was trained on other reviews. It prints the README's tables.
+"""
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import typer
+
+from pipelines import cli, generate, train_reward
+from rgtg import config as settings
+from rgtg.chat import encode_prompt
+from rgtg.errors import UserError
+from rgtg.models.reward import RewardModel
+
+WORDS = (5, 10, 20, 40, 80, 160)
+PROMPT_WORDS = 8
+OBJECTIVES = ("partial", "full")
+METHODS = {"unguided": "partial", "args": "full", "pargs": "partial"}  # and the objective of its reward model
+
+
+@dataclass(frozen=True)
+class Reviews:
+    """Labelled reviews (text, 1 for positive) in three parts without a text in common, and the prompts."""
+
+    train: list[tuple[str, int]]
+    held_out: list[tuple[str, int]]
+    judge: list[tuple[str, int]]
+    prompts: list[str]
+
+
+def main(
+    data: Annotated[Path, typer.Option(help="Directory of labelled.parquet and unlabelled.parquet.")],
+    language: Annotated[str, typer.Option(help="Language model directory.")],
+    out: Annotated[str, typer.Option(help="Where runs and inputs are written.")] = "runs/imdb",
+    max_length: Annotated[int, typer.Option(help="Tokens of a review that the reward models see.")] = 256,
+    epochs: Annotated[int, typer.Option(help="Passes over the pairs.")] = 1,
+    num_prompts: Annotated[int, typer.Option(help="Prompts to complete.")] = 512,
+    threads: Annotated[int, typer.Option(help="CPU threads of training.")] = 2,
+) -> None:
+    """Run the trial; what is done already is not done again."""
+    reviews = read_reviews(data, num_prompts)
+    pairs, eval_pairs, prompts = _write_inputs(reviews, Path(out))
+    common = [f"run.root={out}", f"models.language={language}", "models.device=auto"]
+    for objective in OBJECTIVES:
+        overrides = [
+            f"run.id={objective}",
+            f"train_reward.pairs={pairs}",
+            f"train_reward.eval_pairs={eval_pairs}",
+            f"train_reward.objective={objective}",
+            f"train_reward.max_length={max_length}",
+            f"train_reward.epochs={epochs}",
+            "train_reward.learning_rate=3e-4",
+            f"train_reward.threads={threads}",
+            "train_reward.micro_batch_size=8",
+        ]
+        train_reward.run(settings.load(None, common + overrides))
+    _print_accuracy(reviews, {o: _accuracy(f"{out}/{o}/reward_model", reviews.held_out) for o in OBJECTIVES})
+    places = {}
+    for method, objective in METHODS.items():
+        overrides = [
+            f"run.id={method}",
+            f"models.reward={out}/{objective}/reward_model",
+            f"generate.prompts={prompts}",
+            f"generate.method={method}",
+            "generate.max_new_tokens=40",
+        ]
+        places[method] = generate.run(settings.load(None, common + overrides)).path("completions")
+    _print_judged(reviews, places)
+
+
+def read_reviews(data: Path, num_prompts: int) -> Reviews:
+    """The parts; a text that occurs twice is kept once, so that none is on two sides."""
+    for name in ("labelled.parquet", "unlabelled.parquet"):
+        if not (data / name).is_file():
+            raise UserError(f"there is no {name} in {str(data)!r}")
+    table = pq.read_table(data / "labelled.parquet").to_pylist()
+    labelled = list({row["text"]: (row["text"], row["label"]) for row in table}.values())
+    random.Random(0).shuffle(labelled)
+    judge, held_out, train = labelled[:4000], labelled[4000:9000], labelled[9000:]
+    known = {text for text, _ in labelled}
+    texts = [t for t in pq.read_table(data / "unlabelled.parquet")["text"].to_pylist() if t not in known]
+    openings = {" ".join(text.split()[:PROMPT_WORDS]) for text in texts if len(text.split()) > 2 * PROMPT_WORDS}
+    return Reviews(train, held_out, judge, random.Random(1).sample(sorted(openings), num_prompts))
+
+
+def _write_inputs(reviews: Reviews, out: Path) -> tuple[Path, Path, Path]:
+    """Pairs of a positive and a negative review with an empty prompt, and the prompts, as Parquet."""
+    inputs = out / "inputs"
+    inputs.mkdir(parents=True, exist_ok=True)
+    paths = inputs / "pairs.parquet", inputs / "eval_pairs.parquet", inputs / "prompts.parquet"
+    for path, part in zip(paths, (reviews.train, reviews.held_out), strict=False):
+        positive = [text for text, label in part if label == 1]
+        negative = [text for text, label in part if label == 0]
+        rows = [{"prompt": "", "chosen": p, "rejected": n} for p, n in zip(positive, negative, strict=False)]
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    pq.write_table(pa.table({"prompt": reviews.prompts}), paths[2])
+    return paths
+
+
+def _accuracy(reward_model: str, held_out: list[tuple[str, int]]) -> list[float]:
+    """Accuracy at the first 5, 10 ... words and in full: reviews split at the median reward of their prefixes."""
+    model = RewardModel.load(reward_model).eval()
+    labels = np.array([label for _, label in held_out])
+    accuracies = []
+    for words in (*WORDS, None):
+        ids = [encode_prompt(model.tokenizer, text)[: model.context] for text in _first_words(held_out, words)]
+        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))  # like lengths together: little padding
+        rewards = np.empty(len(ids))
+        for start in range(0, len(order), 64):
+            rows = order[start : start + 64]
+            width = len(ids[rows[-1]])
+            batch = torch.tensor([ids[row] + [0] * (width - len(ids[row])) for row in rows])
+            with torch.inference_mode():
+                every = model(batch)
+            rewards[rows] = [every[i, len(ids[row]) - 1].item() for i, row in enumerate(rows)]
+        accuracies.append(float(((rewards > np.median(rewards)) == labels).mean()))
+    return accuracies
+
+
+def _first_words(reviews: list[tuple[str, int]], words: int | None) -> list[str]:
+    return [" ".join(text.split()[:words]) for text, _ in reviews]
+
+
+def _classifier(reviews: list[tuple[str, int]]) -> Any:
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+
+    model = make_pipeline(TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=2), LogisticRegression(C=10))
+    return model.fit([text for text, _ in reviews], [label for _, label in reviews])
+
+
+def _prefixes(reviews: list[tuple[str, int]]) -> list[tuple[str, int]]:
+    """Each review twice, cut at random lengths: what a bag of n-grams needs to judge prefixes well."""
+    draw = random.Random(2)
+    return [(" ".join(text.split()[: draw.randint(3, 200)]), label) for text, label in reviews * 2]
+
+
+def _print_accuracy(reviews: Reviews, accuracies: dict[str, list[float]]) -> None:
+    n_grams = _classifier(_prefixes(reviews.train))
+    labels = [label for _, label in reviews.held_out]
+    curve = [float(n_grams.score(_first_words(reviews.held_out, words), labels)) for words in (*WORDS, None)]
+    rows = {**{f"reward model, {name}": values for name, values in accuracies.items()}, "bag of 2-grams": curve}
+    error = 0.5 / len(labels) ** 0.5
+    print(
+        f"\nAccuracy on {len(labels):,} held-out reviews by their first words (standard error at most {error:.3f})\n"
+    )
+    print("| words | " + " | ".join(map(str, WORDS)) + " | all |\n|---|" + "---|" * (len(WORDS) + 1))
+    for name, values in rows.items():
+        print(f"| {name} | " + " | ".join(f"{value:.3f}".lstrip("0") for value in values) + " |")
+
+
+def _print_judged(reviews: Reviews, places: dict[str, str]) -> None:
+    """Mean probability of a positive review by the judge; standard errors over prompts, whose samples go together."""
+    judge = _classifier(_prefixes(reviews.judge))
+    accuracy = judge.score(_first_words(reviews.held_out, 40), [label for _, label in reviews.held_out])
+    print(
+        f"\nThe judge (TF-IDF logistic regression on {len(reviews.judge):,} other reviews) is right on {accuracy:.3f}"
+    )
+    print("of the held-out reviews cut at 40 words. It reads the completion alone, without its prompt.\n")
+    print("| method | judged positive | reward | distinct-2 |\n|---|---|---|---|")
+    for method, place in places.items():
+        rows = pq.read_table(place, columns=["completions"])["completions"].to_pylist()
+        texts = [c["text"] for row in rows for c in row]
+        positive = judge.predict_proba(texts)[:, 1].reshape(len(rows), -1).mean(1)
+        reward = np.array([[c["reward"] for c in row] for row in rows]).mean(1)
+        bigrams = [pair for text in texts for pair in zip(text.split(), text.split()[1:], strict=False)]
+        print(f"| {method} | {_mean(positive)} | {_mean(reward)} | {len(set(bigrams)) / len(bigrams):.2f} |")
+
+
+def _mean(values: np.ndarray) -> str:
+    return f"{values.mean():.3f} ± {values.std(ddof=1) / len(values) ** 0.5:.3f}"
+
+
+if __name__ == "__main__":
+    cli.guarded(lambda: typer.run(main))

@@ -1,0 +1,127 @@
+"""The decoder against the plainest loop there is: plain transformers, batch of one, no cache, every candidate re-scored.
+
+Only the noise is shared. Slots, refill, forks, sibling attention and packed heads must not be seen in what comes out.
+"""
+
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+
+from rgtg.chat import prompt_id
+from rgtg.decoding.decoder import Decoder
+from rgtg.decoding.methods import METHODS
+from rgtg.decoding.policy import gumbel, row_key
+
+PROMPTS = ["hello there", "", "The prompt that is longer than one view of 32 slots.", "x", "abc", "twelve chars", "!?"]
+
+
+@dataclass
+class Reference:
+    language: torch.nn.Module
+    classifier: torch.nn.Module
+    eos_id: int
+    memory: dict = field(default_factory=dict)
+
+    @torch.no_grad()
+    def logprobs(self, ids):
+        if ("p", *ids) not in self.memory:
+            logits = self.language(torch.tensor([ids]), use_cache=False).logits[0, -1]
+            self.memory["p", *ids] = logits.double().log_softmax(-1)
+        return self.memory["p", *ids]
+
+    @torch.no_grad()
+    def reward(self, ids):
+        if ("r", *ids) not in self.memory:
+            row = torch.tensor([ids])
+            self.memory["r", *ids] = self.classifier(row, attention_mask=torch.ones_like(row)).logits[0, 0].item()
+        return self.memory["r", *ids]
+
+    def complete(self, prompt_ids, key, method, beta, k, max_new_tokens):
+        """Token ids, token rewards, logprob and guided_logprob of one completion."""
+        preset, ids, rewards, total, guided = METHODS[method], [], [], 0.0, 0.0
+        while len(ids) < max_new_tokens and self.eos_id not in ids:
+            prefix = prompt_ids + ids
+            logprobs = self.logprobs(prefix)
+            among = logprobs.argsort(descending=True)[:k]
+            tilted = logprobs[among].clone()
+            if preset.guidance != "none":
+                tilted += beta * torch.tensor([self.reward([*prefix, v]) for v in among.tolist()])
+            if preset.greedy:
+                choice = tilted.argmax()
+            else:
+                noise = gumbel(torch.tensor([key]), torch.tensor([len(ids)]), among[None])[0]
+                choice = (tilted + noise).argmax()
+                guided += tilted.log_softmax(-1)[choice].item()
+            total += logprobs[among[choice]].item()
+            ids.append(among[choice].item())
+            rewards.append(self.reward(prompt_ids + ids))
+        return ids, rewards, total, guided
+
+
+def compare(reference, decoder, tokenizer, prompts, *, samples, max_new_tokens, seed):
+    """Every completion of `decoder` against the reference; how they finished."""
+    rule, finished = decoder.engine.rule, []
+    outcome = decoder.generate(prompts, samples=samples, max_new_tokens=max_new_tokens, seed=seed)
+    for prompt, row in zip(prompts, outcome, strict=True):
+        for sample, completion in enumerate(row):
+            ids, rewards, logprob, guided = reference.complete(
+                tokenizer(prompt).input_ids,
+                row_key(seed, prompt_id(prompt), sample),
+                decoder.method,
+                rule.beta,
+                rule.k,
+                max_new_tokens,
+            )
+            assert completion.token_ids == ids
+            assert completion.token_rewards == pytest.approx(rewards, abs=1e-4)
+            assert completion.reward == completion.token_rewards[-1]
+            assert completion.num_tokens == len(ids)
+            assert completion.logprob == pytest.approx(logprob, abs=1e-3)
+            assert completion.guided_logprob == pytest.approx(guided, abs=1e-3)
+            assert completion.finish_reason == ("stop" if ids[-1] == reference.eos_id else "length")
+            finished.append(completion.finish_reason)
+    return finished
+
+
+def without_padding(classifier):
+    """A classifier whose logit is the last token's, whichever it is: random models choose <pad> as they do others."""
+    classifier.config.pad_token_id = None
+    return classifier
+
+
+@pytest.fixture(scope="module")
+def reference(plain, tokenizer_of, language_dir, reward_dir):
+    return Reference(plain(language_dir), without_padding(plain(reward_dir)), tokenizer_of(language_dir).eos_token_id)
+
+
+@pytest.mark.parametrize("method", ["pargs", "pargs-greedy", "args", "unguided"])
+def test_tokens_rewards_and_probabilities_of_every_method(reference, tokenizer_of, language_dir, reward_dir, method):
+    decoder = Decoder.load(language_dir, reward_dir, method, k=6, slots=5)
+    finished = compare(
+        reference, decoder, tokenizer_of(language_dir), PROMPTS, samples=3, max_new_tokens=12, seed=3
+    )
+    # 21 sequences on 8 rows or fewer, some of which end early: rows are refilled and forked at different times.
+    assert len(finished) == 21 > 2 * decoder.engine.slots
+    assert {"stop", "length"} == set(finished)
+
+
+def test_a_single_slot_decodes_one_after_the_other(reference, tokenizer_of, language_dir, reward_dir):
+    decoder = Decoder.load(language_dir, reward_dir, "pargs", k=4, beta=1.0, slots=1)
+    compare(reference, decoder, tokenizer_of(language_dir), PROMPTS[:3], samples=2, max_new_tokens=6, seed=4)
+
+
+@pytest.mark.parametrize("arch", ["gpt2", "qwen2", "qwen3"])
+def test_other_architectures(make_language, make_reward, plain, tokenizer_of, arch):
+    language_dir, reward_dir = make_language(arch=arch, seed=6), make_reward(arch=arch, seed=7)
+    tokenizer = tokenizer_of(language_dir)
+    reference = Reference(plain(language_dir), without_padding(plain(reward_dir)), tokenizer.eos_token_id)
+    decoder = Decoder.load(language_dir, reward_dir, "pargs", k=4, slots=3)
+    compare(reference, decoder, tokenizer, PROMPTS[:5], samples=2, max_new_tokens=8, seed=5)
+
+
+def test_a_reward_model_of_another_architecture_and_size(reference, make_reward, plain, tokenizer_of, language_dir):
+    reward_dir = make_reward(arch="qwen3", num_hidden_layers=3, hidden_size=16)
+    other = Reference(reference.language, without_padding(plain(reward_dir)), reference.eos_id)
+    decoder = Decoder.load(language_dir, reward_dir, "pargs", k=4, slots=3)
+    compare(other, decoder, tokenizer_of(language_dir), PROMPTS[:3], samples=2, max_new_tokens=8, seed=5)

@@ -1,0 +1,96 @@
+"""A completion is its request's alone: bit by bit the same in any company, in any order, on rows that others used."""
+
+import random
+
+import pytest
+
+from rgtg.decoding.decoder import Decoder
+
+PROMPTS = [
+    "hello there",
+    "",
+    "A longer prompt, of more than thirty-two tokens.",
+    "x",
+    [{"role": "user", "content": "hi"}],
+    "the sixth",
+]
+OPTIONS = {"samples": 3, "max_new_tokens": 12, "seed": 0}
+
+
+# With 5 or 7 rows a matrix product rounds the last ones in another way than the first.
+@pytest.mark.parametrize(
+    ("method", "slots"),
+    [("pargs", 16), ("pargs", 5), ("pargs", 7), ("pargs", 1), ("pargs", 2), ("args", 5), ("unguided", 5)],
+)
+def test_company_order_and_refill_change_no_bit(language_dir, reward_dir, method, slots):
+    decoder = Decoder.load(language_dir, reward_dir, method, slots=slots)
+    together = decoder.generate(PROMPTS, **OPTIONS)
+    alone = [decoder.generate([prompt], **OPTIONS)[0] for prompt in PROMPTS]
+    assert together == alone
+    order = list(range(len(PROMPTS)))
+    random.Random(0).shuffle(order)
+    shuffled = decoder.generate([PROMPTS[i] for i in order], **OPTIONS)
+    assert [shuffled[order.index(i)] for i in range(len(PROMPTS))] == together
+    assert Decoder.load(language_dir, reward_dir, method, slots=slots).generate(PROMPTS, **OPTIONS) == together
+
+
+def test_more_samples_leave_the_first_ones_as_they_are(language_dir, reward_dir):
+    decoder = Decoder.load(language_dir, reward_dir, "pargs", slots=8)
+    many = decoder.generate(PROMPTS, **(OPTIONS | {"samples": 9}))
+    assert [row[:3] for row in many] == decoder.generate(PROMPTS, **OPTIONS)
+
+
+def test_a_longer_limit_only_adds_tokens(language_dir, reward_dir):
+    decoder = Decoder.load(language_dir, reward_dir, "pargs", slots=8)
+    short, long = (decoder.generate(PROMPTS, **(OPTIONS | {"max_new_tokens": n})) for n in (6, 40))
+    for one, other in zip(sum(short, []), sum(long, []), strict=True):
+        assert other.token_ids[: one.num_tokens] == one.token_ids
+        assert other.token_rewards[: one.num_tokens] == one.token_rewards
+
+
+def test_requests_that_come_while_others_run(language_dir, reward_dir):
+    """As an actor feeds its engine: the next block arrives when rows are about to run dry."""
+    decoder = Decoder.load(language_dir, reward_dir, "pargs", slots=8)
+    expected = decoder.generate(PROMPTS, **OPTIONS)
+    requests = [decoder.request(prompt, **OPTIONS) for prompt in PROMPTS]
+    engine, waiting, finished = decoder.engine, list(requests), []
+    engine.submit(waiting.pop(0))
+    while engine.busy:
+        finished += engine.step()
+        if waiting and engine.wants_work:
+            engine.submit(waiting.pop(0))
+    assert sorted(map(id, finished)) == sorted(map(id, requests))  # each one once
+    assert [decoder.completions(request) for request in requests] == expected
+    assert engine.step() == []
+
+
+def test_samples_seeds_and_prompts_differ(language_dir, reward_dir):
+    decoder = Decoder.load(language_dir, reward_dir, "pargs", slots=8)
+    first, second = (decoder.generate(["hello"], samples=8, max_new_tokens=16, seed=seed)[0] for seed in (0, 1))
+    texts = [tuple(c.token_ids) for c in first + second]
+    assert len(set(texts)) > 12
+    again = decoder.generate(["hello"], samples=8, max_new_tokens=16, seed=0)[0]
+    assert again == first
+
+
+def test_the_same_prompt_twice_is_completed_alike(language_dir, reward_dir):
+    decoder = Decoder.load(language_dir, reward_dir, "pargs", slots=8)
+    one, other, different = decoder.generate(["ab", "ab", "ac"], **OPTIONS)
+    assert one == other
+    assert one != different
+
+
+def test_the_prompt_id_keys_the_noise(language_dir, reward_dir):
+    decoder = Decoder.load(language_dir, reward_dir, "pargs", slots=8)
+    requests = [decoder.request("ab", prompt_id_=name, **OPTIONS) for name in ("one", "two", "one")]
+    decoder.engine.run(requests)
+    one, two, again = (decoder.completions(request) for request in requests)
+    assert one == again
+    assert [c.token_ids for c in one] != [c.token_ids for c in two]
+
+
+def test_greedy_samples_are_one_and_the_same(language_dir, reward_dir):
+    decoder = Decoder.load(language_dir, reward_dir, "pargs-greedy", slots=5)
+    for row in decoder.generate(PROMPTS, **OPTIONS):
+        assert row == [row[0]] * 3
+        assert row[0].guided_logprob == 0.0

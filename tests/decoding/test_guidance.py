@@ -1,0 +1,102 @@
+"""Rewards of siblings against re-scoring every candidate from scratch in plain transformers."""
+
+import pytest
+import torch
+
+from rgtg.decoding.guidance import CandidateGuidance
+from rgtg.models.reward import RewardModel
+
+EOS = 2
+PROMPTS = [[1], [1, 50, 60], [1, *range(100, 150)], [1, *range(40, 71)], [9] * 32]
+
+
+@pytest.fixture(scope="module")
+def classifier(plain, reward_dir):
+    return plain(reward_dir)
+
+
+@torch.no_grad()
+def rescored(classifier, prefix, token):
+    """transformers' pooled logit of one sequence of batch 1, without a cache."""
+    row = torch.tensor([[*prefix, token]])
+    return classifier(input_ids=row, attention_mask=torch.ones_like(row), use_cache=False).logits[0, 0].item()
+
+
+def check(classifier, guidance, prefixes, tokens):
+    rewards = guidance.rewards(tokens)
+    for row, prefix in enumerate(prefixes):
+        expected = [rescored(classifier, prefix, token) for token in tokens[row].tolist()]
+        assert rewards[row].tolist() == pytest.approx(expected, abs=1e-4)
+    assert rewards.std() > 0.5, "rewards that hardly differ show nothing"
+
+
+@torch.inference_mode()
+def test_rewards_of_siblings_as_rows_begin_go_on_and_are_taken_over(classifier, reward_dir):
+    k, g = 6, torch.Generator().manual_seed(0)
+    guidance = CandidateGuidance(RewardModel.load(reward_dir).eval(), len(PROMPTS), k)
+    prefixes = [list(prompt) for prompt in PROMPTS]
+    for row, prompt in enumerate(PROMPTS):
+        guidance.reserve(len(prompt))
+        guidance.start(row, prompt)
+
+    def step():
+        tokens = torch.stack([3 + torch.randperm(256, generator=g)[:k] for _ in prefixes])
+        tokens[:, 2] = EOS
+        check(classifier, guidance, prefixes, tokens)
+        choice = torch.randint(k, (len(prefixes),), generator=g)
+        guidance.commit(choice)
+        for row, prefix in enumerate(prefixes):
+            prefix.append(tokens[row, choice[row]].item())
+
+    for _ in range(3):
+        guidance.reserve(max(map(len, prefixes)) + 1)
+        step()
+    # Row 0 begins the prompt of row 2 while row 2 is far beyond it; row 3 begins a longer one than before.
+    guidance.fork(2, 0, len(PROMPTS[2]))
+    prefixes[0] = list(PROMPTS[2])
+    guidance.reserve(80)
+    guidance.start(3, [1, *range(5, 75)])
+    prefixes[3] = [1, *range(5, 75)]
+    step()
+    guidance.reserve(200)  # growing keeps what is there
+    step()
+    step()
+    # An idle row is computed with the others and disturbs none.
+    guidance.park([1])
+    prefixes[1] = []
+    step()
+
+
+@torch.inference_mode()
+def test_the_whole_vocabulary_as_candidates(classifier, reward_dir):
+    guidance = CandidateGuidance(RewardModel.load(reward_dir).eval(), 1, 256)
+    guidance.reserve(3)
+    guidance.start(0, [1, 50, 60])
+    check(classifier, guidance, [[1, 50, 60]], torch.arange(3, 259)[None])
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("arch", ["gpt2", "qwen2", "qwen3"])
+def test_other_architectures(make_reward, plain, arch):
+    directory = make_reward(arch=arch)
+    guidance = CandidateGuidance(RewardModel.load(directory).eval(), 2, 5)
+    prefixes = [[1], [1, *range(100, 140)]]
+    guidance.reserve(41)
+    for row, prompt in enumerate(prefixes):
+        guidance.start(row, prompt)
+    check(plain(directory), guidance, prefixes, torch.tensor([[EOS, 30, 40, 50, 60], [31, 41, EOS, 61, 71]]))
+
+
+@torch.inference_mode()
+def test_eos_is_scored_at_its_own_position_where_it_is_also_the_padding(make_reward, make_tokenizer, plain):
+    """transformers' pooled logit skips an EOS that is the padding, and returns the reward before it."""
+    directory = make_reward(make_tokenizer(pad="</s>"))
+    classifier = plain(directory)
+    guidance = CandidateGuidance(RewardModel.load(directory).eval(), 1, 2)
+    guidance.reserve(3)
+    guidance.start(0, [1, 50, 60])
+    eos, other = guidance.rewards(torch.tensor([[EOS, 70]]))[0].tolist()
+    hidden = classifier.model(torch.tensor([[1, 50, 60, EOS]])).last_hidden_state
+    assert eos == pytest.approx(classifier.score(hidden)[0, -1, 0].item(), abs=1e-4)
+    assert abs(eos - classifier.score(hidden)[0, -2, 0].item()) > 0.1
+    assert other == pytest.approx(rescored(classifier, [1, 50, 60], 70), abs=1e-4)

@@ -1,0 +1,71 @@
+"""One Ray for all tests of the jobs, and configs for tiny models."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from rgtg import config as settings
+from rgtg.config import Config
+
+
+@pytest.fixture(scope="session")
+def ray_here():
+    """An embedded Ray with logical CPUs for two actors, reading and the filter of done rows; jobs find it running."""
+    import ray
+
+    ray.init(address="local", num_cpus=5, include_dashboard=False, log_to_driver=False, object_store_memory=3 * 10**8)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def configure(tmp_path, language_dir) -> Callable[..., Config]:
+    """A config of a run in `tmp_path` on tiny models, with dotted settings over it."""
+
+    def make(**changes: Any) -> Config:
+        defaults = {
+            "run.root": str(tmp_path / "runs"),
+            "run.id": "test",
+            "models.language": language_dir,
+            "models.device": "cpu",
+            "generate.samples": 2,
+            "generate.max_new_tokens": 8,
+            "generate.slots": 6,
+            "generate.block_rows": 4,
+            "train_reward.learning_rate": 3e-3,
+            "train_reward.batch_size": 8,
+            "train_reward.precision": "float32",
+            "train_reward.threads": 1,
+        }
+        return settings.load(None, [f"{key}={value}" for key, value in (defaults | changes).items()])
+
+    return make
+
+
+@pytest.fixture
+def write_parquet(tmp_path) -> Callable[..., str]:
+    """Columns to a Parquet file below `tmp_path`; its path."""
+
+    def write(name: str, **columns: list) -> str:
+        path = Path(tmp_path, name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.table(columns), path)
+        return str(path)
+
+    return write
+
+
+@pytest.fixture
+def read_rows() -> Callable[[str], list[dict[str, Any]]]:
+    """All rows of the Parquet files in a directory, by prompt_id."""
+
+    def read(directory: str) -> list[dict[str, Any]]:
+        files = sorted(Path(directory).glob("*.parquet"))
+        rows = [row for file in files for row in pq.ParquetFile(file).read().to_pylist()]
+        return sorted(rows, key=lambda row: row["prompt_id"])
+
+    return read

@@ -1,0 +1,135 @@
+"""The generate job on a real Ray: nothing lost, nothing doubled, the same rows however the work is cut."""
+
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipelines import generate
+from rgtg.decoding.decoder import Decoder
+from rgtg.errors import UserError
+
+pytestmark = pytest.mark.ray
+
+PROMPTS = [f"prompt {'x' * (i % 7)} number {i}" for i in range(22)]
+
+
+@pytest.fixture
+def job(configure, write_parquet, reward_dir, ray_here):
+    """A config of the job over `prompts`, guided by the tiny reward model."""
+
+    def make(prompts=PROMPTS, **changes):
+        columns = {"prompt": list(prompts), "topic": [f"topic of {prompt}" for prompt in prompts]}
+        place = write_parquet(f"prompts-{len(prompts)}-{prompts[0]}.parquet", **columns)
+        return configure(**{"models.reward": reward_dir, "generate.prompts": place, **changes})
+
+    return make
+
+
+def test_rows_are_those_of_the_library(job, read_rows, language_dir, reward_dir):
+    directory = generate.run(job())
+    rows = read_rows(directory.path("completions"))
+    decoder = Decoder.load(language_dir, reward_dir, "pargs", device="cpu", slots=6)
+    expected = dict(zip(PROMPTS, decoder.generate(PROMPTS, samples=2, max_new_tokens=8), strict=True))
+    assert {row["prompt"] for row in rows} == set(PROMPTS)
+    assert len(rows) == len(PROMPTS)
+    for row in rows:
+        assert row["error"] is None
+        assert row["method"] == "pargs"
+        assert row["topic"] == f"topic of {row['prompt']}"
+        for written, completion in zip(row["completions"], expected[row["prompt"]], strict=True):
+            exact = asdict(completion)
+            exact["reward"] = float(np.float32(exact["reward"]))
+            exact["token_rewards"] = [float(np.float32(reward)) for reward in exact["token_rewards"]]
+            assert written == exact
+
+
+def test_the_same_rows_whatever_the_actors_blocks_and_order(job, read_rows):
+    one = generate.run(job(**{"run.id": "one", "generate.block_rows": 3}))
+    reversed_prompts = PROMPTS[::-1]
+    two = generate.run(
+        job(
+            reversed_prompts,
+            **{"run.id": "two", "generate.block_rows": 8, "generate.max_actors": 2, "generate.min_actors": 2},
+        )
+    )
+    assert read_rows(one.path("completions")) == read_rows(two.path("completions"))
+
+
+def test_bad_rows_are_written_with_their_error(job, read_rows):
+    prompts = ["good", None, "long " * 100, "also good", ""]
+    directory = generate.run(job(prompts))
+    rows = {row["topic"].removeprefix("topic of "): row for row in read_rows(directory.path("completions"))}
+    assert len(rows) == 5
+    assert rows["None"]["error"] == "the prompt is null"
+    assert rows["None"]["completions"] is None
+    assert "leaves no room for a completion in the context of 128" in rows["long " * 100]["error"]
+    for prompt in ("good", "also good", ""):  # an empty prompt starts from the BOS
+        assert rows[prompt]["error"] is None
+        assert len(rows[prompt]["completions"]) == 2
+    assert directory.counts("generate")["errors"] == 2
+
+
+def test_without_a_reward_model_rewards_are_null(job, read_rows, configure, write_parquet):
+    place = write_parquet("plain.parquet", prompt=["one"])
+    directory = generate.run(configure(**{"generate.prompts": place, "generate.method": "unguided"}))
+    [row] = read_rows(directory.path("completions"))
+    assert [(c["reward"], c["token_rewards"]) for c in row["completions"]] == [(None, None)] * 2
+    assert all(c["logprob"] < 0 for c in row["completions"])
+
+
+def test_a_finished_run_is_not_done_again_and_other_settings_are_refused(job):
+    directory = generate.run(job())
+    files = {file: file.stat().st_mtime_ns for file in Path(directory.path("completions")).iterdir()}
+    generate.run(job())
+    assert files == {file: file.stat().st_mtime_ns for file in Path(directory.path("completions")).iterdir()}
+    with pytest.raises(UserError, match=r"generate\.beta null \(now 1\.5\).*another run\.id to start beside it"):
+        generate.run(job(**{"generate.beta": 1.5}))
+
+
+KILLS_ITSELF = """
+import os, signal, sys, threading
+from pathlib import Path
+from rgtg import config
+from pipelines import generate
+
+def watch(directory):
+    while len(list(Path(directory).glob("*.parquet"))) < 3:
+        threading.Event().wait(0.02)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+settings = config.load(None, sys.argv[1:])
+threading.Thread(target=watch, args=[settings.run.directory + "/completions"], daemon=True).start()
+generate.run(settings)
+"""
+
+
+def test_completions_are_bit_equal_when_the_driver_is_killed_and_the_job_started_again(job, read_rows, tmp_path):
+    prompts = [f"a longer night, prompt {i}" for i in range(60)]
+    settings = {"generate.max_new_tokens": 24, "generate.block_rows": 2}
+    whole = read_rows(generate.run(job(prompts, **{"run.id": "whole", **settings})).path("completions"))
+
+    config = job(prompts, **{"run.id": "killed", **settings})
+    overrides = [
+        f"{section}.{key}={value}"
+        for section, values in config.model_dump(exclude_defaults=True).items()
+        for key, value in values.items()
+    ]
+    victim = subprocess.Popen(
+        [sys.executable, "-c", KILLS_ITSELF, *overrides], start_new_session=True, stdout=subprocess.DEVNULL
+    )
+    assert victim.wait(timeout=200) == -signal.SIGKILL
+    try:
+        os.killpg(victim.pid, signal.SIGKILL)  # what is left of its own Ray
+    except ProcessLookupError:
+        pass
+    committed = read_rows(str(tmp_path / "runs/killed/completions"))
+    assert 0 < len(committed) < len(prompts)
+
+    resumed = generate.run(config)
+    assert read_rows(resumed.path("completions")) == whole

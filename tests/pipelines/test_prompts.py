@@ -1,0 +1,146 @@
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines import prompts
+from rgtg.chat import prompt_id
+from rgtg.errors import UserError
+from rgtg.tables import MESSAGES
+
+HELLO = [{"role": "user", "content": "hello"}]
+
+
+def take_in(tmp_path, *places):
+    target = str(tmp_path / "prompts")
+    counts = prompts.take_in([str(place) for place in places], target)
+    rows = [row for file in sorted((tmp_path / "prompts").iterdir()) for row in pq.read_table(file).to_pylist()]
+    return counts, rows
+
+
+def test_rows_are_identified_and_other_columns_pass_through(tmp_path, write_parquet):
+    place = write_parquet("in/a.parquet", prompt=["one", "two"], topic=["x", "y"], n=[1, 2])
+    counts, rows = take_in(tmp_path, place)
+    assert rows == [
+        {"prompt_id": prompt_id("one"), "prompt": "one", "error": None, "topic": "x", "n": 1},
+        {"prompt_id": prompt_id("two"), "prompt": "two", "error": None, "topic": "y", "n": 2},
+    ]
+    assert (counts["rows"], counts["errors"], counts["duplicates"]) == (2, 0, 0)
+
+
+def test_own_ids_are_kept_and_numbers_become_text(tmp_path, write_parquet):
+    _, rows = take_in(tmp_path, write_parquet("a.parquet", prompt=["one", "two"], prompt_id=[7, 8]))
+    assert [row["prompt_id"] for row in rows] == ["7", "8"]
+
+
+def test_the_same_prompt_is_kept_once_over_all_files(tmp_path, write_parquet):
+    write_parquet("in/a.parquet", prompt=["one", "two", "one"])
+    write_parquet("in/b.parquet", prompt=["two", "three"])
+    counts, rows = take_in(tmp_path, tmp_path / "in")
+    assert [row["prompt"] for row in rows] == ["one", "two", "three"]
+    assert counts["duplicates"] == 2
+
+
+def test_one_id_for_two_prompts_is_refused(tmp_path, write_parquet):
+    place = write_parquet("a.parquet", prompt=["one", "two"], prompt_id=["x", "x"])
+    with pytest.raises(UserError, match="'x' stands for two different prompts"):
+        take_in(tmp_path, place)
+
+
+def test_bad_rows_stay_with_the_reason(tmp_path):
+    file = tmp_path / "a.jsonl"
+    lines = ['{"prompt": null, "n": 1}', '{"prompt": 5}', "not json", '{"text": "x"}', '{"prompt": "good"}', "[1]"]
+    file.write_text("\n".join(lines) + "\n\n")
+    counts, rows = take_in(tmp_path, file)
+    assert [row["error"] for row in rows] == [
+        "the prompt is null",
+        "the prompt is of type int, not text or a list of messages",
+        "line 3 is not a JSON object",
+        "line 4 has no 'prompt'",
+        None,
+        "line 6 is not a JSON object",
+    ]
+    assert all(row["prompt"] is None for row in rows if row["error"])
+    assert len({row["prompt_id"] for row in rows}) == 6
+    assert (counts["rows"], counts["errors"]) == (6, 5)
+
+
+def test_a_column_of_numbers_is_bad_rows_and_not_a_crash(tmp_path, write_parquet):
+    counts, rows = take_in(tmp_path, write_parquet("a.parquet", prompt=[1.5, 2.5]))
+    assert counts["errors"] == 2
+    assert rows[0]["error"] == "the prompt is of type float, not text or a list of messages"
+
+
+def test_messages_from_parquet_and_jsonl(tmp_path):
+    pq.write_table(pa.table({"prompt": pa.array([HELLO], MESSAGES)}), tmp_path / "a.parquet")
+    extra = [{"role": "user", "content": "hi", "name": "someone"}]
+    (tmp_path / "b.jsonl").write_text(json.dumps({"prompt": extra}))
+    _, rows = take_in(tmp_path, tmp_path / "a.parquet", tmp_path / "b.jsonl")
+    assert [row["prompt"] for row in rows] == [HELLO, [{"role": "user", "content": "hi"}]]
+    assert rows[0]["prompt_id"] == prompt_id(HELLO)
+
+
+def test_text_and_messages_do_not_mix(tmp_path):
+    (tmp_path / "a.jsonl").write_text(json.dumps({"prompt": "text"}) + "\n" + json.dumps({"prompt": HELLO}))
+    with pytest.raises(UserError, match="the prompts are text in .* and messages in"):
+        take_in(tmp_path, tmp_path / "a.jsonl")
+
+
+def test_unreadable_files_are_skipped_and_named(tmp_path, write_parquet):
+    write_parquet("in/good.parquet", prompt=["one"])
+    (tmp_path / "in" / "empty.parquet").write_bytes(b"")
+    whole = (tmp_path / "in" / "good.parquet").read_bytes()
+    (tmp_path / "in" / "cut.parquet").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "in" / "flipped.parquet").write_bytes(whole[:8] + b"\xff" * 20 + whole[28:])
+    (tmp_path / "in" / "latin.jsonl").write_bytes(b'{"prompt": "caf\xe9"}')
+    counts, rows = take_in(tmp_path, tmp_path / "in")
+    assert [row["prompt"] for row in rows] == ["one"]
+    skipped = {name.rsplit("/", 1)[1] for name in counts["skipped_files"]}
+    assert skipped == {"empty.parquet", "cut.parquet", "flipped.parquet", "latin.jsonl"}
+
+
+def test_nothing_readable_is_one_sentence(tmp_path):
+    (tmp_path / "a.parquet").write_bytes(b"")
+    with pytest.raises(UserError, match=r"none of the files .* can be read .*the file is empty"):
+        take_in(tmp_path, tmp_path / "a.parquet")
+
+
+def test_a_missing_column_names_those_that_are_there(tmp_path, write_parquet):
+    with pytest.raises(UserError, match="has no column 'prompt'; its columns are question, answer"):
+        take_in(tmp_path, write_parquet("a.parquet", question=["one"], answer=["two"]))
+
+
+def test_a_file_of_zero_rows_is_fine(tmp_path, write_parquet):
+    counts, rows = take_in(tmp_path, write_parquet("a.parquet", prompt=pa.array([], pa.string())))
+    assert (counts["rows"], rows) == (0, [])
+
+
+def test_columns_that_differ_between_files_agree_on_a_type(tmp_path, write_parquet):
+    write_parquet("in/a.parquet", prompt=["one"], meta=[1], late=[None])
+    write_parquet("in/b.parquet", prompt=["two"], meta=["text"], late=[2])
+    _, rows = take_in(tmp_path, tmp_path / "in")
+    assert [row["meta"] for row in rows] == ["1", "text"]
+    assert [row["late"] for row in rows] == [None, 2]
+
+
+def test_a_column_that_would_clash_is_refused(tmp_path, write_parquet):
+    with pytest.raises(UserError, match="a column 'method', which completions/ uses itself"):
+        take_in(tmp_path, write_parquet("a.parquet", prompt=["one"], method=["x"]))
+
+
+def test_the_stage_is_done_once(configure, write_parquet, capsys):
+    config = configure(**{"generate.prompts": write_parquet("a.parquet", prompt=["one"])})
+    written = Path(prompts.run(config).path("prompts"), "part-00000.parquet")
+    assert "prompts: 1 rows" in capsys.readouterr().out
+    written.write_bytes(b"as it was")
+    prompts.run(config)
+    assert capsys.readouterr().out == ""
+    assert written.read_bytes() == b"as it was"
+
+
+def test_other_input_in_the_same_run_is_refused(configure, write_parquet):
+    prompts.run(configure(**{"generate.prompts": write_parquet("a.parquet", prompt=["one"])}))
+    with pytest.raises(UserError, match=r"generate\.prompts .* in its stage 'prompts'.*another run.id"):
+        prompts.run(configure(**{"generate.prompts": write_parquet("b.parquet", prompt=["one", "two"])}))
