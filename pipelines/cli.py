@@ -2,12 +2,13 @@
 
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
 
-from rgtg.errors import UserError
+from rgtg.errors import Unavailable, UserError
 
 app = typer.Typer(
     add_completion=False,
@@ -69,6 +70,14 @@ def nightly(config: ConfigFile = None, overrides: Overrides = None) -> None:
 
 
 @app.command()
+def settings() -> None:
+    """Print every setting with its default and what it does, as a config file to start from."""
+    from rgtg import config
+
+    print(config.as_yaml())
+
+
+@app.command()
 def doctor(config: ConfigFile = None, overrides: Overrides = None) -> None:
     """Say what this machine has, and whether the configured inputs can be reached."""
     _job("doctor", config, overrides)
@@ -92,7 +101,7 @@ def main(run: Callable[[Any], Any]) -> None:
 
 
 def guarded(command: Callable[[], Any]) -> None:
-    """A user's mistake is one sentence and exit code 2."""
+    """A user's mistake is one sentence and exit code 2; what a later attempt may mend exits with 1."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
@@ -100,6 +109,11 @@ def guarded(command: Callable[[], Any]) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except Unavailable as error:
+        if error.__cause__:
+            traceback.print_exception(error.__cause__)
+        print(f"failed: {error}", file=sys.stderr)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

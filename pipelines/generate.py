@@ -70,7 +70,6 @@ def complete(
     num_rows = min(num_rows, limit or num_rows)
     num_gpus = 1 if on_gpu(config.models) else 0
     ray_session.start(config)
-    ray_session.check_shared(target)
     storage.make_directory(target)
     filesystem, path = storage.resolve(target)
     source_filesystem, source_path = storage.resolve(source)
@@ -110,7 +109,10 @@ def complete(
             ),
             udf_modifying_row_count=False,
         )
-        dataset.write_parquet(path, filesystem=filesystem, mode=SaveMode.APPEND)
+        try:
+            dataset.write_parquet(path, filesystem=filesystem, mode=SaveMode.APPEND)
+        except ray.exceptions.RayError as error:
+            raise ray_session.failure("generation", error) from error
     sums = progress.totals
     decoded = {"decode_seconds": round(sums.get("seconds", 0.0), 2), "decoded_tokens": int(sums.get("tokens", 0))}
     return count(target) | decoded

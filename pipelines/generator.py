@@ -17,7 +17,7 @@ from rgtg import storage
 from rgtg.config import Generate, Models
 from rgtg.decoding.decoder import Completion, Decoder
 from rgtg.decoding.engine import Request
-from rgtg.errors import RowError
+from rgtg.errors import RowError, UserError
 from rgtg.tables import completions_schema
 
 
@@ -89,7 +89,8 @@ class Generator:
 
     def _serve(self) -> None:
         """The engine's thread: take what has come in, step, hand back what is finished."""
-        engine, waiting = self.decoder.engine, {}
+        engine = self.decoder.engine
+        waiting: dict[Request, Future] = {}
         try:
             while True:
                 while not engine.busy or not self.inbox.empty():
@@ -102,11 +103,22 @@ class Generator:
                         future.set_result(self.decoder.completions(request))
                     except RowError as error:
                         future.set_exception(error)
-        except BaseException:
-            # A device or an engine in an unknown state must not decode another row: the actor dies, with the reason in
-            # the job's log, and Ray starts a fresh one and gives it the same blocks again.
-            ray.get(self.board.say.remote(f"an actor died and is replaced: {traceback.format_exc()}"))
+        except torch.OutOfMemoryError:
+            self._fail(waiting, UserError(f"a device ran out of memory; lower generate.slots ({self.settings.slots})"))
+        except torch.AcceleratorError:
+            # The device is in an unknown state and must not decode another row: the actor dies, with the reason in the
+            # job's log, and Ray starts a fresh one and gives it the same blocks again.
+            ray.get(self.board.say.remote(f"an actor lost its device and is replaced: {traceback.format_exc()}"))
             os._exit(1)
+        except BaseException as error:
+            self._fail(waiting, error)
+
+    def _fail(self, waiting: dict[Request, Future], error: BaseException) -> None:
+        """The engine stops: whoever waits for it, now or later, gets the reason."""
+        for future in waiting.values():
+            future.set_exception(error)
+        while True:
+            self.inbox.get()[1].set_exception(error)
 
 
 def _outcome(future: Future) -> list[Completion] | str:

@@ -1,5 +1,7 @@
 """What a job works on, resolved and checked before Ray starts or a model loads."""
 
+import os
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -10,14 +12,15 @@ from rgtg.config import SANDBOX, Config, Models
 from rgtg.decoding.methods import METHODS
 from rgtg.errors import UserError
 from rgtg.models.loading import load_config, load_tokenizer
-from rgtg.models.reward import check_same_tokens
+from rgtg.models.reward import check_same_tokens, check_trained
 
 
 def resolved(config: Config) -> Config:
     """The config with local paths made absolute, since workers run elsewhere, and `sandbox` as what it stands for.
 
-    The sandbox is built on first use.
+    The sandbox is built on first use. Raises UserError for what cannot work on a cluster.
     """
+    _check_cluster(config)
     models, train, generate = config.models, config.train_reward, config.generate
     if SANDBOX in (models.language, *train.pairs, *generate.prompts):
         world = sandbox.ensure()
@@ -49,6 +52,20 @@ def resolved(config: Config) -> Config:
     return config.model_copy(update=sections)
 
 
+def _check_cluster(config: Config) -> None:
+    if not os.environ.get("RAY_ADDRESS"):
+        return
+    if config.models.device == "auto":
+        raise UserError(
+            "models.device is auto, which looks at the driver's machine alone; on a cluster say cuda or cpu"
+        )
+    if storage.is_local(config.run.root) and not os.environ.get("RGTG_SHARED_DISK"):
+        raise UserError(
+            f"run.root is the local path {config.run.root!r}, and every machine of the cluster would write to a disk "
+            "of its own; use s3://, or set RGTG_SHARED_DISK=1 if all of them mount it"
+        )
+
+
 def reward_place(config: Config, directory: RunDirectory) -> str | None:
     """The reward model of the run: the configured one, else the one that it trained, else none."""
     if config.models.reward:
@@ -72,7 +89,7 @@ def check_models(config: Config, reward: str | None, directory: RunDirectory) ->
     tokenizer = load_tokenizer(language, "models.language", trust_remote_code=trust)
     if reward:
         local = storage.local_copy(reward)
-        load_config(local, "models.reward", trust_remote_code=trust)
+        check_trained(local, trust)
         check_same_tokens(tokenizer, load_tokenizer(local, "models.reward", trust_remote_code=trust))
     filesystem, _ = storage.resolve(directory.path("prompts"))
     first = storage.list_files(directory.path("prompts"), (".parquet",))[0]

@@ -2,15 +2,16 @@
 
 import logging
 import os
+import re
+from collections.abc import Iterator
 from typing import Any
 
 import ray
 from ray.data import DataContext
 
 from pipelines.inputs import on_gpu
-from rgtg import storage
 from rgtg.config import Config
-from rgtg.errors import UserError
+from rgtg.errors import Unavailable, UserError
 
 NO_PROGRESS_S = 2 * 3600  # a cluster that grows from nothing may take long to give the first GPU
 
@@ -24,7 +25,8 @@ def start(config: Config) -> None:
     train, generate = config.train_reward, config.generate
     use_gpu = on_gpu(config.models)
     num_gpus = max(train.num_workers, generate.min_actors) if use_gpu else 0
-    num_cpus = 2 + (0 if use_gpu else max(train.num_workers, generate.threads * generate.max_actors))
+    # An actor with a GPU holds one CPU beside it: Ray's default.
+    num_cpus = 2 + max(train.num_workers, generate.max_actors * (1 if use_gpu else generate.threads))
     if not ray.is_initialized():
         # Workers say what matters through Progress; the rest is in Ray's own log files.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
@@ -54,11 +56,16 @@ def start(config: Config) -> None:
     logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
-def check_shared(place: str) -> None:
-    """Raises UserError for a local run directory on several machines: each would write to a disk of its own."""
-    nodes = {node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
-    if len(nodes) > 1 and storage.is_local(place) and not os.environ.get("RGTG_SHARED_DISK"):
-        raise UserError(
-            f"run.root is the local path {place!r} but the cluster has {len(nodes)} machines; use s3://, or set "
-            "RGTG_SHARED_DISK=1 if every machine mounts it"
-        )
+def failure(what: str, error: Exception) -> Exception:
+    """What to raise for an exception of Ray's: the sentence that a worker raised as UserError, else its last line."""
+    text = "\n".join(str(cause) for cause in _causes(error))
+    if sentence := re.search(r"UserError: (.+)", text):
+        return UserError(sentence[1])
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return Unavailable(f"{what} failed: {lines[-1] if lines else type(error).__name__}")
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__

@@ -22,7 +22,6 @@ from pipelines.progress import Progress
 from pipelines.run_directory import RunDirectory, model_digest
 from rgtg import storage
 from rgtg.config import Config, TrainReward
-from rgtg.errors import UserError
 from rgtg.models.reward import RewardModel
 from rgtg.training.loop import Learner, StepResult
 
@@ -46,7 +45,6 @@ def fit(config: Config, directory: RunDirectory, stage: str, target: str) -> Non
     RewardModel.check(storage.local_copy(init), "train_reward.init", config.models.trust_remote_code)
     use_gpu = on_gpu(config.models)
     ray_session.start(config)
-    ray_session.check_shared(target)
     pairs.run(config, directory, init)
     inputs = {
         "pairs": directory.fingerprint_of(pairs.STAGE),
@@ -99,8 +97,8 @@ def fit(config: Config, directory: RunDirectory, stage: str, target: str) -> Non
     try:
         with progress:
             result = trainer.fit()
-    except Exception as error:
-        raise UserError(f"training failed: {_root_cause(error)}") from error
+    except train.TrainingFailedError as error:
+        raise ray_session.failure("training", error) from error
     # The last report of the workers has both.
     assert result.checkpoint is not None
     assert result.metrics is not None
@@ -216,13 +214,6 @@ class _Log:
     def figures(self) -> dict[str, Any]:
         """Prefix pairs that counted and that were masked for identical tokens, over all steps of this start."""
         return {"loss": round(self.loss, 4), "prefix_pairs": self.prefixes, "identical_prefix_pairs": self.masked}
-
-
-def _root_cause(error: BaseException) -> str:
-    while error.__cause__ is not None:
-        error = error.__cause__
-    lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
 
 
 if __name__ == "__main__":

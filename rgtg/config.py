@@ -202,6 +202,21 @@ def load(file: str | Path | None = None, overrides: list[str] | tuple[str, ...] 
         raise UserError(_sentence(error)) from error
 
 
+def as_yaml() -> str:
+    """Every setting with its default, as a config file in which a comment says what each does."""
+    lines = []
+    for section, field in Config.model_fields.items():
+        lines.append(f"{section}:")
+        assert isinstance(field.annotation, type)
+        defaults = field.annotation()
+        for name, setting in field.annotation.model_fields.items():
+            value = yaml.safe_dump(getattr(defaults, name), default_flow_style=True).split("\n")[0]
+            lines.append(f"  # {setting.description}")
+            lines.append(f"  {name}: {value}" if setting.default_factory is None else f"  # {name}: {value}")
+        lines.append("")
+    return "\n".join(lines).rstrip()
+
+
 def _read(file: str | Path | None) -> dict[str, Any]:
     if file is None:
         return {}

@@ -5,5 +5,9 @@ class UserError(Exception):
     """What is wrong, where, and what to do, in one sentence. Commands print it and exit with 2."""
 
 
+class Unavailable(Exception):
+    """Something outside does not answer; the same command may well work later. Printed too, and the exit code is 1."""
+
+
 class RowError(UserError):
     """The mistake is in one row of the data: that row is marked with the sentence, and the rest goes on."""

@@ -4,6 +4,7 @@ Credentials come from the environment alone (AWS_ACCESS_KEY_ID, AWS_PROFILE, an 
 of an S3 that is not Amazon's (AWS_ENDPOINT_URL), so neither is ever in a config, a manifest or a log.
 """
 
+import fcntl
 import hashlib
 import json
 import os
@@ -15,7 +16,7 @@ from urllib.parse import urlsplit
 
 import pyarrow.fs as pafs
 
-from rgtg.errors import UserError
+from rgtg.errors import Unavailable, UserError
 
 
 def resolve(place: str | Path) -> tuple[pafs.FileSystem, str]:
@@ -28,8 +29,8 @@ def resolve(place: str | Path) -> tuple[pafs.FileSystem, str]:
             return _s3(), text.removeprefix("s3://").rstrip("/")
         filesystem, path = pafs.FileSystem.from_uri(text)
         return filesystem, path.rstrip("/")
-    except (ValueError, OSError) as error:
-        raise UserError(f"cannot reach {text!r}: {error}") from error
+    except ValueError as error:
+        raise UserError(f"cannot read the place {text!r}: {error}") from error
 
 
 def _s3() -> pafs.S3FileSystem:
@@ -125,7 +126,7 @@ def make_directory(place: str) -> None:
     try:
         filesystem.create_dir(path, recursive=True)
     except OSError as error:
-        raise UserError(f"cannot write to {place!r}: {error}") from error
+        raise _failure(f"cannot write to {place!r}", error) from error
 
 
 def remove(place: str) -> None:
@@ -163,14 +164,13 @@ def local_copy(place: str) -> str:
     files = list_files(place)
     key = hashlib.sha256(repr([place, *((f.path, f.size, f.mtime_ns) for f in files)]).encode()).hexdigest()[:24]
     target = Path(tempfile.gettempdir(), f"rgtg-{os.getuid()}", key)
-    if not target.is_dir():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        fresh = tempfile.mkdtemp(dir=target.parent)
-        pafs.copy_files(path, fresh, filesystem, pafs.LocalFileSystem())
-        try:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with open(target.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the actors of a machine start together: one of them copies
+        if not target.is_dir():
+            fresh = tempfile.mkdtemp(dir=target.parent)
+            pafs.copy_files(path, fresh, filesystem, pafs.LocalFileSystem())
             os.rename(fresh, target)
-        except OSError:  # another process of this node was faster
-            shutil.rmtree(fresh)
     return str(target)
 
 
@@ -190,4 +190,12 @@ def _info(filesystem: pafs.FileSystem, path: str, place: str) -> pafs.FileInfo:
     try:
         return filesystem.get_file_info(path)
     except OSError as error:
-        raise UserError(f"cannot reach {place!r}: {str(error).splitlines()[0]}") from error
+        raise _failure(f"cannot reach {place!r}", error) from error
+
+
+def _failure(what: str, error: OSError) -> Exception:
+    """A user's mistake, or a store that does not answer; from which its words alone tell."""
+    first = str(error).splitlines()[0]
+    local = error.errno is not None  # a disk answers with a number, and says the same again
+    mistaken = local or any(word in first for word in ("NO_SUCH_BUCKET", "ACCESS_DENIED", "404", "403", "Forbidden"))
+    return UserError(f"{what}: {first}") if mistaken else Unavailable(f"{what}: {first}; try again later")

@@ -12,7 +12,7 @@ from rgtg.decoding.methods import METHODS
 from rgtg.errors import RowError, UserError
 from rgtg.models.cache import ROW_MULTIPLE, VIEW_MULTIPLE, round_up
 from rgtg.models.language import LanguageModel
-from rgtg.models.reward import RewardModel, check_same_tokens
+from rgtg.models.reward import RewardModel, check_same_tokens, check_trained
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,9 @@ class Decoder:
         if method not in METHODS:
             raise UserError(f"the method {method!r} is unknown; there are {', '.join(METHODS)}")
         if slots < 1 or (k is not None and k < 0):
-            raise UserError(f"slots ({slots}) must be at least 1 and k ({k}) at least 0, which is the whole vocabulary")
+            raise UserError(
+                f"slots ({slots}) must be at least 1 and k ({k}) at least 0, which is the whole vocabulary"
+            )
         preset = METHODS[method]
         guided = preset.guidance != "none"
         if guided and reward is None:
@@ -79,8 +81,8 @@ class Decoder:
         trust_remote_code: bool = False,
     ) -> "Decoder":
         """Load both models (directories or hub ids) onto one device. `beta` and `k` default to the method's own."""
-        if reward and not RewardModel.check(reward, "models.reward", trust_remote_code):
-            raise UserError(f"models.reward: {reward!r} is a language model; train a reward model from it first")
+        if reward:
+            check_trained(reward, trust_remote_code)
         model = LanguageModel.load(language, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
         guide = reward and RewardModel.load(
             reward, device=model.device, dtype=model.model.dtype, trust_remote_code=trust_remote_code
@@ -146,6 +148,12 @@ class Decoder:
             encode_response(tokenizer, prompt, text, complete=complete)
             for prompt, text in zip(prompts, completions, strict=True)
         ]
+        for i, (prompt, response) in enumerate(zip(prompt_ids, response_ids, strict=True)):
+            if len(prompt) + len(response) > self.context:
+                raise UserError(
+                    f"prompt {i} has {len(prompt) + len(response)} tokens with its completion, and the context is "
+                    f"{self.context}"
+                )
         return [
             rewards
             for start in range(0, len(prompts), self.engine.slots)

@@ -113,6 +113,12 @@ class RewardModel(nn.Module):
         self.tokenizer.save_pretrained(directory)
 
 
+def check_trained(place: str, trust_remote_code: bool = False) -> None:
+    """Raises UserError unless `place` is a reward model already: a language model's new head would guide nowhere."""
+    if not RewardModel.check(place, "models.reward", trust_remote_code):
+        raise UserError(f"models.reward: {place!r} is a language model; train a reward model from it first")
+
+
 def check_same_tokens(language: PreTrainedTokenizerBase, reward: PreTrainedTokenizerBase) -> None:
     """Raises UserError unless every token id means the same to both models, as scoring candidates by id requires."""
     ours, theirs = language.get_vocab(), reward.get_vocab()
@@ -128,6 +134,6 @@ def _give_pad_token(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
     """A padding token that is no EOS, so that the saved model scores a finished text alike in plain transformers."""
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         tokenizer.add_special_tokens({"pad_token": PAD_TOKEN})
-        if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-            model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id

@@ -6,12 +6,12 @@ from rgtg.config import Config
 
 
 def dataset_card(config: Config, sizes: dict[str, int]) -> str:
-    """README.md of preferences/: front matter for `datasets` and the hub, then how to load and how it was made."""
-    splits = [{"split": split, "path": f"{split}-*.parquet"} for split, n in sizes.items() if n]
+    """README.md of preferences/: front matter for the hub, then how to load and how it was made."""
+    # No `configs` here: the files' names tell the splits, and with a list of them `datasets` caches by the list alone
+    # and gives one run's pairs for another's.
     front = {
         "tags": ["preference", "synthetic", "dpo", "rgtg"],
         "size_categories": [_size_category(sum(sizes.values()))],
-        "configs": [{"config_name": "default", "data_files": splits}],
     }
     settings = config.generate
     return f"""---

@@ -60,13 +60,13 @@ class Learner:
 
         The gradient is that of the mean over the whole batch, however it is spread over workers and micro-batches.
         """
-        pairs = pairs or [NO_PAIR]
-        micro = self.settings.micro_batch_size or len(pairs)
+        rows = pairs or [NO_PAIR]
+        micro = self.settings.micro_batch_size or len(rows)
         batches = [
-            collate(pairs[i : i + micro], self.settings.after_end, self.reward_model.tokenizer.eos_token_id).to(
+            collate(rows[i : i + micro], self.settings.after_end, self.reward_model.tokenizer.eos_token_id).to(
                 self.device
             )
-            for i in range(0, len(pairs), micro)
+            for i in range(0, len(rows), micro)
         ]
         masks = [self._mask(batch) for batch in batches]
         objective, average = self.settings.objective, self.settings.average
@@ -86,7 +86,7 @@ class Learner:
         self.optimizer.zero_grad()
         self.step += 1
         prefixes = sum((int(mask.sum()) for mask in masks), 0)
-        masked = sum((int(batch.common.sum()) for batch in batches), 0)
+        masked = sum(pair.common for pair in pairs)
         totals = self._sum(torch.tensor([len(pairs), prefixes, masked], dtype=torch.float64, device=self.device))
         return StepResult(float(self._sum(loss_sum) / count), float(grad_norm), *(int(n) for n in totals.tolist()))
 
@@ -126,7 +126,7 @@ class Learner:
     def _loss_sum(self, batch: Batch, mask: Tensor) -> Tensor:
         chosen, rejected = self._prefix_rewards(batch, self.model)
         if self.settings.objective == "full":
-            return full_loss_sum(chosen, rejected)
+            return full_loss_sum(chosen, rejected, mask)
         return partial_loss_sum(chosen, rejected, mask, self.settings.average)
 
     def _prefix_rewards(self, batch: Batch, model: nn.Module) -> tuple[Tensor, Tensor]:

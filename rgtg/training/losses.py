@@ -45,9 +45,12 @@ def partial_loss_sum(chosen: Tensor, rejected: Tensor, mask: Tensor, average: st
     return losses.sum() if average == "prefix" else (losses.sum(-1) / mask.sum(-1).clamp(min=1)).sum()
 
 
-def full_loss_sum(chosen: Tensor, rejected: Tensor) -> Tensor:
-    """The full-sequence objective, to be divided by the pairs: Bradley-Terry at the last of (B, T) prefixes."""
-    return pairwise_loss(chosen[:, -1], rejected[:, -1]).sum()
+def full_loss_sum(chosen: Tensor, rejected: Tensor, mask: Tensor) -> Tensor:
+    """The full-sequence objective, to be divided by `num_terms`: Bradley-Terry at the last of (B, T) prefixes.
+
+    A pair of which no prefix counts is none.
+    """
+    return (pairwise_loss(chosen[:, -1], rejected[:, -1]) * mask.any(-1)).sum()
 
 
 def num_terms(mask: Tensor, objective: str, average: str) -> Tensor:
@@ -55,6 +58,4 @@ def num_terms(mask: Tensor, objective: str, average: str) -> Tensor:
 
     It stands apart from the sums because a batch may be spread over workers and micro-batches: the mean is over all.
     """
-    if objective == "full":
-        return mask.new_tensor(len(mask), dtype=torch.float)
-    return (mask if average == "prefix" else mask.any(-1)).sum().float()
+    return (mask if objective == "partial" and average == "prefix" else mask.any(-1)).sum().float()

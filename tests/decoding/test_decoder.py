@@ -140,6 +140,12 @@ def test_score_is_what_generation_reports(toy_language_dir, toy_reward_dir):
                 assert whole[-1] == pytest.approx(completion.reward, abs=1e-4)
 
 
+def test_scoring_ends_with_the_context(decoder):
+    assert len(decoder.score(["a" * 99], ["b" * 28])[0]) == 28  # 128 tokens with <s>
+    with pytest.raises(UserError, match="prompt 1 has 129 tokens .* context is 128"):
+        decoder.score(["a", "a" * 99], ["b", "b" * 29])
+
+
 def test_scoring_needs_a_reward_model(language_dir):
     with pytest.raises(UserError, match="no reward model"):
         Decoder.load(language_dir, method="unguided").score(["a"], ["b"])

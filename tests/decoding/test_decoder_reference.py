@@ -98,9 +98,7 @@ def reference(plain, tokenizer_of, language_dir, reward_dir):
 @pytest.mark.parametrize("method", ["pargs", "pargs-greedy", "args", "unguided"])
 def test_tokens_rewards_and_probabilities_of_every_method(reference, tokenizer_of, language_dir, reward_dir, method):
     decoder = Decoder.load(language_dir, reward_dir, method, k=6, slots=5)
-    finished = compare(
-        reference, decoder, tokenizer_of(language_dir), PROMPTS, samples=3, max_new_tokens=12, seed=3
-    )
+    finished = compare(reference, decoder, tokenizer_of(language_dir), PROMPTS, samples=3, max_new_tokens=12, seed=3)
     # 21 sequences on 8 rows or fewer, some of which end early: rows are refilled and forked at different times.
     assert len(finished) == 21 > 2 * decoder.engine.slots
     assert {"stop", "length"} == set(finished)

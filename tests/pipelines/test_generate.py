@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -124,10 +125,8 @@ def test_completions_are_bit_equal_when_the_driver_is_killed_and_the_job_started
         [sys.executable, "-c", KILLS_ITSELF, *overrides], start_new_session=True, stdout=subprocess.DEVNULL
     )
     assert victim.wait(timeout=200) == -signal.SIGKILL
-    try:
+    with suppress(ProcessLookupError):
         os.killpg(victim.pid, signal.SIGKILL)  # what is left of its own Ray
-    except ProcessLookupError:
-        pass
     committed = read_rows(str(tmp_path / "runs/killed/completions"))
     assert 0 < len(committed) < len(prompts)
 

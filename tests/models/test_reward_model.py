@@ -1,0 +1,167 @@
+"""RewardModel: a reward for every prefix, and directories that plain transformers reads alike."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+
+from rgtg.models.reward import RewardModel, check_same_tokens
+
+EOS = 2
+TEXTS = ["a", "hello there", "the sun is up</s>", "x</s>", "a text that is longer than any other of these</s>"]
+
+
+def randomised(directory) -> RewardModel:
+    """A reward model whose head is not zero, as after training."""
+    model = RewardModel.load(directory).eval()
+    with torch.no_grad():
+        model.head.weight.normal_(std=0.3, generator=torch.Generator().manual_seed(0))
+    return model
+
+
+@torch.no_grad()
+def rewards_of(model, ids):
+    return model(torch.tensor([ids]))[0]
+
+
+@pytest.mark.parametrize("arch", ["llama", "gpt2", "qwen3"])
+def test_a_prefix_has_the_reward_of_its_position(make_reward, arch):
+    model = RewardModel.load(make_reward(arch=arch)).eval()
+    ids = torch.randint(3, 259, (45,), generator=torch.Generator().manual_seed(1)).tolist()
+    whole = rewards_of(model, ids)
+    assert whole.shape == (45,)
+    assert whole.std() > 0.3
+    for n in (1, 2, 7, 32, 33, 44):
+        assert rewards_of(model, ids[:n])[-1].item() == pytest.approx(whole[n - 1].item(), abs=1e-4)
+
+
+def test_padding_on_the_right_changes_nothing(reward_dir):
+    model = RewardModel.load(reward_dir).eval()
+    with torch.no_grad():
+        batch = model(torch.tensor([[1, 30, 40, 50, 60], [1, 31, EOS, 0, 0]]))
+    torch.testing.assert_close(batch[0], rewards_of(model, [1, 30, 40, 50, 60]), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(batch[1, :3], rewards_of(model, [1, 31, EOS]), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("arch", ["llama", "gpt2", "qwen2"])
+@pytest.mark.parametrize("pad", ["<pad>", "</s>", None], ids=["own-pad", "pad-is-eos", "no-pad"])
+def test_a_saved_directory_scores_alike_in_plain_transformers(make_language, make_tokenizer, tmp_path, arch, pad):
+    """Also where the language model had no padding of its own: finished texts are where the pooled logit goes wrong."""
+    model = randomised(make_language(make_tokenizer(pad=pad), arch=arch))
+    model.save(tmp_path)
+    plain = AutoModelForSequenceClassification.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path, padding_side="right")
+    assert plain.config.num_labels == 1
+    assert plain.config.pad_token_id == tokenizer.pad_token_id != tokenizer.eos_token_id == EOS
+    batch = tokenizer(TEXTS, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        pooled = plain(**batch).logits[:, 0]
+    for text, score in zip(TEXTS, pooled.tolist(), strict=True):
+        ids = tokenizer(text).input_ids
+        assert (ids[-1] == EOS) == text.endswith("</s>")
+        assert rewards_of(model, ids)[-1].item() == pytest.approx(score, abs=1e-4)
+    assert pooled.std() > 0.1
+    again = RewardModel.load(str(tmp_path)).eval()
+    ids = tokenizer(TEXTS[-1]).input_ids
+    torch.testing.assert_close(rewards_of(again, ids), rewards_of(model, ids))
+
+
+def test_a_saved_directory_holds_what_others_need(make_language, tmp_path):
+    model = randomised(make_language())
+    model.save(tmp_path)
+    names = {file.name for file in tmp_path.iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"} <= names
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["architectures"] == ["LlamaForSequenceClassification"]
+    assert "packed_gqa" not in (tmp_path / "config.json").read_text()  # our attention is nobody else's business
+    assert AutoTokenizer.from_pretrained(tmp_path).chat_template == model.tokenizer.chat_template
+    assert RewardModel.check(str(tmp_path), "x")
+
+
+def test_from_a_language_model_every_prefix_starts_at_zero(make_language, plain):
+    directory = make_language()
+    model = RewardModel.load(directory).eval()
+    assert rewards_of(model, [1, 30, 40]).tolist() == [0.0] * 3
+    language = plain(directory).state_dict()
+    backbone = {f"model.{name}": value for name, value in model.backbone.state_dict().items()}
+    assert backbone
+    for name, value in backbone.items():
+        assert torch.equal(value, language[name]), name
+
+
+def test_from_a_reward_model_its_head_is_kept(reward_dir, plain):
+    model = RewardModel.load(reward_dir)
+    assert torch.equal(model.head.weight, plain(reward_dir).score.weight)
+    assert model.head.weight.abs().sum() > 0
+
+
+def test_a_padding_token_is_added_where_there_is_none(make_language, make_tokenizer):
+    padded, bare = RewardModel.load(make_language()), RewardModel.load(make_language(make_tokenizer(pad="</s>")))
+    assert padded.tokenizer.pad_token == "<pad>"
+    assert padded.backbone.embed_tokens.num_embeddings == 259
+    assert bare.tokenizer.pad_token_id == 259
+    assert bare.backbone.embed_tokens.num_embeddings == 260 == bare.model.config.vocab_size
+
+
+def test_a_padded_vocabulary_has_room_for_the_padding_token(make_language, make_tokenizer):
+    model = RewardModel.load(make_language(make_tokenizer(pad=None), vocab_size=320))
+    assert model.tokenizer.pad_token_id == 259
+    assert model.backbone.embed_tokens.num_embeddings == 320
+
+
+def test_a_padding_token_beyond_the_embeddings_gets_one(make_language, make_tokenizer, tmp_path):
+    """As in the many checkpoints whose tokenizer got a padding token that the model never heard of."""
+    directory = make_language(make_tokenizer(pad=None))
+    tokenizer = make_tokenizer(pad=None)
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    tokenizer.save_pretrained(directory)
+    model = RewardModel.load(directory)
+    assert model.tokenizer.pad_token_id == 259
+    assert model.backbone.embed_tokens.num_embeddings == 260
+    model.save(tmp_path)
+    assert RewardModel.load(str(tmp_path)).tokenizer.pad_token == "[PAD]"
+
+
+def test_save_takes_the_state_of_sharded_training(make_language, tmp_path):
+    """The weights written are those of `state`, named as the state dict of the module, not the module's own."""
+    model = randomised(make_language())
+    state = {name: value + 0.25 for name, value in model.state_dict().items()}
+    model.save(tmp_path, state)
+    plain = AutoModelForSequenceClassification.from_pretrained(tmp_path, dtype=torch.float32)
+    assert {f"model.{name}" for name in plain.state_dict()} == set(state)
+    for name, value in plain.state_dict().items():
+        assert torch.equal(value, state[f"model.{name}"]), name
+
+
+def test_load_respects_dtype(reward_dir):
+    model = RewardModel.load(reward_dir, dtype=torch.bfloat16).eval()
+    assert model.head.weight.dtype == torch.bfloat16
+    rewards = rewards_of(model, [1, 30, 40])
+    assert rewards.dtype == torch.float32
+    exact = rewards_of(RewardModel.load(reward_dir).eval(), [1, 30, 40])
+    assert (rewards - exact).abs().max() < 0.2
+
+
+def test_context_is_the_configs(make_reward):
+    assert RewardModel.load(make_reward(max_position_embeddings=40)).context == 40
+
+
+def test_same_tokens(make_tokenizer):
+    ours = make_tokenizer("abc")
+    check_same_tokens(ours, make_tokenizer("abc"))
+    check_same_tokens(ours, make_tokenizer("abcd"))  # more tokens than ours are no harm
+    for other in (make_tokenizer("acb"), make_tokenizer("ab")):
+        with pytest.raises(Exception, match="another tokenizer .* of 6 tokens differ"):
+            check_same_tokens(ours, other)
+
+
+def test_the_head_starts_at_zero_whatever_the_seed(make_language):
+    assert Path(directory := make_language(seed=9), "config.json").is_file()
+    torch.manual_seed(5)
+    one = RewardModel.load(directory).state_dict()
+    torch.manual_seed(6)
+    other = RewardModel.load(directory).state_dict()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert AutoConfig.from_pretrained(directory).architectures == ["LlamaForCausalLM"]

@@ -1,0 +1,168 @@
+"""SlotCache and packed attention against Hugging Face's own attention and cache."""
+
+import pytest
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from rgtg.models.cache import ATTENTION, VIEW_MULTIPLE, SlotCache, packed_gqa, round_up
+
+
+def both(directory):
+    """The same model with its own attention and with ours."""
+    load = AutoModelForCausalLM.from_pretrained
+    return (
+        load(directory, dtype=torch.float32, attn_implementation="sdpa").eval(),
+        load(directory, dtype=torch.float32, attn_implementation=ATTENTION).eval(),
+    )
+
+
+def new_cache(model, rows):
+    return SlotCache(model.config, rows, dtype=torch.float32, device=torch.device("cpu"))
+
+
+def prefill(model, cache, row, ids):
+    cache.reserve(len(ids))
+    cache.prefill(row)
+    positions = torch.arange(len(ids))[None]
+    return model(input_ids=torch.tensor([ids]), position_ids=positions, past_key_values=cache, use_cache=True).logits[
+        0
+    ]
+
+
+def step(model, cache, tokens, lengths):
+    """One token a row behind `lengths` (B,) tokens of each."""
+    view = round_up(int(lengths.max()) + 1, VIEW_MULTIPLE)
+    cache.reserve(view)
+    cache.step(lengths[:, None], view)
+    mask = (torch.arange(view) <= lengths[:, None])[:, None, None]
+    return model(
+        input_ids=tokens[:, None],
+        attention_mask=mask,
+        position_ids=lengths[:, None],
+        past_key_values=cache,
+        use_cache=True,
+    ).logits[:, 0]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("arch", ["llama", "gpt2", "qwen2", "qwen3"])
+def test_ragged_rows_step_as_each_does_alone_in_a_dynamic_cache(make_language, arch):
+    theirs, ours = both(make_language(arch=arch))
+    g = torch.Generator().manual_seed(0)
+    prompts = [torch.randint(3, 259, (n,), generator=g).tolist() for n in (1, 5, 40, 31)]
+    cache, pasts = new_cache(ours, len(prompts)), []
+    for row, prompt in enumerate(prompts):
+        alone = theirs(torch.tensor([prompt]), use_cache=True)  # a DynamicCache of its own
+        pasts.append(alone.past_key_values)
+        torch.testing.assert_close(prefill(ours, cache, row, prompt), alone.logits[0], atol=1e-4, rtol=1e-4)
+    lengths = torch.tensor([len(prompt) for prompt in prompts])
+    for _ in range(30):  # past the first view of 32 slots
+        tokens = torch.randint(3, 259, (len(prompts),), generator=g)
+        logits = step(ours, cache, tokens, lengths)
+        for row, past in enumerate(pasts):
+            expected = theirs(tokens[row].view(1, 1), past_key_values=past, use_cache=True).logits[0, 0]
+            torch.testing.assert_close(logits[row], expected, atol=1e-4, rtol=1e-4)
+        lengths += 1
+
+
+@torch.no_grad()
+def test_a_row_that_is_filled_anew_forgets(language_dir):
+    theirs, ours = both(language_dir)
+    cache = new_cache(ours, 2)
+    prefill(ours, cache, 0, list(range(3, 60)))
+    prefill(ours, cache, 1, [1, 9, 8])
+    prefill(ours, cache, 0, [1, 7])
+    logits = step(ours, cache, torch.tensor([5, 6]), torch.tensor([2, 3]))
+    for row, ids in enumerate(([1, 7, 5], [1, 9, 8, 6])):
+        torch.testing.assert_close(logits[row], theirs(torch.tensor([ids])).logits[0, -1], atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_a_copied_row_goes_on_by_itself(language_dir):
+    theirs, ours = both(language_dir)
+    cache, prompt = new_cache(ours, 3), [1, 30, 40, 50]
+    prefill(ours, cache, 2, prompt)
+    cache.copy_row(2, 0, len(prompt))
+    cache.copy_row(0, 1, 2)  # a part of it
+    logits = step(ours, cache, torch.tensor([5, 6, 7]), torch.tensor([4, 2, 4]))
+    for row, ids in enumerate(([*prompt, 5], [*prompt[:2], 6], [*prompt, 7])):
+        torch.testing.assert_close(logits[row], theirs(torch.tensor([ids])).logits[0, -1], atol=1e-4, rtol=1e-4)
+
+
+def filled(rows=3, slots=VIEW_MULTIPLE):
+    config = AutoConfig.for_model("llama", hidden_size=16, num_hidden_layers=2, num_attention_heads=4, vocab_size=9)
+    config.num_key_value_heads = 2
+    cache = SlotCache(config, rows, dtype=torch.float32, device=torch.device("cpu"))
+    cache.reserve(slots)
+    cache.keys.copy_(torch.randn(cache.keys.shape, generator=torch.Generator().manual_seed(0)))
+    cache.values.copy_(-cache.keys)
+    return cache
+
+
+def test_shape_and_reserve():
+    cache = filled()
+    assert cache.keys.shape == cache.values.shape == (2, 3, 2, VIEW_MULTIPLE, 4)
+    before = cache.keys.clone()
+    cache.reserve(VIEW_MULTIPLE - 5)
+    assert cache.keys.shape == before.shape
+    cache.reserve(VIEW_MULTIPLE + 1)
+    assert cache.length == 2 * VIEW_MULTIPLE
+    assert torch.equal(cache.keys[:, :, :, :VIEW_MULTIPLE], before)
+    assert torch.equal(cache.values[:, :, :, :VIEW_MULTIPLE], -before)
+    cache.reserve(3)  # never smaller
+    assert cache.length == 2 * VIEW_MULTIPLE
+
+
+def test_copy_row_touches_no_more_than_its_slots():
+    cache = filled()
+    before = cache.keys.clone()
+    cache.copy_row(1, 2, 5)
+    assert torch.equal(cache.keys[:, 2, :, :5], before[:, 1, :, :5])
+    assert torch.equal(cache.keys[:, 2, :, 5:], before[:, 2, :, 5:])
+    assert torch.equal(cache.keys[:, :2], before[:, :2])
+    assert torch.equal(cache.values, -cache.keys)
+
+
+def test_move_slot_moves_one_slot_of_each_row():
+    cache = filled()
+    before = cache.keys.clone()
+    cache.move_slot(torch.tensor([7, 3, 9]), torch.tensor([4, 3, 8]))
+    expected = before.clone()
+    expected[:, 0, :, 4], expected[:, 2, :, 8] = before[:, 0, :, 7], before[:, 2, :, 9]
+    assert torch.equal(cache.keys, expected)
+    assert torch.equal(cache.values, -expected)
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+@pytest.mark.parametrize("num_queries", [1, 5])
+def test_packed_attention_under_a_mask(kv_heads, num_queries):
+    g = torch.Generator().manual_seed(1)
+    query = torch.randn(3, 4, num_queries, 8, generator=g)
+    key, value = torch.randn(3, kv_heads, 11, 8, generator=g), torch.randn(3, kv_heads, 11, 8, generator=g)
+    mask = torch.rand(3, 1, num_queries, 11, generator=g) < 0.5
+    mask[..., 0] = True
+    out, weights = packed_gqa(torch.nn.Module(), query, key, value, mask, scaling=0.37)
+    repeat = [t.repeat_interleave(4 // kv_heads, 1) for t in (key, value)]
+    expected = scaled_dot_product_attention(query, *repeat, attn_mask=mask, scale=0.37).transpose(1, 2)
+    torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
+    assert out.shape == (3, num_queries, 4, 8)
+    assert weights is None
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_packed_attention_without_a_mask_is_causal(kv_heads):
+    g = torch.Generator().manual_seed(2)
+    query = torch.randn(2, 4, 6, 8, generator=g)
+    key, value = torch.randn(2, kv_heads, 6, 8, generator=g), torch.randn(2, kv_heads, 6, 8, generator=g)
+    causal = torch.ones(6, 6).tril().bool().expand(2, 1, 6, 6)
+    out, _ = packed_gqa(torch.nn.Module(), query, key, value, None)
+    expected, _ = packed_gqa(torch.nn.Module(), query, key, value, causal)
+    torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("extra", [{"softcap": 30.0}, {"s_aux": torch.zeros(4)}])
+def test_attention_that_would_be_computed_wrongly_is_refused(extra):
+    tensor = torch.zeros(1, 4, 1, 8)
+    with pytest.raises(ValueError, match="not supported"):
+        packed_gqa(torch.nn.Module(), tensor, tensor, tensor, None, **extra)

@@ -1,0 +1,78 @@
+"""Commands as a person runs them: one clear sentence and exit code 2 for a mistake."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+
+def rgtg(*arguments: str, module: str = "pipelines.cli", **env: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", module, *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **env},
+        timeout=120,
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["nightly", "generate.betta=1"], "the setting 'generate.betta' is unknown; there are prompts, method, beta"),
+        (["generate", "generate.slots=many"], "the setting 'generate.slots' is wrong"),
+        (["train-reward", "train_reward.objective=whole"], "'train_reward.objective' is wrong"),
+        (["generate", "slots=4"], "'slots=4' is no setting; write section.key=value"),
+        (["nightly", "--config", "absent.yaml"], "cannot read the config 'absent.yaml'"),
+    ],
+)
+def test_a_typo_is_one_sentence(arguments, sentence):
+    result = rgtg(*arguments)
+    assert result.returncode == 2
+    assert sentence in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_missing_inputs_are_said_before_anything_starts(tmp_path, language_dir, write_parquet):
+    prompts = write_parquet("prompts.parquet", prompt=["one"])
+    there = {"run.root": str(tmp_path / "runs"), "models.language": language_dir, "generate.prompts": prompts}
+    cases = {
+        "generate.prompts": (str(tmp_path / "nothing"), "there is nothing at"),
+        "models.language": (str(tmp_path / "no-model"), "does not exist"),
+        "models.reward": (language_dir, "is a language model; train a reward model from it first"),
+    }
+    for key, (value, sentence) in cases.items():
+        settings = {**there, "models.reward": str(tmp_path), **{key: value}}
+        result = rgtg(*(f"{k}={v}" for k, v in settings.items()), module="pipelines.generate")
+        assert result.returncode == 2, result.stderr
+        assert sentence in result.stderr
+        assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_on_a_cluster_a_local_run_root_is_refused(tmp_path, language_dir):
+    settings = [f"run.root={tmp_path}", f"models.language={language_dir}", "models.device=cpu"]
+    result = rgtg("generate", *settings, RAY_ADDRESS="127.0.0.1:1")
+    assert result.returncode == 2
+    assert "use s3://, or set RGTG_SHARED_DISK=1" in result.stderr
+
+
+def test_doctor_tells_good_from_bad(tmp_path, language_dir, write_parquet):
+    settings = [
+        f"run.root={tmp_path}",
+        f"models.language={language_dir}",
+        f"train_reward.pairs={write_parquet('pairs.parquet', chosen=['a'], rejected=['b'])}",
+    ]
+    good = rgtg("doctor", *settings, f"generate.prompts={write_parquet('prompts.parquet', prompt=['one'])}")
+    assert good.returncode == 0, good.stderr
+    bad = rgtg("doctor", *settings, "generate.prompts=/nowhere")
+    assert bad.returncode == 2
+    assert "generate.prompts cannot be used as configured" in bad.stderr
+
+
+def test_settings_are_a_config_file(tmp_path):
+    printed = rgtg("settings").stdout
+    (tmp_path / "config.yaml").write_text(printed)
+    assert "beta: null" in printed
+    result = rgtg("generate", "--config", str(tmp_path / "config.yaml"), "generate.method=nonsense")
+    assert "the method 'nonsense' is unknown" in result.stderr

@@ -1,0 +1,105 @@
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines import generate, preferences
+from pipelines.run_directory import RunDirectory
+from rgtg import storage
+from rgtg.errors import UserError
+from rgtg.tables import MESSAGES, completions_schema, prompts_schema
+
+
+@pytest.fixture
+def finished(configure):
+    """A run whose completions are given: (prompt, [(text, reward) ...] or an error) a row."""
+
+    def make(rows, prompt_type=None, **changes):
+        config = configure(**changes)
+        directory = RunDirectory(config)
+        schema = completions_schema(prompts_schema(prompt_type or pa.string(), []))
+        table = [
+            {
+                "prompt_id": f"id-{i}",
+                "prompt": prompt,
+                "completions": None if isinstance(c, str) else [{"text": t, "reward": r} for t, r in c],
+                "method": "pargs",
+                "error": c if isinstance(c, str) else None,
+            }
+            for i, (prompt, c) in enumerate(rows)
+        ]
+        target = directory.path("completions")
+        storage.make_directory(target)
+        pq.write_table(pa.Table.from_pylist(table, schema=schema), f"{target}/part.parquet")
+        directory.begin(generate.STAGE, {"rows": len(rows)})
+        directory.finish(generate.STAGE, {}, 0)
+        return config
+
+    return make
+
+
+def read(directory, split):
+    return datasets.load_dataset(directory.path("preferences"), split=split).to_list()
+
+
+def test_the_best_against_the_worst_in_columns_of_trl(finished):
+    config = finished([("p ", [("a", 1.0), ("b", 3.0), ("c", -2.0)])], **{"preferences.test_fraction": 0})
+    [row] = read(preferences.run(config), "train")
+    assert row == {
+        "prompt": "p ",
+        "chosen": "b",
+        "rejected": "c",
+        "score_chosen": 3.0,
+        "score_rejected": -2.0,
+        "margin": 5.0,
+        "prompt_id": "id-0",
+        "method": "pargs",
+    }
+
+
+def test_messages_are_answered_by_messages(finished):
+    prompt = [{"role": "user", "content": "hi"}]
+    config = finished([(prompt, [("a", 1.0), ("b", 3.0)])], MESSAGES, **{"preferences.test_fraction": 0})
+    [row] = read(preferences.run(config), "train")
+    assert row["prompt"] == prompt
+    assert row["chosen"] == [{"role": "assistant", "content": "b"}]
+    assert row["rejected"] == [{"role": "assistant", "content": "a"}]
+
+
+def test_ties_identical_texts_small_margins_and_errors_are_dropped_and_counted(finished):
+    rows = [
+        ("good", [("a", 1.0), ("b", 3.0)]),
+        ("tie", [("a", 1.0), ("b", 1.0)]),
+        ("same", [("a", 1.0), ("a", 2.0)]),
+        ("close", [("a", 1.0), ("b", 1.4)]),
+        ("one", [("a", 1.0)]),
+        ("unscored", [("a", None), ("b", None)]),
+        ("bad", "the prompt is null"),
+    ]
+    config = finished(rows, **{"preferences.test_fraction": 0, "preferences.min_margin": 0.5})
+    directory = preferences.run(config)
+    counts = directory.counts(preferences.STAGE)
+    assert [row["prompt"] for row in read(directory, "train")] == ["good"]
+    assert counts["train"] + counts["test"] + sum(counts["dropped"].values()) == len(rows)
+    assert sorted(counts["dropped"].values()) == [1, 1, 1, 1, 2]
+
+
+def test_the_split_is_by_prompt_and_stays_as_prompts_are_added(finished):
+    rows = [(f"p{i}", [("a", 1.0), ("b", 3.0)]) for i in range(400)]
+    small = preferences.run(finished(rows[:200], **{"run.id": "small", "preferences.test_fraction": 0.2}))
+    large = preferences.run(finished(rows, **{"run.id": "large", "preferences.test_fraction": 0.2}))
+    tests = [{row["prompt"] for row in read(directory, "test")} for directory in (small, large)]
+    assert 50 < len(tests[1]) < 110
+    assert tests[0] == {prompt for prompt in tests[1] if int(prompt[1:]) < 200}
+
+
+def test_another_margin_writes_the_pairs_anew(finished, configure):
+    rows = [(f"p{i}", [("a", 0.0), ("b", float(i))]) for i in range(1, 11)]
+    preferences.run(finished(rows, **{"preferences.test_fraction": 0}))
+    directory = preferences.run(configure(**{"preferences.test_fraction": 0, "preferences.min_margin": 5}))
+    assert len(read(directory, "train")) == 5
+
+
+def test_without_completions_it_says_what_to_run(configure):
+    with pytest.raises(UserError, match="has no finished completions; run generate first"):
+        preferences.run(configure())

@@ -1,0 +1,134 @@
+"""The training job on a real Ray: any number of workers, resume after a death, what is saved loads anywhere."""
+
+import os
+import random
+from pathlib import Path
+
+import cloudpickle
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from pipelines import pairs, train_reward
+from rgtg.errors import UserError
+from rgtg.models.reward import RewardModel
+
+pytestmark = pytest.mark.ray
+
+
+def make_pairs(n: int, seed: int = 0) -> dict[str, list[str]]:
+    """Responses of x and y: the chosen one has more of x."""
+    rng = random.Random(seed)
+
+    def response(share: float) -> str:
+        return "".join("x" if rng.random() < share else "y" for _ in range(rng.randint(6, 14)))
+
+    return {
+        "prompt": [f"p{rng.randint(0, 50)}:" for _ in range(n)],
+        "chosen": [response(0.8) for _ in range(n)],
+        "rejected": [response(0.2) for _ in range(n)],
+    }
+
+
+@pytest.fixture
+def job(configure, write_parquet, ray_here):
+    def make(**changes):
+        return configure(
+            **{
+                "train_reward.pairs": write_parquet("pairs.parquet", **make_pairs(320)),
+                "train_reward.eval_pairs": write_parquet("eval.parquet", **make_pairs(80, seed=1)),
+                **changes,
+            }
+        )
+
+    return make
+
+
+def test_one_worker_and_two_reach_the_same_accuracy_on_the_same_batches(job):
+    one = train_reward.run(job(**{"run.id": "one"})).counts(train_reward.STAGE)
+    two = train_reward.run(job(**{"run.id": "two", "train_reward.num_workers": 2})).counts(train_reward.STAGE)
+    assert one["step"] == two["step"] == 40
+    assert one["prefix_pairs"] == two["prefix_pairs"]
+    full = [counts["accuracy"]["by_fraction"]["1.0"] for counts in (one, two)]
+    assert min(full) > 0.85
+    assert abs(full[0] - full[1]) < 0.1  # three standard errors of 80 pairs
+    assert one["accuracy"]["pairs"]["full"] == two["accuracy"]["pairs"]["full"] == 80
+
+
+def test_what_is_saved_loads_in_plain_transformers(job, language_dir):
+    place = train_reward.run(job(**{"train_reward.objective": "full"})).path("reward_model")
+    ours = RewardModel.load(place).eval()
+    plain = AutoModelForSequenceClassification.from_pretrained(place).eval()
+    tokenizer = AutoTokenizer.from_pretrained(place)
+    assert tokenizer.get_vocab() == AutoTokenizer.from_pretrained(language_dir).get_vocab()
+    ids = torch.tensor([tokenizer("p1:xxyxx").input_ids + [tokenizer.eos_token_id]])
+    with torch.no_grad():
+        assert plain(ids).logits[0, 0].item() == pytest.approx(ours(ids)[0, -1].item(), abs=1e-5)
+
+
+def test_training_goes_on_from_its_checkpoint_when_the_worker_dies(job, tmp_path, monkeypatch):
+    marks = tmp_path / "marks"
+    marks.mkdir()
+
+    def dies_once(config):
+        from rgtg.training.loop import Learner
+
+        step = Learner.train_step
+
+        def train_step(self, batch):
+            with open(marks / "steps", "a") as file:
+                file.write(f"{self.step}\n")
+            if self.step == 25 and not (marks / "died").exists():
+                (marks / "died").touch()
+                os._exit(1)
+            return step(self, batch)
+
+        Learner.train_step = train_step
+        worker(config)
+
+    worker = train_reward._worker
+    cloudpickle.register_pickle_by_value(__import__(__name__))
+    monkeypatch.setattr(train_reward, "_worker", dies_once)
+    counts = train_reward.run(job(**{"train_reward.checkpoint_every": 10})).counts(train_reward.STAGE)
+    steps = [int(line) for line in (marks / "steps").read_text().split()]
+    assert steps == [*range(26), *range(20, 40)]  # from the checkpoint of step 20
+    assert counts["accuracy"]["by_fraction"]["1.0"] > 0.85
+
+
+def test_a_finished_model_is_not_trained_again_and_other_settings_are_refused(job):
+    directory = train_reward.run(job())
+    weights = Path(directory.path("reward_model"), "model.safetensors")
+    before = weights.stat().st_mtime_ns
+    train_reward.run(job())
+    assert weights.stat().st_mtime_ns == before
+    with pytest.raises(UserError, match=r"train_reward\.objective \"partial\" \(now \"full\"\)"):
+        train_reward.run(job(**{"train_reward.objective": "full"}))
+
+
+def test_formats_mix_and_unusable_pairs_are_counted(job, tmp_path, capsys):
+    (tmp_path / "more.jsonl").write_text(
+        '{"chosen": "\\n\\nHuman: hi\\n\\nAssistant: xx", "rejected": "\\n\\nHuman: hi\\n\\nAssistant: yy"}\n'
+        '{"chosen": "\\n\\nHuman: hi\\n\\nAssistant: xx", "rejected": "\\n\\nHuman: ho\\n\\nAssistant: yy"}\n'
+        '{"prompt": "p", "chosen": "same", "rejected": "same"}\n'
+        "not json\n"
+    )
+    config = job(**{"train_reward.epochs": 1})
+    places = [*config.train_reward.pairs, str(tmp_path / "more.jsonl")]
+    config = config.model_copy(update={"train_reward": config.train_reward.model_copy(update={"pairs": places})})
+    counts = train_reward.run(config).counts(pairs.STAGE)
+    assert (counts["train"], counts["eval"], sum(counts["unused"].values())) == (321, 80, 3)
+    said = capsys.readouterr().out
+    assert "1 unused: the pair does not share its prompt" in said
+    assert "1 unused: the line is not JSON" in said
+
+
+def test_files_without_pairs_are_refused_before_training(configure, write_parquet, ray_here):
+    config = configure(**{"train_reward.pairs": write_parquet("a.parquet", text=["one"])})
+    with pytest.raises(UserError, match="holds no preference pairs: its columns are text"):
+        train_reward.run(config)
+
+
+def test_pairs_of_which_none_is_usable_are_one_sentence(configure, write_parquet, ray_here):
+    place = write_parquet("a.parquet", prompt=["p"], chosen=["same"], rejected=["same"])
+    with pytest.raises(UserError, match="0 are left to train on"):
+        train_reward.run(configure(**{"train_reward.pairs": place}))
