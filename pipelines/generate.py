@@ -83,7 +83,7 @@ def complete(
             delete_checkpoint_on_success=False,
         )
     progress = Progress(f"generate ({settings.method})", num_rows - _committed(target))
-    with DataContext.current(context), progress:
+    with ray_session.explained("generation"), DataContext.current(context), progress:
         dataset = ray.data.read_parquet(source_path, filesystem=source_filesystem)
         if limit:
             dataset = dataset.limit(limit)
@@ -109,10 +109,7 @@ def complete(
             ),
             udf_modifying_row_count=False,
         )
-        try:
-            dataset.write_parquet(path, filesystem=filesystem, mode=SaveMode.APPEND)
-        except ray.exceptions.RayError as error:
-            raise ray_session.failure("generation", error) from error
+        dataset.write_parquet(path, filesystem=filesystem, mode=SaveMode.APPEND)
     sums = progress.totals
     decoded = {"decode_seconds": round(sums.get("seconds", 0.0), 2), "decoded_tokens": int(sums.get("tokens", 0))}
     return count(target) | decoded

@@ -79,7 +79,7 @@ class Generator:
                 samples=self.settings.samples,
                 max_new_tokens=self.settings.max_new_tokens,
                 seed=self.seed,
-                prompt_id_=row["prompt_id"],
+                prompt_id=row["prompt_id"],
             )
         except RowError as error:
             return str(error)

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
+from pipelines import ray_session
 from pipelines.run_directory import RunDirectory, listing
 from rgtg import storage
 from rgtg.config import Config
@@ -74,7 +75,8 @@ def run(config: Config, directory: RunDirectory, init: str) -> None:
         for dataset in _read(places)
     ]
     every = datasets[0].union(*datasets[1:]) if len(datasets) > 1 else datasets[0]
-    every.random_shuffle(seed=config.run.seed).write_parquet(path, filesystem=filesystem)
+    with ray_session.explained("reading the pairs"):
+        every.random_shuffle(seed=config.run.seed).write_parquet(path, filesystem=filesystem)
     counts = count(target)
     directory.finish(STAGE, counts, time.monotonic() - begun)
     reasons = "".join(f"\n  {n} unused: {reason}" for reason, n in counts["unused"].items())

@@ -4,10 +4,13 @@ import logging
 import os
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import ray
 from ray.data import DataContext
+from ray.exceptions import RayError
+from ray.train import TrainingFailedError
 
 from pipelines.inputs import on_gpu
 from rgtg.config import Config
@@ -56,13 +59,21 @@ def start(config: Config) -> None:
     logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
-def failure(what: str, error: Exception) -> Exception:
-    """What to raise for an exception of Ray's: the sentence that a worker raised as UserError, else its last line."""
-    text = "\n".join(str(cause) for cause in _causes(error))
-    if sentence := re.search(r"UserError: (.+)", text):
-        return UserError(sentence[1])
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return Unavailable(f"{what} failed: {lines[-1] if lines else type(error).__name__}")
+@contextmanager
+def explained(what: str) -> Iterator[None]:
+    """Ray's exceptions as one sentence: what a worker raised as a user's mistake, else the last line of it all.
+
+    Raises UserError or Unavailable, with the exception of Ray's as its cause.
+    """
+    try:
+        yield
+    except (RayError, TrainingFailedError) as error:
+        text = "\n".join(str(cause) for cause in _causes(error))
+        if sentence := re.search(r"(?:UserError|RowError): (.+)", text):
+            raise UserError(sentence[1]) from error
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        reason = re.search(r"Unavailable: (.+)", text)
+        raise Unavailable(f"{what} failed: {reason[1] if reason else lines[-1]}") from error
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

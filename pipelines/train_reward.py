@@ -94,11 +94,8 @@ def fit(config: Config, directory: RunDirectory, stage: str, target: str) -> Non
         datasets={split: _dataset(directory.path("pairs"), split) for split in ("train", "eval")},
         dataset_config=train.DataConfig(enable_shard_locality=False),
     )
-    try:
-        with progress:
-            result = trainer.fit()
-    except train.TrainingFailedError as error:
-        raise ray_session.failure("training", error) from error
+    with ray_session.explained("training"), progress:
+        result = trainer.fit()
     # The last report of the workers has both.
     assert result.checkpoint is not None
     assert result.metrics is not None

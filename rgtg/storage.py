@@ -143,8 +143,8 @@ def upload(directory: str | Path, place: str) -> None:
         parent = os.path.dirname(path)
         os.makedirs(parent, exist_ok=True)
         fresh = tempfile.mkdtemp(dir=parent, prefix=".")
-        os.chmod(fresh, 0o755)
         shutil.copytree(directory, fresh, dirs_exist_ok=True)
+        os.chmod(fresh, 0o755)  # the copy took over the mode of a temporary directory
         shutil.rmtree(path, ignore_errors=True)
         os.replace(fresh, path)
         return

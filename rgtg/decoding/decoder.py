@@ -5,7 +5,8 @@ from typing import Any
 
 import torch
 
-from rgtg.chat import Prompt, check_prompt, decode_response, encode_prompt, encode_response, prompt_id
+from rgtg.chat import Prompt, check_prompt, decode_response, encode_prompt, encode_response
+from rgtg.chat import prompt_id as id_of_prompt
 from rgtg.decoding.engine import Engine, Request, Rule, Sequence
 from rgtg.decoding.guidance import CandidateGuidance
 from rgtg.decoding.methods import METHODS
@@ -105,7 +106,7 @@ class Decoder:
         return [self.completions(request) for request in requests]
 
     def request(
-        self, prompt: Any, *, samples: int, max_new_tokens: int, seed: int, prompt_id_: str | None = None
+        self, prompt: Any, *, samples: int, max_new_tokens: int, seed: int, prompt_id: str | None = None
     ) -> Request:
         """A prompt as the engine takes it. Raises RowError for what is no prompt, or leaves no room in the context."""
         if reason := check_prompt(prompt):
@@ -119,7 +120,7 @@ class Decoder:
                 f"of {self.context}"
             )
         return Request(
-            prompt_id=prompt_id_ or prompt_id(prompt),
+            prompt_id=prompt_id or id_of_prompt(prompt),
             prompt_ids=ids,
             reward_prompt_ids=reward_ids,
             samples=samples,

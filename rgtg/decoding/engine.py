@@ -82,11 +82,6 @@ class Engine:
     def busy(self) -> bool:
         return bool(self.queue) or any(self.owners)
 
-    @property
-    def wants_work(self) -> bool:
-        """Whether rows may run dry before the next step: the queue holds fewer samples than there are rows."""
-        return sum(request.samples - request.started for request in self.queue) < self.slots
-
     def submit(self, request: Request) -> None:
         self.queue.append(request)
 

@@ -42,10 +42,7 @@ def choose(logprobs: Tensor, rewards: Tensor | None, beta: float, noise: Tensor 
         tilted = torch.where(rewards.isfinite(), tilted + beta * rewards, -torch.inf)
     index = (tilted if noise is None else tilted + noise).argmax(-1, keepdim=True)
     best = tilted.gather(-1, index)[:, 0]
-    if noise is None:
-        guided = torch.where(best.isfinite(), 0.0, torch.nan)
-    else:
-        guided = best - tilted.logsumexp(-1)
+    guided = torch.where(best.isfinite(), 0.0, torch.nan) if noise is None else best - tilted.logsumexp(-1)
     return Choice(index[:, 0], logprobs.gather(-1, index)[:, 0], guided)
 
 

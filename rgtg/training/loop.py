@@ -60,14 +60,11 @@ class Learner:
 
         The gradient is that of the mean over the whole batch, however it is spread over workers and micro-batches.
         """
-        rows = pairs or [NO_PAIR]
-        micro = self.settings.micro_batch_size or len(rows)
-        batches = [
-            collate(rows[i : i + micro], self.settings.after_end, self.reward_model.tokenizer.eos_token_id).to(
-                self.device
-            )
-            for i in range(0, len(rows), micro)
-        ]
+        micro = self.settings.micro_batch_size or len(pairs) or 1
+        shares = [pairs[i : i + micro] for i in range(0, len(pairs), micro)]
+        shares += [[NO_PAIR]] * (self._forwards(len(shares)) - len(shares))
+        eos_id = self.reward_model.tokenizer.eos_token_id
+        batches = [collate(share, self.settings.after_end, eos_id).to(self.device) for share in shares]
         masks = [self._mask(batch) for batch in batches]
         objective, average = self.settings.objective, self.settings.average
         count = self._sum(torch.stack([num_terms(mask, objective, average) for mask in masks]).sum()).clamp(min=1)
@@ -142,6 +139,17 @@ class Learner:
         return prefix_mask(
             batch.chosen_lengths, batch.rejected_lengths, batch.common, batch.num_prefixes, self.settings.min_prefix
         )
+
+    def _forwards(self, needed: int) -> int:
+        """Forwards of this worker in a step: at least one.
+
+        With sharded weights as many as any worker needs, since each gathers the weights from all of them.
+        """
+        if self.world == 1 or self.settings.strategy == "ddp":
+            return max(1, needed)
+        most = torch.tensor(max(1, needed), device=self.device)
+        dist.all_reduce(most, dist.ReduceOp.MAX)
+        return int(most)
 
     def _schedule(self) -> float:
         """Linear warm-up, then a cosine to a tenth."""

@@ -1,4 +1,4 @@
-"""The decoder against the plainest loop there is: plain transformers, batch of one, no cache, every candidate re-scored.
+"""The decoder against the plainest loop there is: plain transformers, batch of one, no cache, candidates re-scored.
 
 Only the noise is shared. Slots, refill, forks, sibling attention and packed heads must not be seen in what comes out.
 """

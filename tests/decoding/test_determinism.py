@@ -49,7 +49,7 @@ def test_a_longer_limit_only_adds_tokens(language_dir, reward_dir):
 
 
 def test_requests_that_come_while_others_run(language_dir, reward_dir):
-    """As an actor feeds its engine: the next block arrives when rows are about to run dry."""
+    """As an actor feeds its engine: the next prompt arrives while completions of the last ones are running."""
     decoder = Decoder.load(language_dir, reward_dir, "pargs", slots=8)
     expected = decoder.generate(PROMPTS, **OPTIONS)
     requests = [decoder.request(prompt, **OPTIONS) for prompt in PROMPTS]
@@ -57,7 +57,7 @@ def test_requests_that_come_while_others_run(language_dir, reward_dir):
     engine.submit(waiting.pop(0))
     while engine.busy:
         finished += engine.step()
-        if waiting and engine.wants_work:
+        if waiting and not engine.queue:
             engine.submit(waiting.pop(0))
     assert sorted(map(id, finished)) == sorted(map(id, requests))  # each one once
     assert [decoder.completions(request) for request in requests] == expected
@@ -82,7 +82,7 @@ def test_the_same_prompt_twice_is_completed_alike(language_dir, reward_dir):
 
 def test_the_prompt_id_keys_the_noise(language_dir, reward_dir):
     decoder = Decoder.load(language_dir, reward_dir, "pargs", slots=8)
-    requests = [decoder.request("ab", prompt_id_=name, **OPTIONS) for name in ("one", "two", "one")]
+    requests = [decoder.request("ab", prompt_id=name, **OPTIONS) for name in ("one", "two", "one")]
     decoder.engine.run(requests)
     one, two, again = (decoder.completions(request) for request in requests)
     assert one == again

@@ -48,7 +48,7 @@ def test_padding_on_the_right_changes_nothing(reward_dir):
 @pytest.mark.parametrize("arch", ["llama", "gpt2", "qwen2"])
 @pytest.mark.parametrize("pad", ["<pad>", "</s>", None], ids=["own-pad", "pad-is-eos", "no-pad"])
 def test_a_saved_directory_scores_alike_in_plain_transformers(make_language, make_tokenizer, tmp_path, arch, pad):
-    """Also where the language model had no padding of its own: finished texts are where the pooled logit goes wrong."""
+    """Also where the language model had no padding of its own: the pooled logit goes wrong on finished texts."""
     model = randomised(make_language(make_tokenizer(pad=pad), arch=arch))
     model.save(tmp_path)
     plain = AutoModelForSequenceClassification.from_pretrained(tmp_path, dtype=torch.float32).eval()

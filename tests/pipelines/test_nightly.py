@@ -1,11 +1,14 @@
 """All stages on a real Ray, on disk and on an S3 server of the test's own."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import boto3
 import datasets
 import pytest
+import yaml
 from moto.server import ThreadedMotoServer
 
 from pipelines import nightly
@@ -15,7 +18,7 @@ pytestmark = pytest.mark.ray
 
 
 @pytest.fixture
-def job(configure, write_parquet, ray_here):
+def job(configure, write_parquet):
     def make(**changes):
         rows = range(48)
         given = write_parquet(
@@ -37,7 +40,7 @@ def job(configure, write_parquet, ray_here):
     return make
 
 
-def test_a_night_ends_with_everything_and_the_next_start_does_nothing(job, capsys):
+def test_a_night_ends_with_everything_and_the_next_start_does_nothing(job, ray_here, capsys):
     directory = nightly.run(job())
     said = capsys.readouterr().out
     for words in (
@@ -69,39 +72,45 @@ def test_a_night_ends_with_everything_and_the_next_start_does_nothing(job, capsy
     assert "step " not in capsys.readouterr().out
 
 
-def test_everything_on_s3(job, monkeypatch, tmp_path, language_dir):
+@pytest.fixture
+def s3(monkeypatch):
+    """An S3 server of this test's own, with a bucket, at the address that the environment gives."""
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
-    for name, value in {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_REGION": "us-east-1",
-    }.items():
-        monkeypatch.setenv(name, value)
-    try:
-        boto3.client("s3", region_name="us-east-1").create_bucket(Bucket="bucket")
-        local = job()
-        storage.upload(language_dir, "s3://bucket/language")
-        for name in ("pairs", "prompts"):
-            storage.write_bytes(f"s3://bucket/in/{name}.parquet", (tmp_path / f"{name}.parquet").read_bytes())
-        config = job(
-            **{
-                "run.root": "s3://bucket/runs",
-                "models.language": "s3://bucket/language",
-                "train_reward.pairs": "s3://bucket/in/pairs.parquet",
-                "generate.prompts": "s3://bucket/in/prompts.parquet",
-                "nightly.compare_objectives": False,
-            }
-        )
-        directory = nightly.run(config)
-        assert directory.place == "s3://bucket/runs/test"
-        assert storage.exists(directory.path("_SUCCESS"))
-        assert directory.counts("generate")["rows"] == 11
-        storage_copy = storage.local_copy(directory.path("preferences"))
-        pairs = datasets.load_dataset(storage_copy)
-        assert sum(len(split) for split in pairs.values()) == 10
-        assert not Path(local.run.root).exists()
-    finally:
-        server.stop()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a-secret-of-the-test")
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    boto3.client("s3", region_name="us-east-1").create_bucket(Bucket="bucket")
+    yield "s3://bucket"
+    server.stop()
+
+
+def test_everything_on_s3(job, s3, tmp_path, language_dir):
+    config = job(
+        **{"run.root": f"{s3}/runs", "models.language": f"{s3}/language", "nightly.compare_objectives": False}
+    )
+    storage.upload(language_dir, config.models.language)
+    for name in ("pairs", "prompts"):
+        storage.write_bytes(f"{s3}/in/{name}.parquet", (tmp_path / f"{name}.parquet").read_bytes())
+    file = f"{s3}/config.yaml"
+    settings = config.model_dump(exclude_unset=True)
+    settings["train_reward"]["pairs"], settings["generate"]["prompts"] = (
+        f"{s3}/in/pairs.parquet",
+        f"{s3}/in/prompts.parquet",
+    )
+    storage.write_bytes(file, yaml.safe_dump(settings).encode())
+
+    command = [sys.executable, "-m", "pipelines.nightly", "--config", file]  # with a Ray that has this environment
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=250)
+    assert result.returncode == 0, result.stderr
+
+    run = config.run.directory
+    assert storage.exists(f"{run}/_SUCCESS")
+    manifest = storage.read_bytes(f"{run}/manifest.json").decode()
+    assert json.loads(manifest)["stages"]["generate"]["counts"]["rows"] == 11
+    assert "a-secret-of-the-test" not in manifest + storage.read_bytes(f"{run}/config.yaml").decode() + result.stdout
+    pairs = datasets.load_dataset(storage.local_copy(f"{run}/preferences"))
+    assert sum(len(split) for split in pairs.values()) == 10
+    assert not (tmp_path / "runs").exists()

@@ -15,6 +15,7 @@ from rgtg.preferences.tokenized import TokenizedPair, common_length
 from rgtg.training.loop import Learner
 
 EOS = 2
+STRATEGIES = ("ddp", "fsdp")
 
 # The pairs of each step, by worker: equal shares; then shares of one, several and no micro-batches.
 EVEN = [(range(0, 4), range(4, 8)), (range(8, 12), range(12, 16)), (range(16, 20), range(20, 24))]
@@ -62,18 +63,19 @@ def through_a_file(file, state):
     return state
 
 
-def work(rank, folder, reward_dir, strategy):
+def work(rank, folder, reward_dir):
     torch.set_num_threads(1)
     dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2, timeout=timedelta(seconds=60)
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2, timeout=timedelta(seconds=120)
     )
     outcome = {
-        name: train(
+        (strategy, name): train(
             reward_dir,
             [shares[rank] for shares in steps],
             {"strategy": strategy, **settings},
             partial(through_a_file, folder / "state.pt"),
         )
+        for strategy in STRATEGIES
         for name, (steps, settings) in SCENARIOS.items()
     }
     torch.save(outcome, folder / f"{rank}.pt")
@@ -89,17 +91,18 @@ def alone(reward_dir):
     }
 
 
-@pytest.fixture(scope="module", params=["ddp", "fsdp"])
-def together(request, tmp_path_factory, reward_dir):
+@pytest.fixture(scope="module")
+def together(tmp_path_factory, reward_dir):
     """The outcome of each of two workers."""
-    folder = tmp_path_factory.mktemp(request.param)
-    multiprocessing.spawn(work, (folder, reward_dir, request.param), nprocs=2)
+    folder = tmp_path_factory.mktemp("workers")
+    multiprocessing.spawn(work, (folder, reward_dir), nprocs=2)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 
+@pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("name", SCENARIOS)
-def test_the_parameters_are_those_of_one_worker_with_all_pairs(alone, together, reward_dir, name):
-    expected, found = alone[name]["parameters"], together[0][name]["parameters"]
+def test_the_parameters_are_those_of_one_worker_with_all_pairs(alone, together, reward_dir, strategy, name):
+    expected, found = alone[name]["parameters"], together[0][strategy, name]["parameters"]
     assert expected.keys() == found.keys()
     start = RewardModel.load(reward_dir).state_dict()
     for parameter, value in expected.items():
@@ -107,15 +110,17 @@ def test_the_parameters_are_those_of_one_worker_with_all_pairs(alone, together, 
     assert max((value - start[key]).abs().max() for key, value in expected.items()) > 1e-3
 
 
+@pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("name", SCENARIOS)
-def test_the_figures_are_those_of_all_pairs_on_every_worker(alone, together, name):
+def test_the_figures_are_those_of_all_pairs_on_every_worker(alone, together, strategy, name):
     for worker in together:
-        for ours, theirs in zip(worker[name]["results"], alone[name]["results"], strict=True):
+        for ours, theirs in zip(worker[strategy, name]["results"], alone[name]["results"], strict=True):
             assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-5)
 
 
-def test_accuracy_is_summed_over_the_workers(alone, together):
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_accuracy_is_summed_over_the_workers(alone, together, strategy):
     for name in SCENARIOS:
         for worker in together:
-            assert worker[name]["accuracy"] == alone[name]["accuracy"]
+            assert worker[strategy, name]["accuracy"] == alone[name]["accuracy"]
     assert alone["prefix"]["accuracy"]["pairs"] == {"full": 16}

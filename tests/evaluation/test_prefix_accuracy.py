@@ -1,0 +1,81 @@
+"""Accuracy by prefix length, counted by hand."""
+
+import pytest
+import torch
+
+from rgtg.evaluation.prefix_accuracy import FRACTIONS, LENGTHS, PrefixAccuracy
+
+
+def accuracy_of(differences, longer, common):
+    """By the differences chosen - rejected of each pair, of equal length T."""
+    accuracy = PrefixAccuracy()
+    add(accuracy, differences, longer, common)
+    return accuracy.summary()
+
+
+def add(accuracy, differences, longer, common):
+    difference = torch.tensor(differences, dtype=torch.float)
+    base = torch.linspace(-3, 3, difference.numel()).view_as(difference)
+    accuracy.add(base + difference, base, torch.tensor(longer), torch.tensor(common))
+
+
+def test_hand_made_pairs():
+    summary = accuracy_of(
+        [
+            [1, -1, 1, 1, 1, 0, 0, 0, 0, 0],  # five tokens, all prefixes differ
+            [9, 9, -1, 1, 1, 1, 1, 1, 1, 0],  # ten tokens, the first two in common; a tie at the end
+        ],
+        longer=[5, 10],
+        common=[0, 2],
+    )
+    assert summary["by_length"] == {
+        "1": 1.0,  # the first pair alone
+        "2": 0.0,
+        "5": 1.0,  # both
+        "10": 0.5,  # the second alone, tied
+    }
+    assert summary["by_fraction"] == {
+        "0.1": 1.0,  # lengths 1 and 1; the second is in common
+        "0.25": 0.0,  # 2 and 3
+        "0.5": 1.0,  # 3 and 5
+        "0.75": 1.0,  # 4 and 8
+        "1.0": 0.75,  # 5 and 10
+    }
+    assert summary["pairs"] == {"full": 2}
+
+
+def test_a_tie_is_half():
+    summary = accuracy_of([[0.0] * 4], [4], [0])
+    assert set(summary["by_length"].values()) | set(summary["by_fraction"].values()) == {0.5}
+
+
+def test_lengths_without_a_pair_are_left_out():
+    summary = accuracy_of([[1.0] * 3, [1.0] * 3], [3, 2], [2, 1])
+    assert summary["by_length"] == {"2": 1.0}
+    assert summary["by_fraction"] == {"0.75": 1.0, "1.0": 1.0}
+    assert PrefixAccuracy().summary() == {"by_length": {}, "by_fraction": {}, "pairs": {"full": 0}}
+
+
+@pytest.mark.parametrize("longer", [1, 3, 10, 20, 30, 40, 70, 100, 1000, 1280])
+def test_fractions_round_up_to_whole_tokens(longer):
+    """A reward that is right only from the exact prefix on: one token less and the fraction would count as wrong."""
+    for fraction in FRACTIONS:
+        exact = -(-longer * int(fraction * 100) // 100)
+        for first_right, expected in ((exact, 1.0), (exact + 1, 0.0)):
+            differences = [[1.0 if i >= first_right else -1.0 for i in range(1, longer + 2)]]
+            assert accuracy_of(differences, [longer], [0])["by_fraction"][str(fraction)] == expected
+
+
+def test_pairs_add_up_over_batches_of_different_widths():
+    accuracy = PrefixAccuracy()
+    add(accuracy, [[1.0] * 2, [-1.0] * 2], [2, 2], [0, 0])
+    add(accuracy, [[1.0] * 25, [1.0] * 25], [25, 20], [0, 0])
+    summary = accuracy.summary()
+    assert summary["by_length"] == {"1": 0.75, "2": 0.75, "5": 1.0, "10": 1.0, "20": 1.0}
+    assert summary["pairs"] == {"full": 4}
+    assert max(LENGTHS) > 25  # no longer one is reported
+
+
+def test_long_responses_count_in_every_length():
+    summary = accuracy_of([[1.0] * 1300], [1300], [0])
+    assert [int(n) for n in summary["by_length"]] == list(LENGTHS)

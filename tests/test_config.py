@@ -1,0 +1,186 @@
+"""Settings: what is accepted, and the sentence that names the key where something is not."""
+
+from datetime import date
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from rgtg import config as settings
+from rgtg.config import SANDBOX_SETTINGS, Config
+from rgtg.errors import UserError
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text):
+        file = tmp_path / "run.yaml"
+        file.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return file
+
+    return write
+
+
+def refused(*overrides, file=None):
+    with pytest.raises(UserError) as raised:
+        settings.load(file, overrides)
+    sentence = str(raised.value)
+    assert "\n" not in sentence
+    assert "pydantic" not in sentence
+    return sentence
+
+
+def test_defaults_run():
+    config = settings.load()
+    assert config.models.language == "sandbox"
+    assert config.run.id == date.today().isoformat()
+    assert config.run.directory == f"runs/{config.run.id}"
+
+
+def test_the_sandbox_has_settings_of_its_own(write):
+    assert settings.load().train_reward.max_length == SANDBOX_SETTINGS["train_reward"]["max_length"]
+    assert settings.load(overrides=["train_reward.max_length=77"]).train_reward.max_length == 77
+    real = settings.load(overrides=["models.language=some/model"])
+    assert real.train_reward.max_length == Config().train_reward.max_length == 512
+    assert settings.load(write("models: {language: some/model}")).nightly.compare_objectives is False
+
+
+def test_overrides_come_after_the_file_and_the_last_one_counts(write):
+    file = write("generate: {samples: 3, k: 5}\nrun: {seed: 4}")
+    config = settings.load(file, ["generate.samples=6", "generate.samples=7", "models.dtype=bfloat16"])
+    assert (config.generate.samples, config.generate.k, config.run.seed) == (7, 5, 4)
+    assert config.models.dtype == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("train_reward.learning_rate=1e-4", 1e-4),
+        ("train_reward.learning_rate=5E-6", 5e-6),
+        ("train_reward.learning_rate=2.5e-3", 2.5e-3),
+        ("train_reward.learning_rate=0.01", 0.01),
+        ("generate.beta=2", 2.0),
+        ("generate.beta=null", None),
+        ("generate.prompts=a.parquet", ["a.parquet"]),
+        ("generate.prompts=[a, s3://b/c]", ["a", "s3://b/c"]),
+        ("nightly.compare_objectives=true", True),
+        ("run.root=s3://bucket/with=sign", "s3://bucket/with=sign"),
+        ("run.id=2026-07-01", "2026-07-01"),
+        ("run.id=night-1.a_b", "night-1.a_b"),
+    ],
+)
+def test_values_of_overrides(override, value):
+    section, _, name = override.partition("=")[0].partition(".")
+    assert getattr(getattr(settings.load(overrides=[override]), section), name) == value
+
+
+def test_values_of_a_file(write):
+    config = settings.load(write("run: {id: 2026-07-01}\ntrain_reward: {learning_rate: 1e-4, pairs: x}\n"))
+    assert config.run.id == "2026-07-01"
+    assert config.train_reward.pairs == ["x"]
+    assert config.train_reward.learning_rate == 1e-4  # which YAML reads as text, for want of a dot
+
+
+def test_an_empty_file_is_the_defaults(write):
+    assert settings.load(write("# nothing\n")) == settings.load()
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("generate.sample=8", ["'generate.sample'", "unknown", "samples", "max_new_tokens"]),
+        ("generation.samples=8", ["'generation'", "unknown", "generate"]),
+        ("generate.samples=many", ["'generate.samples'", "integer", "'many'"]),
+        ("generate.samples=2.5", ["'generate.samples'", "2.5"]),
+        ("generate.samples=true", ["'generate.samples'", "True"]),
+        ("generate.samples=0", ["'generate.samples'", "greater than or equal to 1", "0"]),
+        ("generate.beta=-1", ["'generate.beta'", "-1"]),
+        ("generate.k=-1", ["'generate.k'"]),
+        ("generate.method=parg", ["'generate.method'", "'parg'", "pargs-greedy"]),
+        ("models.dtype=int8", ["'models.dtype'", "bfloat16", "'int8'"]),
+        ("train_reward.pairs=[]", ["'train_reward.pairs'"]),
+        ("train_reward.learning_rate=fast", ["'train_reward.learning_rate'", "number", "'fast'"]),
+        ("train_reward.eval_fraction=1", ["'train_reward.eval_fraction'", "less than 1"]),
+        ("run.id=../up", ["'run.id'", "'../up'"]),
+        ("run.id=a/b", ["'run.id'"]),
+        ("run.id=", ["'run.id'"]),
+        ("run.seed=x", ["'run.seed'"]),
+        (".seed=1", ["''", "unknown", "run"]),
+    ],
+)
+def test_the_sentence_names_the_key(override, words):
+    sentence = refused(override)
+    for word in words:
+        assert word in sentence
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["train_reward.num_workers=3"], ["train_reward", "batch_size (32)", "num_workers x micro_batch_size (3)"]),
+        (
+            ["train_reward.num_workers=2", "train_reward.micro_batch_size=3", "train_reward.batch_size=32"],
+            ["train_reward", "batch_size (32)", "(6)"],
+        ),
+        (["generate.min_actors=4", "generate.max_actors=2"], ["generate", "max_actors (2)", "min_actors (4)"]),
+        (["generate.min_actors=2"], ["generate", "max_actors (1)", "min_actors (2)"]),
+    ],
+)
+def test_settings_that_do_not_go_together(overrides, words):
+    sentence = refused(*overrides)
+    for word in words:
+        assert word in sentence
+
+
+@pytest.mark.parametrize("override", ["generate.samples", "samples=8", "generate=8", "=", "generate.=1", "x"])
+def test_what_is_no_override(override):
+    sentence = refused(override)
+    assert repr(override) in sentence
+    assert "section.key=value" in sentence
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("generate: [unclosed", "is not YAML"),
+        ("a: b: c", "is not YAML"),
+        ("generate:\n\tsamples: 3", "is not YAML"),
+        (b"run: {id: \xff\xfe}", "is not YAML"),
+        ("- generate", "must hold sections"),
+        ("just text", "must hold sections"),
+        ("generate: 5", "must hold sections"),
+        ("samples: 8", "must hold sections"),
+        ("generate: {sample: 8}", "'generate.sample' is unknown"),
+        ("generate: {samples: '8'}", "'generate.samples'"),
+    ],
+)
+def test_a_wrong_file(write, text, words):
+    file = write(text)
+    sentence = refused(file=file)
+    assert words in sentence
+    assert str(file) in sentence or "setting" in sentence
+
+
+def test_a_missing_file(tmp_path):
+    sentence = refused(file=tmp_path / "none.yaml")
+    assert "cannot read the config" in sentence
+    assert str(tmp_path / "none.yaml") in sentence
+    assert "cannot read the config" in refused(file=tmp_path)  # a directory
+
+
+def test_a_config_is_frozen():
+    with pytest.raises(ValidationError):
+        settings.load().run.seed = 3
+
+
+def test_every_setting_is_explained():
+    for section in Config.model_fields.values():
+        for name, field in section.annotation.model_fields.items():
+            assert field.description, name
+
+
+def test_a_config_survives_being_written(write):
+    config = settings.load(
+        overrides=["models.language=m", "generate.prompts=[a, b]", "train_reward.learning_rate=1e-4"]
+    )
+    assert settings.load(write(yaml.safe_dump(config.model_dump()))) == config

@@ -1,0 +1,257 @@
+"""Places: local paths and object stores alike; what a reader sees of a write that broke off."""
+
+import hashlib
+import os
+from pathlib import Path
+
+import boto3
+import pyarrow.fs as pafs
+import pytest
+from moto.server import ThreadedMotoServer
+
+from rgtg import storage
+from rgtg.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def s3_server():
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def bucket(s3_server, tmp_path, monkeypatch):
+    """A bucket of an S3 on this machine."""
+    settings = {
+        "AWS_ENDPOINT_URL": s3_server,
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_REGION": "us-east-1",
+    }
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    name = f"b-{hashlib.sha256(str(tmp_path).encode()).hexdigest()[:16]}"
+    client = boto3.client("s3", endpoint_url=s3_server)
+    client.create_bucket(Bucket=name)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    return f"s3://{name}"
+
+
+@pytest.fixture(params=["local", "remote"])
+def root(request, tmp_path, bucket):
+    return bucket if request.param == "remote" else str(tmp_path / "local")
+
+
+def names(place, *arguments):
+    _, path = storage.resolve(place)
+    return [file.path.removeprefix(path + "/") for file in storage.list_files(place, *arguments)]
+
+
+def test_local_places(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for place, path in (
+        ("a/b", tmp_path / "a/b"),
+        ("./a/", tmp_path / "a"),
+        (tmp_path / "x", tmp_path / "x"),
+        ("~/m", tmp_path / "home/m"),
+        (f"file://{tmp_path}/y/", tmp_path / "y"),
+    ):
+        filesystem, found = storage.resolve(place)
+        assert isinstance(filesystem, pafs.LocalFileSystem)
+        assert found == str(path)
+        assert storage.is_local(str(place))
+
+
+def test_s3_places(monkeypatch):
+    monkeypatch.setenv("AWS_REGION", "eu-west-1")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    filesystem, path = storage.resolve("s3://bucket/some/prefix/")
+    assert isinstance(filesystem, pafs.S3FileSystem)
+    assert path == "bucket/some/prefix"
+    assert not storage.is_local("s3://bucket/x")
+
+
+@pytest.mark.parametrize("place", ["nope://bucket/x", "://", "http://host/file.parquet"])
+def test_a_uri_that_nothing_reads(place):
+    with pytest.raises(UserError, match=f"cannot read the place '{place}'"):
+        storage.resolve(place)
+
+
+def test_join():
+    assert storage.join("s3://b/p/", "x", "y.json") == "s3://b/p/x/y.json"
+    assert storage.join(Path("a"), "b") == "a/b"
+
+
+def test_what_is_written_is_read(root):
+    place = storage.join(root, "deep", "down", "x.json")
+    assert not storage.exists(place)
+    storage.write_json(place, {"é": [1, None]})
+    assert storage.exists(place)
+    assert storage.read_json(place) == {"é": [1, None]}
+    storage.write_bytes(place, b"other")
+    assert storage.read_bytes(place) == b"other"
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    place = str(tmp_path / "x")
+    storage.write_bytes(place, b"old")
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    for name in ("fsync", "replace"):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, name, fail)
+            with pytest.raises(OSError, match="disk full"):
+                storage.write_bytes(place, b"new")
+        assert storage.read_bytes(place) == b"old"
+        assert os.listdir(tmp_path) == ["x"]
+
+
+def test_a_reader_never_sees_half_a_file(tmp_path, monkeypatch):
+    """When the new name appears, its content is complete and on the disk."""
+    place, seen = str(tmp_path / "x"), []
+    storage.write_bytes(place, b"old")
+    replace = os.replace
+
+    def look(source, target):
+        seen.append((storage.read_bytes(place), Path(source).read_bytes(), Path(source).parent))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", look)
+    storage.write_bytes(place, b"new" * 1000)
+    assert seen == [(b"old", b"new" * 1000, tmp_path)]  # on the same file system, where a rename is atomic
+    assert storage.read_bytes(place) == b"new" * 1000
+    assert os.stat(place).st_mode & 0o777 == 0o644
+
+
+def test_listing_hides_what_begins_with_a_dot_or_an_underscore(root):
+    for name in ("b.parquet", "a/c.parquet", "_SUCCESS", ".tmp.parquet", "_checkpoint/d.parquet", "a/.x/e.parquet"):
+        storage.write_bytes(storage.join(root, name), b"")
+    storage.write_bytes(storage.join(root, "a/notes.txt"), b"")
+    assert names(root) == ["a/c.parquet", "a/notes.txt", "b.parquet"]
+    assert names(root, (".parquet",)) == ["a/c.parquet", "b.parquet"]
+    assert names(root, (".json", ".txt")) == ["a/notes.txt"]
+
+
+def test_listing_a_place_below_hidden_ones(root):
+    place = storage.join(root, "_work", ".x")
+    storage.write_bytes(storage.join(place, "a"), b"")
+    assert names(place) == ["a"]
+
+
+def test_listing_one_file(root):
+    place = storage.join(root, "a.parquet")
+    storage.write_bytes(place, b"123")
+    (file,) = storage.list_files(place, (".parquet",))
+    assert file.size == 3
+
+
+def test_listing_nothing(root):
+    place = storage.join(root, "none")
+    with pytest.raises(UserError, match=f"there is nothing at '{place}'"):
+        storage.list_files(place)
+
+
+def test_digest_changes_with_names_and_contents_alone(root):
+    place = storage.join(root, "model")
+
+    def write(name, data):
+        storage.write_bytes(storage.join(place, name), data)
+
+    write("a", b"1")
+    write("sub/b", b"2")
+    digests = [storage.digest(place)]
+    assert len(digests[0]) == 64
+    write("_hidden", b"x")
+    write("a", b"1")  # another time, the same content
+    assert storage.digest(place) == digests[0]
+    large = b"1" * (5 << 20) if storage.is_local(place) else b"1"  # of more than one chunk
+    for name, data in (("a", b"one"), ("sub/b", b"3"), ("c", b""), ("d", large)):
+        write(name, data)
+        digests.append(storage.digest(place))
+    assert len(set(digests)) == len(digests)
+
+
+def test_digest_is_the_same_elsewhere(tmp_path, bucket):
+    for place in (str(tmp_path / "one"), str(tmp_path / "two" / "deep"), f"{bucket}/three"):
+        storage.write_bytes(storage.join(place, "a"), b"1")
+        storage.write_bytes(storage.join(place, "b/c"), b"2")
+    assert storage.digest(str(tmp_path / "one")) == storage.digest(str(tmp_path / "two/deep"))
+    assert storage.digest(str(tmp_path / "one")) == storage.digest(f"{bucket}/three")
+    assert storage.digest(str(tmp_path / "one/a")) != storage.digest(str(tmp_path / "one"))
+
+
+def test_upload_takes_the_place_of_what_is_there(root, tmp_path):
+    target = storage.join(root, "run", "model")
+    storage.write_bytes(storage.join(target, "stale"), b"old")
+    source = tmp_path / "source"
+    (source / "sub").mkdir(parents=True)
+    source.chmod(0o700)  # as temporary directories are
+    (source / "a").write_bytes(b"1")
+    (source / "sub" / "b").write_bytes(b"2")
+    storage.upload(source, target)
+    assert names(target) == ["a", "sub/b"]
+    assert storage.read_bytes(storage.join(target, "sub/b")) == b"2"
+    assert names(storage.join(root, "run")) == ["model/a", "model/sub/b"]
+    if storage.is_local(target):
+        assert os.listdir(os.path.dirname(target)) == ["model"]
+        assert os.stat(target).st_mode & 0o777 == 0o755  # other users' jobs read it too
+    assert (source / "a").exists()
+
+
+def test_remove(root):
+    place = storage.join(root, "x")
+    storage.remove(place)
+    storage.write_bytes(storage.join(place, "a/b"), b"")
+    storage.remove(place)
+    assert not storage.exists(place)
+    assert not storage.exists(storage.join(place, "a/b"))
+
+
+def test_make_directory(root, tmp_path):
+    place = storage.join(root, "a", "b")
+    storage.make_directory(place)
+    storage.make_directory(place)
+    assert storage.exists(place)
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(UserError, match="cannot write to"):
+        storage.make_directory(str(tmp_path / "file" / "below"))
+
+
+def test_a_local_place_needs_no_copy(tmp_path):
+    for place in (str(tmp_path), "owner/model", "some-hub-id"):
+        assert storage.local_copy(place) == place
+    assert storage.local_copy(f"file://{tmp_path}/m") == f"{tmp_path}/m"
+
+
+def test_a_remote_directory_is_copied_once_and_anew_when_it_changes(bucket):
+    place = f"{bucket}/model"
+    storage.write_bytes(f"{place}/config.json", b"1")
+    storage.write_bytes(f"{place}/sub/weights", b"22")
+    copy = storage.local_copy(place)
+    assert Path(copy, "config.json").read_bytes() == b"1"
+    assert Path(copy, "sub/weights").read_bytes() == b"22"
+    stamp = os.stat(Path(copy, "config.json"))
+    assert storage.local_copy(place) == copy
+    assert os.stat(Path(copy, "config.json")).st_ino == stamp.st_ino
+    storage.write_bytes(f"{place}/config.json", b"333")
+    changed = storage.local_copy(place)
+    assert changed != copy
+    assert Path(changed, "config.json").read_bytes() == b"333"
+    directories = [entry.path for entry in os.scandir(Path(copy).parent) if entry.is_dir()]
+    assert sorted(directories) == sorted([copy, changed])  # and none half made
+
+
+def test_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    assert storage.absolute("here") == str(tmp_path / "here")
+    assert storage.absolute("owner/model") == "owner/model"  # what is not there may be a hub id
+    assert storage.absolute("runs", must_exist=False) == str(tmp_path / "runs")
+    assert storage.absolute("s3://bucket/x") == "s3://bucket/x"
