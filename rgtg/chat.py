@@ -4,7 +4,7 @@ import hashlib
 import json
 from typing import Any
 
-from jinja2 import TemplateError
+from jinja2 import TemplateError, TemplateSyntaxError
 from transformers import PreTrainedTokenizerBase
 
 from rgtg.errors import RowError, UserError
@@ -64,8 +64,10 @@ def render(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> str:
                 prompt, tokenize=False, add_generation_prompt=not goes_on, continue_final_message=goes_on
             )
         )
+    except TemplateSyntaxError as error:
+        raise UserError(f"the chat template of {tokenizer.name_or_path!r} is broken: {error}") from error
     except (TemplateError, ValueError) as error:
-        raise RowError(f"the chat template refuses the prompt: {error}") from error
+        raise RowError(f"the chat template refuses the prompt: {str(error).splitlines()[0]}") from error
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:

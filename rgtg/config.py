@@ -221,7 +221,7 @@ def _read(file: str | Path | None) -> dict[str, Any]:
     if file is None:
         return {}
     try:
-        settings = yaml.safe_load(storage.read_bytes(str(file)))
+        settings = yaml.load(storage.read_bytes(str(file)), _Loader)
     except OSError as error:
         raise UserError(f"cannot read the config {str(file)!r}: {error.strerror or error}") from error
     except yaml.YAMLError as error:
@@ -235,10 +235,18 @@ def _read(file: str | Path | None) -> dict[str, Any]:
 
 def _value(text: str) -> Any:
     try:
-        # YAML reads 1e-4 as text for want of a dot.
-        return float(text) if re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", text) else yaml.safe_load(text)
+        return yaml.load(text, _Loader)
     except yaml.YAMLError:
         return text
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML that reads 1e-4 as the number it is meant to be; the standard wants a dot in it."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+$"), list("+-0123456789")
+)
 
 
 def _sentence(error: ValidationError) -> str:

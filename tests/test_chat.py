@@ -169,10 +169,9 @@ def test_a_prompt_keeps_its_ids_where_the_boundary_merges(merging):
 
 @pytest.fixture(scope="module")
 def spaces():
-    """Like the SentencePiece family: a word's token begins with its space, and a text of its own is given one."""
-    words = ["▁the", "▁sky", "▁is", "▁blue", "s", "."]
-    vocab = {token: i for i, token in enumerate(["<unk>", "<s>", "</s>", *words])}
-    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
+    """One token a character, and like the SentencePiece family: a text of its own is given a space in front."""
+    vocab = {token: i for i, token in enumerate(["<unk>", "<s>", "</s>", "▁", *"behiklstuy"])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[], unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")
     tokenizer.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="always")
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", BOS)])
@@ -180,15 +179,18 @@ def spaces():
 
 
 def test_a_response_is_tokenised_behind_its_prompt(spaces):
-    response = encode_response(spaces, "the sky", " is blue")
-    assert spaces.convert_ids_to_tokens(response) == ["▁is", "▁blue", "</s>"]
+    assert spaces.convert_ids_to_tokens(ids(spaces, "ky")) == ["▁", "k", "y"]  # on its own
+    for response, tokens in (("ky is", ["k", "y", "▁", "i", "s"]), (" is", ["▁", "i", "s"])):
+        encoded = encode_response(spaces, "the s", response)
+        assert spaces.convert_ids_to_tokens(encoded) == [*tokens, "</s>"]
 
 
 def test_a_decoded_response_keeps_the_space_before_it(spaces, make_tokenizer):
     prompt = encode_prompt(spaces, "the sky")
-    response = spaces.convert_tokens_to_ids(["▁is", "▁blue", "</s>"])
-    assert spaces.decode(response, skip_special_tokens=True) == "is blue"  # on its own, the space is lost
-    assert decode_response(spaces, prompt, response) == " is blue"
+    response = [*spaces.convert_tokens_to_ids(["▁", "i", "s"]), EOS]
+    assert spaces.decode(response, skip_special_tokens=True) == "is"  # on its own, the space is lost
+    assert decode_response(spaces, prompt, response) == " is"
+    assert decode_response(spaces, encode_prompt(spaces, "the s"), response[1:]) == "is"
     tokenizer = make_tokenizer()
     for text in (" cd", "cd", "  two", "\n", ""):
         encoded = encode_response(tokenizer, "ab", text)

@@ -1,6 +1,7 @@
 """Decoder: both models, a method and an engine behind two calls, `generate` and `score`."""
 
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 import torch
@@ -137,6 +138,8 @@ class Decoder:
             rewards = self._score([request.reward_prompt_ids] * len(sequences), [s.token_ids for s in sequences])
         else:
             rewards = [s.token_rewards for s in sequences]
+        if not all(isfinite(reward) for row in rewards for reward in row):
+            raise RowError("the reward model gave a reward that is not finite (NaN or infinite weights?)")
         return [self._completion(request, s, r) for s, r in zip(sequences, rewards, strict=True)]
 
     def score(self, prompts: list[Prompt], completions: list[str], *, complete: bool = False) -> list[list[float]]:

@@ -193,7 +193,6 @@ class Engine:
             self.cache.copy_row(request.source, row, len(request.prompt_ids) - 1)
             if self.guidance:
                 self.guidance.fork(request.source, row, len(request.reward_prompt_ids))
-            request.source = row
 
     def _assign(self, row: int, request: Request) -> None:
         self.owners[row] = (request, request.started)

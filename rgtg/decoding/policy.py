@@ -53,7 +53,7 @@ def gumbel(row_keys: Tensor, steps: Tensor, tokens: Tensor) -> Tensor:
     own.
     """
     bits = _mix(_mix(row_keys + steps * _GOLDEN)[:, None] ^ (tokens * _GOLDEN + 1))
-    uniform = (_shift(bits, 11).double() + 0.5) * 2.0**-53
+    uniform = (_shift(bits, 12).double() + 0.5) * 2.0**-52  # strictly between 0 and 1, exactly
     return -torch.log(-torch.log(uniform))
 
 

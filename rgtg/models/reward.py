@@ -24,11 +24,6 @@ class RewardModel(nn.Module):
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         super().__init__()
-        if not isinstance(getattr(model, "score", None), nn.Linear):
-            raise UserError(
-                f"models.reward: a {model.config.model_type!r} classifier has no head that scores every position; "
-                "use a causal backbone (Llama, Qwen, Mistral, GPT-2 and their like)"
-            )
         self.model: Any = model
         self.tokenizer = tokenizer
 
@@ -48,6 +43,13 @@ class RewardModel(nn.Module):
             )
         if not classifier and not architecture.endswith(("ForCausalLM", "LMHeadModel")):
             raise UserError(f"{what}: {place!r} holds a {architecture or 'model of unknown architecture'}")
+        with torch.device("meta"):  # its modules without their weights
+            model = AutoModelForSequenceClassification.from_config(config, trust_remote_code=trust_remote_code)
+        if not isinstance(getattr(model, "score", None), nn.Linear):
+            raise UserError(
+                f"{what}: a {config.model_type!r} classifier has no head that scores every position; use a causal "
+                "backbone (Llama, Qwen, Mistral, GPT-2 and their like)"
+            )
         return classifier
 
     @classmethod

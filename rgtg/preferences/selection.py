@@ -1,5 +1,6 @@
 """Which completions of a prompt become chosen and rejected."""
 
+from math import isfinite
 from typing import Any
 
 TIED = "all completions of the prompt have the same reward"
@@ -13,7 +14,7 @@ def best_and_worst(completions: list[dict[str, Any]], min_margin: float = 0.0) -
 
     A tie carries no preference and identical texts differ by nothing: neither is ever a pair.
     """
-    scored = [c for c in completions if c["reward"] is not None]
+    scored = [c for c in completions if c["reward"] is not None and isfinite(c["reward"])]
     if len(scored) < 2:
         return FEW
     best, worst = max(scored, key=lambda c: c["reward"]), min(scored, key=lambda c: c["reward"])

@@ -64,7 +64,9 @@ class Learner:
         shares = [pairs[i : i + micro] for i in range(0, len(pairs), micro)]
         shares += [[NO_PAIR]] * (self._forwards(len(shares)) - len(shares))
         eos_id = self.reward_model.tokenizer.eos_token_id
-        batches = [collate(share, self.settings.after_end, eos_id).to(self.device) for share in shares]
+        # Padding with EOS is a matter of prefixes; the full objective compares responses where they end.
+        after_end = self.settings.after_end if self.settings.objective == "partial" else "hold"
+        batches = [collate(share, after_end, eos_id).to(self.device) for share in shares]
         masks = [self._mask(batch) for batch in batches]
         objective, average = self.settings.objective, self.settings.average
         count = self._sum(torch.stack([num_terms(mask, objective, average) for mask in masks]).sum()).clamp(min=1)

@@ -37,7 +37,7 @@ class Reference:
             self.memory["r", *ids] = self.classifier(row, attention_mask=torch.ones_like(row)).logits[0, 0].item()
         return self.memory["r", *ids]
 
-    def complete(self, prompt_ids, key, method, beta, k, max_new_tokens):
+    def complete(self, prompt_ids, reward_prompt_ids, key, method, beta, k, max_new_tokens):
         """Token ids, token rewards, logprob and guided_logprob of one completion."""
         preset, ids, rewards, total, guided = METHODS[method], [], [], 0.0, 0.0
         while len(ids) < max_new_tokens and self.eos_id not in ids:
@@ -46,7 +46,7 @@ class Reference:
             among = logprobs.argsort(descending=True)[:k]
             tilted = logprobs[among].clone()
             if preset.guidance != "none":
-                tilted += beta * torch.tensor([self.reward([*prefix, v]) for v in among.tolist()])
+                tilted += beta * torch.tensor([self.reward([*reward_prompt_ids, *ids, v]) for v in among.tolist()])
             if preset.greedy:
                 choice = tilted.argmax()
             else:
@@ -55,18 +55,21 @@ class Reference:
                 guided += tilted.log_softmax(-1)[choice].item()
             total += logprobs[among[choice]].item()
             ids.append(among[choice].item())
-            rewards.append(self.reward(prompt_ids + ids))
+            rewards.append(self.reward(reward_prompt_ids + ids))
         return ids, rewards, total, guided
 
 
-def compare(reference, decoder, tokenizer, prompts, *, samples, max_new_tokens, seed):
-    """Every completion of `decoder` against the reference; how they finished."""
+def compare(reference, decoder, tokenizer, prompts, *, samples, max_new_tokens, seed, texts=None):
+    """Every completion of `decoder` against the reference; how they finished.
+
+    `texts` are the prompts as the language model and as the reward model reads them, where they are not the same.
+    """
     rule, finished = decoder.engine.rule, []
     outcome = decoder.generate(prompts, samples=samples, max_new_tokens=max_new_tokens, seed=seed)
-    for prompt, row in zip(prompts, outcome, strict=True):
+    for prompt, text, row in zip(prompts, texts or [(p, p) for p in prompts], outcome, strict=True):
         for sample, completion in enumerate(row):
             ids, rewards, logprob, guided = reference.complete(
-                tokenizer(prompt).input_ids,
+                *(tokenizer(side).input_ids for side in text),
                 row_key(seed, prompt_id(prompt), sample),
                 decoder.method,
                 rule.beta,
@@ -123,3 +126,24 @@ def test_a_reward_model_of_another_architecture_and_size(reference, make_reward,
     other = Reference(reference.language, without_padding(plain(reward_dir)), reference.eos_id)
     decoder = Decoder.load(language_dir, reward_dir, "pargs", k=4, slots=3)
     compare(other, decoder, tokenizer_of(language_dir), PROMPTS[:3], samples=2, max_new_tokens=8, seed=5)
+
+
+def test_a_reward_model_with_a_chat_template_of_its_own(
+    reference, make_reward, make_tokenizer, plain, tokenizer_of, language_dir
+):
+    """The prompt is longer in one model than in the other, and each keeps its own positions."""
+    template = "{% for m in messages %}Judge what follows: {{ m.content }}{% endfor %}"
+    reward_dir = make_reward(make_tokenizer(template=template), seed=8)
+    other = Reference(reference.language, without_padding(plain(reward_dir)), reference.eos_id)
+    decoder = Decoder.load(language_dir, reward_dir, "pargs", k=4, slots=3)
+    contents = ["hi", "a longer message than that", "x", "y"]
+    compare(
+        other,
+        decoder,
+        tokenizer_of(language_dir),
+        [[{"role": "user", "content": content}] for content in contents],
+        samples=3,
+        max_new_tokens=8,
+        seed=6,
+        texts=[(f"u:{content};a:", f"Judge what follows: {content}") for content in contents],
+    )

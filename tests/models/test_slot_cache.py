@@ -156,8 +156,8 @@ def test_packed_attention_without_a_mask_is_causal(kv_heads):
     query = torch.randn(2, 4, 6, 8, generator=g)
     key, value = torch.randn(2, kv_heads, 6, 8, generator=g), torch.randn(2, kv_heads, 6, 8, generator=g)
     causal = torch.ones(6, 6).tril().bool().expand(2, 1, 6, 6)
-    out, _ = packed_gqa(torch.nn.Module(), query, key, value, None)
-    expected, _ = packed_gqa(torch.nn.Module(), query, key, value, causal)
+    out, _ = packed_gqa(torch.nn.Module(), query, key, value, None, scaling=0.37)
+    expected, _ = packed_gqa(torch.nn.Module(), query, key, value, causal, scaling=0.37)
     torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
 
 

@@ -28,7 +28,7 @@ def annotated(response, *ratings):
     """A completion as in the raw UltraFeedback, whose ratings are text."""
     aspects = ("helpfulness", "honesty", "truthfulness")
     annotations = {
-        aspect: {"Rating": rating, "Rationale": "so"} for aspect, rating in zip(aspects, ratings, strict=True)
+        aspect: {"Rating": rating, "Rationale": "so"} for aspect, rating in zip(aspects, ratings, strict=False)
     }
     return {"model": "m", "response": response, "annotations": annotations}
 

@@ -186,6 +186,14 @@ def test_a_step_without_pairs_is_a_step_without_a_gradient(reward_dir):
         assert (result.pairs, result.prefixes, result.masked) == (0, 0, 0)
 
 
+def test_bfloat16_is_of_the_forward_and_not_of_the_weights(reward_dir):
+    exact, rough = (learner(reward_dir, precision=precision) for precision in ("float32", "bfloat16"))
+    one, other = exact.train_step(make_pairs(6)).loss, rough.train_step(make_pairs(6)).loss
+    assert one != other
+    assert one == pytest.approx(other, rel=0.05)
+    assert {parameter.dtype for parameter in rough.reward_model.parameters()} == {torch.float32}
+
+
 def toy_pairs(n, seed):
     """The token 100 is good and the token 200 is bad, wherever they are."""
     g = torch.Generator().manual_seed(seed)
