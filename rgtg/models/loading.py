@@ -47,14 +47,14 @@ def load_config(place: str, what: str, *, trust_remote_code: bool = False) -> Pr
         raise UserError(f"{what}: the directory {place!r} {seen}; give a Hugging Face model directory or a hub id")
     try:
         return AutoConfig.from_pretrained(place, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{what}: cannot load {place!r}: {_first_line(error)}") from error
 
 
 def load_tokenizer(place: str, what: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(place, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{what}: cannot load the tokenizer of {place!r}: {_first_line(error)}") from error
 
 
