@@ -27,7 +27,7 @@ STAGE = "generate"
 
 def run(config: Config) -> RunDirectory:
     """The stage: prompts/ to completions/."""
-    config = resolved(config)
+    config = resolved(config, prompts=True)
     directory = prompts.run(config)
     reward = reward_place(config, directory)
     check_models(config, reward, directory)

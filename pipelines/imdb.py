@@ -22,6 +22,7 @@ from pipelines import cli, generate, train_reward
 from rgtg import config as settings
 from rgtg.chat import encode_prompt
 from rgtg.errors import UserError
+from rgtg.models.loading import has_fast_bfloat16
 from rgtg.models.reward import RewardModel
 
 WORDS = (5, 10, 20, 40, 80, 160)
@@ -112,21 +113,24 @@ def _write_inputs(reviews: Reviews, out: Path) -> tuple[Path, Path, Path]:
 def _accuracy(reward_model: str, held_out: list[tuple[str, int]]) -> list[float]:
     """Accuracy at the first 5, 10 ... words and in full: reviews split at the median reward of their prefixes."""
     model = RewardModel.load(reward_model).eval()
+
+    def encode(text: str) -> list[int]:
+        return encode_prompt(model.tokenizer, text)[: model.context]
+
+    ids = [encode(text) for text in _first_words(held_out, None)]
+    # One forward of a review gives the rewards of all its prefixes; these are the positions to read.
+    ends = np.array([[len(encode(text)) - 1 for text in _first_words(held_out, words)] for words in (*WORDS, None)])
+    rewards = np.empty(ends.shape)
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=has_fast_bfloat16(torch.device("cpu")))  # as in training
+    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))  # like lengths together: little padding
+    for start in range(0, len(order), 16):
+        rows = order[start : start + 16]
+        width = len(ids[rows[-1]])
+        with torch.inference_mode(), autocast:
+            every = model(torch.tensor([ids[row] + [0] * (width - len(ids[row])) for row in rows])).numpy()
+        rewards[:, rows] = every[np.arange(len(rows)), ends[:, rows]]
     labels = np.array([label for _, label in held_out])
-    accuracies = []
-    for words in (*WORDS, None):
-        ids = [encode_prompt(model.tokenizer, text)[: model.context] for text in _first_words(held_out, words)]
-        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))  # like lengths together: little padding
-        rewards = np.empty(len(ids))
-        for start in range(0, len(order), 64):
-            rows = order[start : start + 64]
-            width = len(ids[rows[-1]])
-            batch = torch.tensor([ids[row] + [0] * (width - len(ids[row])) for row in rows])
-            with torch.inference_mode():
-                every = model(batch)
-            rewards[rows] = [every[i, len(ids[row]) - 1].item() for i, row in enumerate(rows)]
-        accuracies.append(float(((rewards > np.median(rewards)) == labels).mean()))
-    return accuracies
+    return [float(((row > np.median(row)) == labels).mean()) for row in rewards]
 
 
 def _first_words(reviews: list[tuple[str, int]], words: int | None) -> list[str]:

@@ -15,22 +15,23 @@ from rgtg.models.loading import load_config, load_tokenizer
 from rgtg.models.reward import check_same_tokens, check_trained
 
 
-def resolved(config: Config) -> Config:
+def resolved(config: Config, *, pairs: bool = False, prompts: bool = False) -> Config:
     """The config with local paths made absolute, since workers run elsewhere, and `sandbox` as what it stands for.
 
-    The sandbox is built on first use. Raises UserError for what cannot work on a cluster.
+    `pairs` and `prompts` say what the job reads: the sandbox is built, on first use, only where it is read. Raises
+    UserError for what cannot work on a cluster.
     """
     _check_cluster(config)
     models, train, generate = config.models, config.train_reward, config.generate
-    if SANDBOX in (models.language, *train.pairs, *generate.prompts):
+    stands_for, eval_pairs = {}, train.eval_pairs
+    if SANDBOX in (models.language, *(train.pairs if pairs else ()), *(generate.prompts if prompts else ())):
         world = sandbox.ensure()
         stands_for = {"language": world.language, "pairs": world.pairs, "prompts": world.prompts}
-        eval_pairs = train.eval_pairs or ([str(world.eval_pairs)] if train.pairs == [SANDBOX] else None)
-    else:
-        stands_for, eval_pairs = {}, train.eval_pairs
+        if train.pairs == [SANDBOX]:
+            eval_pairs = eval_pairs or [str(world.eval_pairs)]
 
     def place(value: str, what: str) -> str:
-        return str(stands_for[what]) if value == SANDBOX else storage.absolute(value)
+        return str(stands_for.get(what, SANDBOX)) if value == SANDBOX else storage.absolute(value)
 
     def places(values: list[str], what: str) -> list[str]:
         return [place(value, what) for value in values]

@@ -26,7 +26,7 @@ def run(config: Config) -> RunDirectory:
     """Run every stage that is not done, and print the summary."""
     begun = time.monotonic()
     in_sandbox = config.models.language == SANDBOX
-    config = resolved(config)
+    config = resolved(config, pairs=config.models.reward is None, prompts=True)
     # Everything that can be known to be wrong with the input is said now, and not after the training.
     directory = prompts.run(config)
     if config.models.reward is None:

@@ -31,7 +31,7 @@ Row = dict[str, Any]
 
 def run(config: Config) -> RunDirectory:
     """The stage: `generate.prompts` to prompts/. Raises UserError where nothing can be read or two ids clash."""
-    config = resolved(config)
+    config = resolved(config, prompts=True)
     directory = RunDirectory(config)
     begun = time.monotonic()
     files = listing(config.generate.prompts, SUFFIXES)

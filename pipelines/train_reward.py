@@ -32,7 +32,7 @@ OUTPUT_FREE = ("num_workers", "threads", "max_failures", "checkpoint_every", "pa
 
 def run(config: Config) -> RunDirectory:
     """The stage: pairs to reward_model/. The held-out accuracy by prefix length goes to the manifest."""
-    config = resolved(config)
+    config = resolved(config, pairs=True)
     directory = RunDirectory(config)
     fit(config, directory, STAGE, directory.path("reward_model"))
     return directory

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers.utils.logging import disable_progress_bar
 
 from rgtg.sandbox import world
 from rgtg.sandbox.sizes import FULL, LanguageSpec
@@ -68,6 +69,7 @@ def train_language(directory: Path, seed: int = 0, log: Log = print, spec: Langu
         _fit(model, _packed(tokenizer, spec, seed + 1), spec, log)
     finally:
         torch.set_num_threads(threads)
+    disable_progress_bar()
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
 
