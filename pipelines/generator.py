@@ -98,18 +98,22 @@ class Generator:
                     waiting[request] = future
                     engine.submit(request)
                 for request in engine.step():
-                    future = waiting.pop(request)
+                    future = waiting[request]
                     try:
                         future.set_result(self.decoder.completions(request))
                     except RowError as error:
                         future.set_exception(error)
+                    del waiting[request]  # only now: whatever else goes wrong above, its caller must hear of it
         except torch.OutOfMemoryError:
             self._fail(waiting, UserError(f"a device ran out of memory; lower generate.slots ({self.settings.slots})"))
         except torch.AcceleratorError:
             # The device is in an unknown state and must not decode another row: the actor dies, with the reason in the
             # job's log, and Ray starts a fresh one and gives it the same blocks again.
-            ray.get(self.board.say.remote(f"an actor lost its device and is replaced: {traceback.format_exc()}"))
-            os._exit(1)
+            try:
+                line = f"an actor lost its device and is replaced: {traceback.format_exc()}"
+                ray.get(self.board.say.remote(line), timeout=5)
+            finally:
+                os._exit(1)
         except BaseException as error:
             self._fail(waiting, error)
 

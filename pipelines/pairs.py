@@ -78,7 +78,6 @@ def run(config: Config, directory: RunDirectory, init: str) -> None:
     with ray_session.explained("reading the pairs"):
         every.random_shuffle(seed=config.run.seed).write_parquet(path, filesystem=filesystem)
     counts = count(target)
-    directory.finish(STAGE, counts, time.monotonic() - begun)
     reasons = "".join(f"\n  {n} unused: {reason}" for reason, n in counts["unused"].items())
     print(f"pairs: {counts['train']} to train on, {counts['eval']} held out{reasons}", flush=True)
     if not counts["train"] or not counts["eval"]:
@@ -86,6 +85,7 @@ def run(config: Config, directory: RunDirectory, init: str) -> None:
             f"of the pairs at {', '.join(settings.pairs)}, {counts['train']} are left to train on and "
             f"{counts['eval']} to evaluate on; see the reasons above"
         )
+    directory.finish(STAGE, counts, time.monotonic() - begun)
 
 
 def count(target: str) -> dict[str, Any]:

@@ -22,12 +22,22 @@ from pipelines.progress import Progress
 from pipelines.run_directory import RunDirectory, model_digest
 from rgtg import storage
 from rgtg.config import Config, TrainReward
+from rgtg.errors import UserError
 from rgtg.models.reward import RewardModel
 from rgtg.training.loop import Learner, StepResult
 
 STAGE = "train_reward"
 LOG_EVERY_S = 5.0
-OUTPUT_FREE = ("num_workers", "threads", "max_failures", "checkpoint_every", "pairs", "eval_pairs")
+OUTPUT_FREE = (
+    "num_workers",
+    "strategy",
+    "micro_batch_size",
+    "threads",
+    "max_failures",
+    "checkpoint_every",
+    "pairs",
+    "eval_pairs",
+)
 
 
 def run(config: Config) -> RunDirectory:
@@ -60,6 +70,8 @@ def fit(config: Config, directory: RunDirectory, stage: str, target: str) -> Non
     begun = time.monotonic()
     num_train = directory.counts(pairs.STAGE)["train"]
     per_worker = num_train // settings.num_workers  # equal shards: the remainder of a division is left out
+    if not per_worker:
+        raise UserError(f"there are {num_train} pairs to train on, fewer than the {settings.num_workers} workers")
     steps_per_epoch = math.ceil(per_worker / (settings.batch_size // settings.num_workers))
     print(
         f"{stage}: {settings.objective} objective, {num_train} pairs x {settings.epochs} epochs = "
