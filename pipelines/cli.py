@@ -109,7 +109,7 @@ def guarded(command: Callable[[], Any]) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except Unavailable as error:
+    except (Unavailable, OSError) as error:  # an OSError that no room explained: a disk that is full, most often
         if error.__cause__:
             traceback.print_exception(error.__cause__)
         print(f"failed: {error}", file=sys.stderr)

@@ -9,12 +9,13 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from pipelines.prompts import SUFFIXES
-from pipelines.run_directory import PACKAGES, listing
+from pipelines.ray_session import cores
+from pipelines.run_directory import PACKAGES
 from rgtg import storage
 from rgtg.config import SANDBOX, Config
-from rgtg.errors import UserError
+from rgtg.errors import Unavailable, UserError
 from rgtg.models.loading import has_fast_bfloat16, load_config
+from rgtg.rows import SUFFIXES
 
 
 def run(config: Config) -> None:
@@ -28,7 +29,7 @@ def run(config: Config) -> None:
     for name, check in _checks(config):
         try:
             table.add_row(name, f"[green]ok[/]  {check()}")
-        except UserError as error:
+        except (UserError, Unavailable) as error:
             table.add_row(name, f"[red]no[/]  {error}")
             wrong.append(name)
     Console().print(table)
@@ -41,7 +42,7 @@ def _machine() -> list[tuple[str, str]]:
     cpu = "fast bfloat16" if has_fast_bfloat16(torch.device("cpu")) else "float32"
     address = os.environ.get("RAY_ADDRESS")
     return [
-        ("cores", f"{len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} ({cpu})"),
+        ("cores", f"{cores()} ({cpu})"),
         ("GPUs", ", ".join(gpus) or "none"),
         ("Ray", f"the cluster at {address}" if address else "embedded on this machine (RAY_ADDRESS is not set)"),
         ("versions", ", ".join([f"Python {platform.python_version()}", *(f"{p} {version(p)}" for p in PACKAGES)])),
@@ -54,21 +55,20 @@ def _checks(config: Config) -> list[tuple[str, Callable[[], str]]]:
     def model(place: str, name: str) -> str:
         if place == SANDBOX:
             return "sandbox, built on first use"
-        local = storage.local_copy(storage.absolute(place))
-        return f"{place} ({load_config(local, name, trust_remote_code=config.models.trust_remote_code).model_type})"
+        found = load_config(storage.absolute(place), name, trust_remote_code=config.models.trust_remote_code)
+        return f"{place} ({found.model_type})"
 
     def files(places: list[str]) -> str:
-        found = listing([place for place in places if place != SANDBOX], SUFFIXES) if places != [SANDBOX] else []
-        return f"{', '.join(places)} ({len(found)} files)" if found else "sandbox, built on first use"
+        given = [place for place in places if place != SANDBOX]
+        found = [file for place in given for file in storage.list_files(place, SUFFIXES)]
+        if given and not found:
+            raise UserError(f"there are no {' or '.join(SUFFIXES)} files at {', '.join(map(repr, given))}")
+        return f"{', '.join(places)} ({len(found)} files)" if given else "sandbox, built on first use"
 
     def writable() -> str:
         probe = storage.join(storage.absolute(config.run.root, must_exist=False), ".doctor")
-        try:
-            storage.write_bytes(probe, b"")
-            filesystem, path = storage.resolve(probe)
-            filesystem.delete_file(path)
-        except OSError as error:
-            raise UserError(f"cannot write to {config.run.root!r}: {error}") from error
+        storage.write_bytes(probe, b"")
+        storage.remove(probe)
         return config.run.root
 
     checks: list[tuple[str, Callable[[], str]]] = [

@@ -6,11 +6,11 @@ Ray's row checkpoint knows which prompt_ids are in committed files.
 
 import math
 import time
+from collections import Counter
 from typing import Any
 
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 import ray
-import torch
 from ray.data import ActorPoolStrategy, DataContext, SaveMode
 from ray.data.checkpoint import CheckpointConfig
 
@@ -21,6 +21,7 @@ from pipelines.progress import Progress
 from pipelines.run_directory import RunDirectory, model_digest
 from rgtg import storage
 from rgtg.config import Config, Generate
+from rgtg.errors import UserError
 
 STAGE = "generate"
 
@@ -48,10 +49,18 @@ def run(config: Config) -> RunDirectory:
     if state == "resume":
         print("generate: goes on from the rows that are committed", flush=True)
     begun = time.monotonic()
-    counts = complete(config, reward, directory, directory.path("completions"), directory.path("_checkpoint"))
+    target = directory.path("completions")
+    counts = complete(config, reward, directory, target, directory.path("_checkpoint"))
     expected = directory.counts(prompts.STAGE)["rows"]
     if counts["rows"] != expected:
         raise RuntimeError(f"completions/ has {counts['rows']} rows of {expected} prompts: this is a bug in rgtg")
+    if counts["errors"] > config.generate.max_error_rate * counts["rows"]:
+        reason, times = next(iter(counts["error_reasons"].items()))
+        raise UserError(
+            f"{counts['errors']} of {counts['rows']} prompts have an error, and generate.max_error_rate is "
+            f"{config.generate.max_error_rate}; {times} times it is {reason!r}. All rows are in {target!r}: raise the "
+            "rate to go on with them, or mend the input and give another run.id"
+        )
     directory.finish(STAGE, counts, time.monotonic() - begun)
     return directory
 
@@ -82,7 +91,7 @@ def complete(
             override_filesystem=checkpoint_filesystem,
             delete_checkpoint_on_success=False,
         )
-    progress = Progress(f"generate ({settings.method})", num_rows - _committed(target))
+    progress = Progress(f"generate ({settings.method})", num_rows - (_committed(checkpoint) if checkpoint else 0))
     with ray_session.explained("generation"), DataContext.current(context), progress:
         dataset = ray.data.read_parquet(source_path, filesystem=source_filesystem)
         if limit:
@@ -116,25 +125,22 @@ def complete(
 
 
 def count(target: str) -> dict[str, Any]:
-    """Rows, errors, completions, tokens and rewards of a table of completions."""
-    filesystem, _ = storage.resolve(target)
-    totals: dict[str, Any] = {"rows": 0, "errors": 0, "completions": 0, "tokens": 0, "stopped": 0}
-    rewards: list[float] = []
-    columns = ["error", *(f"completions.list.element.{name}" for name in ("num_tokens", "reward", "finish_reason"))]
-    for file in storage.list_files(target, (".parquet",)):
-        table = pq.ParquetFile(file.path, filesystem=filesystem).read(columns=columns)
+    """Rows, errors with the commonest reasons, completions and tokens of a table of completions."""
+    totals: Counter[str] = Counter(rows=0, errors=0, completions=0, tokens=0, stopped=0)
+    reasons: Counter[str] = Counter()
+    columns = ["error", *(f"completions.list.element.{name}" for name in ("num_tokens", "finish_reason"))]
+    for table in storage.read_tables(target, columns):
         flat = table["completions"].combine_chunks().flatten()
-        totals["rows"] += table.num_rows
-        totals["errors"] += table.num_rows - table["error"].null_count
-        totals["completions"] += len(flat)
-        totals["tokens"] += sum(flat.field("num_tokens").to_pylist())
-        totals["stopped"] += sum(reason == "stop" for reason in flat.field("finish_reason").to_pylist())
-        rewards.extend(reward for reward in flat.field("reward").to_pylist() if reward is not None)
-    if rewards:
-        values = torch.tensor(rewards, dtype=torch.float64)
-        totals["mean_reward"] = round(float(values.mean()), 4)
-        totals["reward_stderr"] = round(float(values.std(correction=1) / math.sqrt(len(rewards))), 4)
-    return totals
+        errors = table["error"].drop_null()
+        reasons.update(errors.to_pylist())
+        totals.update(
+            rows=table.num_rows,
+            errors=len(errors),
+            completions=len(flat),
+            tokens=pc.sum(flat.field("num_tokens")).as_py() or 0,
+            stopped=pc.sum(pc.equal(flat.field("finish_reason"), "stop")).as_py() or 0,
+        )
+    return {**totals, "error_reasons": dict(reasons.most_common(10))}
 
 
 def _calls_in_flight(settings: Generate) -> int:
@@ -142,12 +148,14 @@ def _calls_in_flight(settings: Generate) -> int:
     return min(16, 2 + math.ceil(settings.slots / (settings.block_rows * settings.samples)))
 
 
-def _committed(target: str) -> int:
-    filesystem, _ = storage.resolve(target)
-    return sum(
-        pq.read_metadata(file.path, filesystem=filesystem).num_rows
-        for file in storage.list_files(target, (".parquet",))
-    )
+def _committed(checkpoint: str) -> int:
+    """Rows that an earlier start has finished.
+
+    Counted by the lists of their ids: a file of completions whose list is pending may be torn, and will be removed.
+    """
+    if not storage.exists(checkpoint):
+        return 0
+    return sum(t.num_rows for t in storage.read_tables(checkpoint, keep=lambda path: ".pending." not in path))
 
 
 if __name__ == "__main__":

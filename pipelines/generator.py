@@ -13,7 +13,6 @@ import ray
 import torch
 from ray.actor import ActorHandle
 
-from rgtg import storage
 from rgtg.config import Generate, Models
 from rgtg.decoding.decoder import Completion, Decoder
 from rgtg.decoding.engine import Request
@@ -32,14 +31,15 @@ class Generator:
         torch.set_num_threads(settings.threads)
         self.settings, self.seed, self.board = settings, seed, board
         self.decoder = Decoder.load(
-            storage.local_copy(models.language),
-            reward and storage.local_copy(reward),
+            models.language,
+            reward,
             settings.method,
             beta=settings.beta,
             k=settings.k,
             device=models.device,
             dtype=models.dtype,
             slots=settings.slots,
+            max_prompt_tokens=settings.max_prompt_tokens,
             trust_remote_code=models.trust_remote_code,
         )
         board.add.remote(actors=1)
@@ -57,8 +57,8 @@ class Generator:
             rows=len(rows),
             errors=sum(error is not None for error in errors),
             tokens=sum(c.num_tokens for c in done),
-            completions=len(done),
-            reward=sum(c.reward or 0.0 for c in done),
+            reward=sum(c.reward for c in done if c.reward is not None),
+            scored=sum(c.reward is not None for c in done),
         )
         columns = {
             **{name: batch[name] for name in batch.column_names},
@@ -105,7 +105,8 @@ class Generator:
                         future.set_exception(error)
                     del waiting[request]  # only now: whatever else goes wrong above, its caller must hear of it
         except torch.OutOfMemoryError:
-            self._fail(waiting, UserError(f"a device ran out of memory; lower generate.slots ({self.settings.slots})"))
+            remedy = f"lower generate.slots ({self.settings.slots}) or generate.max_prompt_tokens"
+            self._fail(waiting, UserError(f"a device ran out of memory; {remedy}"))
         except torch.AcceleratorError:
             # The device is in an unknown state and must not decode another row: the actor dies, with the reason in the
             # job's log, and Ray starts a fresh one and gives it the same blocks again.

@@ -11,23 +11,29 @@ from rgtg import sandbox, storage
 from rgtg.config import SANDBOX, Config, Models
 from rgtg.decoding.methods import METHODS
 from rgtg.errors import UserError
-from rgtg.models.loading import load_config, load_tokenizer
+from rgtg.models.language import check_language
+from rgtg.models.loading import load_tokenizer
+from rgtg.models.places import pinned
 from rgtg.models.reward import check_same_tokens, check_trained
 
 
-def resolved(config: Config, *, pairs: bool = False, prompts: bool = False) -> Config:
+def resolved(config: Config, *, models: bool = True, pairs: bool = False, prompts: bool = False) -> Config:
     """The config with local paths made absolute, since workers run elsewhere, and `sandbox` as what it stands for.
 
-    `pairs` and `prompts` say what the job reads: the sandbox is built, on first use, only where it is read. Raises
-    UserError for what cannot work on a cluster.
+    `models`, `pairs` and `prompts` say what the job reads: the sandbox is built, on first use, and hubs are asked,
+    only for that. Raises UserError for what cannot work on a cluster.
     """
-    _check_cluster(config)
-    models, train, generate = config.models, config.train_reward, config.generate
-    stands_for, eval_pairs = {}, train.eval_pairs
-    if SANDBOX in (models.language, *(train.pairs if pairs else ()), *(generate.prompts if prompts else ())):
+    reads = [
+        *([config.models.language] if models else ()),
+        *(config.train_reward.pairs if pairs else ()),
+        *(config.generate.prompts if prompts else ()),
+    ]
+    _check_cluster(config, models=models, pairs=pairs)
+    stands_for, eval_pairs = {}, config.train_reward.eval_pairs
+    if SANDBOX in reads:
         world = sandbox.ensure()
         stands_for = {"language": world.language, "pairs": world.pairs, "prompts": world.prompts}
-        if train.pairs == [SANDBOX]:
+        if config.train_reward.pairs == [SANDBOX]:
             eval_pairs = eval_pairs or [str(world.eval_pairs)]
 
     def place(value: str, what: str) -> str:
@@ -36,44 +42,61 @@ def resolved(config: Config, *, pairs: bool = False, prompts: bool = False) -> C
     def places(values: list[str], what: str) -> list[str]:
         return [place(value, what) for value in values]
 
+    def model(value: str, what: str) -> str:
+        return pinned(place(value, "language"), what) if models else value
+
     changes = {
         "run": {"root": storage.absolute(config.run.root, must_exist=False)},
         "models": {
-            "language": place(models.language, "language"),
-            "reward": models.reward and storage.absolute(models.reward),
+            "language": model(config.models.language, "models.language"),
+            "reward": config.models.reward and model(config.models.reward, "models.reward"),
         },
         "train_reward": {
-            "pairs": places(train.pairs, "pairs"),
+            "pairs": places(config.train_reward.pairs, "pairs"),
             "eval_pairs": eval_pairs and places(eval_pairs, "pairs"),
-            "init": train.init and storage.absolute(train.init),
+            "init": config.train_reward.init and model(config.train_reward.init, "train_reward.init"),
         },
-        "generate": {"prompts": places(generate.prompts, "prompts")},
+        "generate": {"prompts": places(config.generate.prompts, "prompts")},
     }
     sections = {name: getattr(config, name).model_copy(update=update) for name, update in changes.items()}
     return config.model_copy(update=sections)
 
 
-def _check_cluster(config: Config) -> None:
+def _check_cluster(config: Config, *, models: bool, pairs: bool) -> None:
     if not os.environ.get("RAY_ADDRESS"):
         return
-    if config.models.device == "auto":
+    if models and config.models.device == "auto":
         raise UserError(
             "models.device is auto, which looks at the driver's machine alone; on a cluster say cuda or cpu"
         )
-    if storage.is_local(config.run.root) and not os.environ.get("RGTG_SHARED_DISK"):
-        raise UserError(
-            f"run.root is the local path {config.run.root!r}, and every machine of the cluster would write to a disk "
-            "of its own; use s3://, or set RGTG_SHARED_DISK=1 if all of them mount it"
-        )
+    if os.environ.get("RGTG_SHARED_DISK"):
+        return
+    # What other machines than the driver's read or write. Prompts are taken in by the driver alone.
+    used = {"run.root": [config.run.root]}
+    if models:
+        used |= {"models.language": [config.models.language], "models.reward": [config.models.reward or ""]}
+    if pairs:
+        used |= {
+            "train_reward.init": [config.train_reward.init or ""],
+            "train_reward.pairs": config.train_reward.pairs,
+            "train_reward.eval_pairs": config.train_reward.eval_pairs or [],
+        }
+    for name, places in used.items():
+        for place in places:
+            on_disk = name == "run.root" or place == SANDBOX or os.path.exists(os.path.expanduser(place))
+            if place and storage.is_local(place) and on_disk:
+                raise UserError(
+                    f"{name} is {place!r}, on the disk of this machine, and the cluster's other machines have their "
+                    "own; use s3://, or set RGTG_SHARED_DISK=1 if all of them mount it"
+                )
 
 
 def reward_place(config: Config, directory: RunDirectory) -> str | None:
     """The reward model of the run: the configured one, else the one that it trained, else none."""
     if config.models.reward:
         return config.models.reward
-    trained = directory.path("reward_model")
-    if storage.exists(storage.join(trained, "config.json")):
-        return trained
+    if directory.is_done("train_reward"):
+        return directory.path("reward_model")
     if METHODS[config.generate.method].guidance != "none":
         raise UserError(
             f"the method {config.generate.method!r} needs a reward model: run train-reward in this run first, or set "
@@ -83,15 +106,17 @@ def reward_place(config: Config, directory: RunDirectory) -> str | None:
 
 
 def check_models(config: Config, reward: str | None, directory: RunDirectory) -> None:
-    """Raises UserError for everything about the models that is knowable before an actor loads them."""
+    """Raises UserError for everything about the models that is knowable before one of them is loaded or trained.
+
+    `reward` is the reward model, or what one will be trained from.
+    """
     trust = config.models.trust_remote_code
-    language = storage.local_copy(config.models.language)
-    load_config(language, "models.language", trust_remote_code=trust)
-    tokenizer = load_tokenizer(language, "models.language", trust_remote_code=trust)
-    if reward:
-        local = storage.local_copy(reward)
-        check_trained(local, trust)
-        check_same_tokens(tokenizer, load_tokenizer(local, "models.reward", trust_remote_code=trust))
+    check_language(config.models.language, trust)
+    tokenizer = load_tokenizer(config.models.language, "models.language", trust_remote_code=trust)
+    if reward and reward == config.models.reward:
+        check_trained(reward, trust)
+    if reward and reward != config.models.language:
+        check_same_tokens(tokenizer, load_tokenizer(reward, "the reward model", trust_remote_code=trust))
     filesystem, _ = storage.resolve(directory.path("prompts"))
     first = storage.list_files(directory.path("prompts"), (".parquet",))[0]
     messages = pa.types.is_list(pq.read_schema(first.path, filesystem=filesystem).field("prompt").type)

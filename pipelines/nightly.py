@@ -3,19 +3,19 @@
 Started again it goes on where it ended: a stage that is done is not done again, and rows that are written stay.
 """
 
-import math
 import time
-from typing import Any
 
-import pyarrow.parquet as pq
 from rich.console import Console
 
 from pipelines import generate, pairs, preferences, prompts, train_reward
-from pipelines.inputs import resolved, reward_place
+from pipelines.inputs import check_models, resolved, reward_place
 from pipelines.run_directory import RunDirectory
 from rgtg import storage
 from rgtg.config import SANDBOX, Config
-from rgtg.report.summary import Summary, as_markdown, as_table
+from rgtg.decoding.methods import METHODS
+from rgtg.errors import UserError
+from rgtg.evaluation.means import Mean, gain, mean
+from rgtg.report.summary import Comparison, Summary, as_markdown, as_table
 from rgtg.sandbox.world import true_reward
 
 COMPARISON = "train_reward_comparison"
@@ -26,9 +26,16 @@ def run(config: Config) -> RunDirectory:
     """Run every stage that is not done, and print the summary."""
     begun = time.monotonic()
     in_sandbox = config.models.language == SANDBOX
+    # Everything that can be known to be wrong is said now, and not after the training or the night.
+    if config.generate.samples < 2 or METHODS[config.generate.method].greedy:
+        raise UserError(
+            f"a preference pair needs two completions that differ, and generate.samples is {config.generate.samples} "
+            f"by the method {config.generate.method!r}; ask for two or more by a method that samples, or run the "
+            "stages train-reward and generate alone"
+        )
     config = resolved(config, pairs=config.models.reward is None, prompts=True)
-    # Everything that can be known to be wrong with the input is said now, and not after the training.
     directory = prompts.run(config)
+    check_models(config, config.models.reward or config.train_reward.init, directory)
     if config.models.reward is None:
         train_reward.run(config)
         if config.nightly.compare_objectives:
@@ -46,9 +53,13 @@ def run(config: Config) -> RunDirectory:
     return directory
 
 
+def _other_objective(config: Config) -> str:
+    return "full" if config.train_reward.objective == "partial" else "partial"
+
+
 def _compare_objectives(config: Config) -> None:
     """Train on the other objective too, for the comparison by prefix length; nothing is generated with it."""
-    other = "full" if config.train_reward.objective == "partial" else "partial"
+    other = _other_objective(config)
     changed = config.model_copy(update={"train_reward": config.train_reward.model_copy(update={"objective": other})})
     directory = RunDirectory(config)
     train_reward.fit(changed, directory, COMPARISON, directory.path(f"reward_model_{other}"))
@@ -79,46 +90,49 @@ def _baseline(config: Config) -> None:
 
 
 def _summary(config: Config, directory: RunDirectory, in_sandbox: bool) -> Summary:
-    has = directory.is_done
-    guided, unguided = directory.path("completions"), directory.path("completions_unguided")
-    baseline = has(BASELINE)
+    guided = _scores(directory.path("completions"), in_sandbox)
+    unguided = _scores(directory.path("completions_unguided"), in_sandbox) if directory.is_done(BASELINE) else {}
     return Summary(
         run=directory.place,
         method=config.generate.method,
-        pairs=directory.counts(pairs.STAGE) if has(pairs.STAGE) else None,
+        pairs=directory.counts(pairs.STAGE) if directory.is_done(pairs.STAGE) else None,
         accuracy={
             objective: directory.counts(stage)["accuracy"]
             for stage, objective in (
                 (train_reward.STAGE, config.train_reward.objective),
-                (COMPARISON, "full" if config.train_reward.objective == "partial" else "partial"),
+                (COMPARISON, _other_objective(config)),
             )
-            if has(stage)
+            if directory.is_done(stage)
         },
         prompts=directory.counts(prompts.STAGE),
         guided=directory.counts(generate.STAGE),
-        unguided=directory.counts(BASELINE) if baseline else None,
-        true_guided=_true_reward(guided) if in_sandbox else None,
-        true_unguided=_true_reward(unguided) if in_sandbox and baseline else None,
+        scores={
+            name: Comparison(mean(scores.values()), *_against(scores, unguided.get(name)))
+            for name, scores in guided.items()
+        },
         preferences=directory.counts(preferences.STAGE),
         seconds={stage: entry.get("seconds", 0.0) for stage, entry in directory.manifest["stages"].items()},
     )
 
 
-def _true_reward(place: str) -> tuple[float, float]:
-    """Mean and standard error of the sandbox's true reward over prompts: completions of one are not independent."""
-    filesystem, _ = storage.resolve(place)
-    means = []
-    for file in storage.list_files(place, (".parquet",)):
-        table = pq.ParquetFile(file.path, filesystem=filesystem).read(
-            columns=["prompt", "completions.list.element.text"]
-        )
+def _against(scores: dict[str, float], baseline: dict[str, float] | None) -> tuple[Mean | None, Mean | None]:
+    return (mean(baseline.values()), gain(scores, baseline)) if baseline else (None, None)
+
+
+def _scores(place: str, in_sandbox: bool) -> dict[str, dict[str, float]]:
+    """Mean reward of the completions of each prompt, by prompt_id; in the sandbox the true reward too."""
+    rewards: dict[str, float] = {}
+    true_rewards: dict[str, float] = {}
+    columns = ["prompt_id", "prompt", "completions.list.element.text", "completions.list.element.reward"]
+    for table in storage.read_tables(place, columns):
         for row in table.to_pylist():
-            values: list[Any] = [true_reward(row["prompt"] + c["text"]) for c in row["completions"] or []]
-            if values:
-                means.append(sum(values) / len(values))
-    mean = sum(means) / len(means)
-    variance = sum((value - mean) ** 2 for value in means) / max(1, len(means) - 1)
-    return mean, math.sqrt(variance / len(means))
+            completions = row["completions"] or []
+            if scored := [c["reward"] for c in completions if c["reward"] is not None]:
+                rewards[row["prompt_id"]] = sum(scored) / len(scored)
+            if in_sandbox and completions:
+                true = [true_reward(row["prompt"] + c["text"]) for c in completions]
+                true_rewards[row["prompt_id"]] = sum(true) / len(true)
+    return {"reward": rewards} | ({"true reward": true_rewards} if in_sandbox else {})
 
 
 if __name__ == "__main__":

@@ -7,7 +7,9 @@ reason, so that each one can be looked up; training reads the others, epoch afte
 import hashlib
 import json
 import time
-from collections import Counter
+from collections import Counter, defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -19,13 +21,15 @@ from pipelines.run_directory import RunDirectory, listing
 from rgtg import storage
 from rgtg.config import Config
 from rgtg.errors import UserError
-from rgtg.models.loading import load_tokenizer
+from rgtg.models.loading import context_length, load_config, load_tokenizer
 from rgtg.preferences.readers import PAIR_COLUMNS, read_pair
+from rgtg.preferences.selection import fraction
 from rgtg.preferences.tokenized import TokenizedPair, tokenize_pair
+from rgtg.rows import SUFFIXES, json_rows
 
 STAGE = "pairs"
-SUFFIXES = (".parquet", ".jsonl", ".json")
 BATCH_ROWS = 256
+JSON_ROW = "json"  # the one column of what came from JSON, until it is read as pairs
 
 IDS = pa.list_(pa.int32())
 SCHEMA = pa.schema(
@@ -47,23 +51,29 @@ def run(config: Config, directory: RunDirectory, init: str) -> None:
     inputs: dict[str, Any] = {
         f"train_reward.{name}": places and listing(places, SUFFIXES) for name, places in sources.items()
     }
-    inputs |= {f"train_reward.{name}": getattr(settings, name) for name in ("max_length", "overlong", "eval_fraction")}
-    inputs |= {"run.seed": config.run.seed, "tokenizer": _tokenizer_digest(init, config)}
+    context = context_length(load_config(init, "train_reward.init", trust_remote_code=config.models.trust_remote_code))
+    max_length = min(settings.max_length, context)
+    inputs |= {f"train_reward.{name}": getattr(settings, name) for name in ("overlong", "eval_fraction")}
+    inputs |= {"train_reward.max_length": max_length, "run.seed": config.run.seed}
+    inputs |= {"tokenizer": _tokenizer_digest(init, config)}
     if directory.begin(STAGE, inputs) == "done":
         return
     begun = time.monotonic()
+    if max_length < settings.max_length:
+        print(f"pairs: of at most {max_length} tokens, the context of the model that training starts from", flush=True)
     target = directory.path("pairs")
     storage.remove(target)
     storage.make_directory(target)
     filesystem, path = storage.resolve(target)
     eval_fraction = 0.0 if settings.eval_pairs else settings.eval_fraction
+    skipped: dict[str, str] = {}
     datasets = [
         dataset.map_batches(
             _tokenize,  # type: ignore[arg-type]  # Ray's own annotation leaves out Arrow tables with arguments
             fn_kwargs={
                 "init": init,
                 "trust_remote_code": config.models.trust_remote_code,
-                "max_length": settings.max_length,
+                "max_length": max_length,
                 "overlong": settings.overlong,
                 "eval_fraction": 1.0 if name == "eval_pairs" else eval_fraction,
             },
@@ -72,13 +82,17 @@ def run(config: Config, directory: RunDirectory, init: str) -> None:
         )
         for name, places in sources.items()
         if places
-        for dataset in _read(places)
+        for dataset in _read(places, skipped)
     ]
+    if not datasets:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in skipped.items())
+        raise UserError(f"none of the files of train_reward.pairs can be read ({reasons})")
     every = datasets[0].union(*datasets[1:]) if len(datasets) > 1 else datasets[0]
     with ray_session.explained("reading the pairs"):
         every.random_shuffle(seed=config.run.seed).write_parquet(path, filesystem=filesystem)
-    counts = count(target)
-    reasons = "".join(f"\n  {n} unused: {reason}" for reason, n in counts["unused"].items())
+    counts = count(target) | {"skipped_files": skipped}
+    reasons = "".join(f"\n  skipped {name}: {reason}" for name, reason in skipped.items())
+    reasons += "".join(f"\n  {n} unused: {reason}" for reason, n in counts["unused"].items())
     print(f"pairs: {counts['train']} to train on, {counts['eval']} held out{reasons}", flush=True)
     if not counts["train"] or not counts["eval"]:
         raise UserError(
@@ -90,11 +104,9 @@ def run(config: Config, directory: RunDirectory, init: str) -> None:
 
 def count(target: str) -> dict[str, Any]:
     """Pairs to train on and held out, and the unused ones by reason."""
-    filesystem, _ = storage.resolve(target)
     splits: Counter[str] = Counter()
     unused: Counter[str] = Counter()
-    for file in storage.list_files(target, (".parquet",)):
-        table = pq.read_table(file.path, filesystem=filesystem, columns=["split", "reason"])
+    for table in storage.read_tables(target, ["split", "reason"]):
         splits.update(table["split"].to_pylist())
         unused.update(reason for reason in table["reason"].to_pylist() if reason)
     return {"train": splits["train"], "eval": splits["eval"], "unused": dict(unused.most_common())}
@@ -110,35 +122,54 @@ def to_pairs(batch: dict[str, Any]) -> list[TokenizedPair]:
     ]
 
 
-def _read(places: list[str]) -> list["ray.data.Dataset"]:
-    """One dataset for the Parquet files and one for the lines of JSON, the rows as they are."""
-    datasets: list[ray.data.Dataset] = []
-    files = [(place, file) for place in places for file in storage.list_files(place, SUFFIXES)]
-    for parquet in (True, False):
-        chosen = [(place, file.path) for place, file in files if file.path.endswith(".parquet") == parquet]
-        if not chosen:
-            continue
-        filesystem, _ = storage.resolve(chosen[0][0])
-        paths = [path for _, path in chosen]
-        if parquet:
-            for path in paths:
-                _check_parquet(filesystem, path)
-            datasets.extend(ray.data.read_parquet(path, filesystem=filesystem) for path in paths)
+def _read(places: list[str], skipped: dict[str, str]) -> list["ray.data.Dataset"]:
+    """The rows of all files as they are, in a dataset for each schema; files that cannot be read go to `skipped`."""
+    groups: defaultdict[Any, list[str]] = defaultdict(list)  # paths, by the kind of store and what a file holds
+    filesystems = {}
+    for place in places:
+        filesystem, _ = storage.resolve(place)
+        paths = [file.path for file in storage.list_files(place, SUFFIXES)]
+        with ThreadPoolExecutor(storage.READERS) as pool:
+            columns = pool.map(partial(_columns, filesystem), paths)
+        for path, found in zip(paths, columns, strict=True):
+            if isinstance(found, str):
+                skipped[path] = found
+            else:
+                filesystems[filesystem.type_name] = filesystem
+                groups[filesystem.type_name, found].append(path)
+    datasets = []
+    for (store, columns), paths in groups.items():
+        if columns:
+            names = [field.name for field in columns]
+            datasets.append(ray.data.read_parquet(paths, filesystem=filesystems[store], columns=names))
         else:
-            datasets.append(ray.data.read_text(paths, filesystem=filesystem))
+            files = ray.data.read_binary_files(paths, filesystem=filesystems[store])
+            datasets.append(files.map_batches(_lines, batch_size=1, batch_format="pyarrow"))
     return datasets
 
 
-def _check_parquet(filesystem: Any, path: str) -> None:
+def _columns(filesystem: Any, path: str) -> tuple[pa.Field, ...] | str:
+    """The columns that make a pair in a Parquet file, none for JSON, or why it cannot be read. Raises UserError where
+    it holds no pairs.
+    """
+    if not path.endswith(".parquet"):
+        return ()
     try:
-        names = set(pq.read_schema(path, filesystem=filesystem).names)
+        schema = pq.read_schema(path, filesystem=filesystem)
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path!r} is not a readable Parquet file: {str(error).splitlines()[0]}") from error
-    if not names & PAIR_COLUMNS:
+        return f"not a readable Parquet file ({str(error).splitlines()[0]})"
+    if not PAIR_COLUMNS.intersection(schema.names):
         raise UserError(
-            f"{path!r} holds no preference pairs: its columns are {', '.join(sorted(names))}, and the known formats "
-            "use chosen and rejected, or completions with scores"
+            f"{path!r} holds no preference pairs: its columns are {', '.join(sorted(schema.names))}, and the known "
+            "formats use chosen and rejected, or completions with scores"
         )
+    return tuple(field for field in schema.remove_metadata() if field.name in PAIR_COLUMNS)
+
+
+def _lines(files: pa.Table) -> pa.Table:
+    """Files of JSON as rows: JSON text again, since rows may differ in their columns."""
+    rows = [row for data in files["bytes"].to_pylist() for _, row in json_rows(data)]
+    return pa.table({JSON_ROW: pa.array([json.dumps(row) for row in rows], pa.large_string())})
 
 
 _tokenizers: dict[str, Any] = {}  # of this worker process, by place: a task is called for every batch
@@ -149,26 +180,17 @@ def _tokenize(
 ) -> pa.Table:
     """A batch of raw rows (or of lines of JSON) as rows of pairs/."""
     if init not in _tokenizers:
-        place = storage.local_copy(init)
-        _tokenizers[init] = load_tokenizer(place, "train_reward.init", trust_remote_code=trust_remote_code)
+        _tokenizers[init] = load_tokenizer(init, "train_reward.init", trust_remote_code=trust_remote_code)
     tokenizer = _tokenizers[init]
-    if batch.column_names == ["text"]:
-        rows = [_parse(line) for line in batch["text"].to_pylist() if line.strip()]
+    if batch.column_names == [JSON_ROW]:
+        rows = [json.loads(text) for text in batch[JSON_ROW].to_pylist()]
     else:
-        rows = batch.select([name for name in batch.column_names if name in PAIR_COLUMNS]).to_pylist()
+        rows = batch.to_pylist()
     results = []
     for row in rows:
-        pair = row if isinstance(row, str) else read_pair(row)
+        pair = f"the line is {row}" if isinstance(row, str) else read_pair(row)
         results.append(pair if isinstance(pair, str) else tokenize_pair(tokenizer, pair, max_length, overlong))
     return pa.Table.from_pylist([_row(result, eval_fraction) for result in results], schema=SCHEMA)
-
-
-def _parse(line: str) -> dict[str, Any] | str:
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return "the line is not JSON"
-    return row if isinstance(row, dict) else "the line is not a JSON object"
 
 
 def _row(result: TokenizedPair | str, eval_fraction: float) -> dict[str, Any]:
@@ -176,9 +198,8 @@ def _row(result: TokenizedPair | str, eval_fraction: float) -> dict[str, Any]:
         return {"split": "unused", "reason": result}
     # By prompt where there is one: the same prompt on both sides of the split would flatter the figures.
     key = result.prompt_ids if len(result.prompt_ids) > 1 else result.prompt_ids + result.chosen_ids
-    part = int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:8], "big") / 2**64
     return {
-        "split": "eval" if part < eval_fraction else "train",
+        "split": "eval" if fraction(repr(key)) < eval_fraction else "train",
         "prompt_ids": result.prompt_ids,
         "chosen_ids": result.chosen_ids,
         "rejected_ids": result.rejected_ids,
@@ -187,8 +208,6 @@ def _row(result: TokenizedPair | str, eval_fraction: float) -> dict[str, Any]:
 
 
 def _tokenizer_digest(init: str, config: Config) -> str:
-    tokenizer = load_tokenizer(
-        storage.local_copy(init), "train_reward.init", trust_remote_code=config.models.trust_remote_code
-    )
+    tokenizer = load_tokenizer(init, "train_reward.init", trust_remote_code=config.models.trust_remote_code)
     vocabulary = repr(sorted(tokenizer.get_vocab().items())) + repr(tokenizer.chat_template)
     return hashlib.sha256(vocabulary.encode()).hexdigest()

@@ -1,9 +1,7 @@
 """Preference pairs from the run's completions: the best against the worst of each prompt; cheap to run again."""
 
-import hashlib
 import time
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -15,18 +13,21 @@ from pipelines.run_directory import RunDirectory
 from rgtg import storage
 from rgtg.config import Config
 from rgtg.errors import UserError
-from rgtg.preferences.selection import best_and_worst
+from rgtg.preferences.selection import best_and_worst, fraction
 from rgtg.report.card import dataset_card
 from rgtg.tables import preferences_schema
 
 STAGE = "preferences"
 FILE_ROWS = 100_000
-COLUMNS = ["prompt_id", "prompt", "completions", "method", "error"]
+COLUMNS = [
+    *("prompt_id", "prompt", "method", "error"),
+    *("completions.list.element.text", "completions.list.element.reward"),
+]
 
 
 def run(config: Config) -> RunDirectory:
     """The stage: completions/ to preferences/, which `datasets.load_dataset` reads as it is."""
-    config = resolved(config)
+    config = resolved(config, models=False)
     directory = RunDirectory(config)
     if not directory.is_done(generate.STAGE):
         raise UserError(f"the run {directory.place!r} has no finished completions; run generate first")
@@ -41,27 +42,37 @@ def run(config: Config) -> RunDirectory:
     storage.remove(target)
     storage.make_directory(target)
     counts: Counter[str] = Counter()
-    prompt_type = _prompt_type(source)
-    writers = {split: _Writer(target, split, preferences_schema(prompt_type)) for split in ("train", "test")}
-    for row in _rows(source):
-        if row["error"] is not None:
-            counts["prompts with an error"] += 1
-            continue
-        selected = best_and_worst(row["completions"], settings.min_margin)
-        if isinstance(selected, str):
-            counts[selected] += 1
-            continue
-        split = "test" if _part(row["prompt_id"]) < settings.test_fraction else "train"
-        writers[split].add(_pair(row, *selected))
+    writers: dict[str, _Writer] = {}
+    for table in storage.read_tables(source, COLUMNS):
+        if not writers:
+            schema = preferences_schema(table.schema.field("prompt").type)
+            writers = {split: _Writer(target, split, schema) for split in ("train", "test")}
+        for row in table.to_pylist():
+            if row["error"] is not None:
+                counts["prompts with an error"] += 1
+                continue
+            selected = best_and_worst(row["completions"], settings.min_margin)
+            if isinstance(selected, str):
+                counts[selected] += 1
+                continue
+            # By the prompt's id alone, so that it is on the same side in every run.
+            split = "test" if fraction(f"split/{row['prompt_id']}") < settings.test_fraction else "train"
+            writers[split].add(_pair(row, *selected))
     for writer in writers.values():
         writer.close()
     sizes = {split: writer.total for split, writer in writers.items()}
-    margins = [margin for writer in writers.values() for margin in writer.margins]
-    totals = {**sizes, "dropped": dict(counts), "mean_margin": round(sum(margins) / max(len(margins), 1), 4)}
-    storage.write_bytes(storage.join(target, "README.md"), dataset_card(config, sizes).encode())
-    directory.finish(STAGE, totals, time.monotonic() - begun)
     dropped = "".join(f"\n  {n} without a pair: {reason}" for reason, n in counts.most_common())
-    print(f"preferences: {sizes['train']} pairs to train on, {sizes['test']} to test on{dropped}", flush=True)
+    print(
+        f"preferences: {sizes.get('train', 0)} pairs to train on, {sizes.get('test', 0)} to test on{dropped}",
+        flush=True,
+    )
+    if not any(sizes.values()):
+        raise UserError(f"none of the {counts.total()} prompts of {source!r} has a pair; see the reasons above")
+    margin = sum(writer.margin for writer in writers.values()) / sum(sizes.values())
+    totals = {**sizes, "dropped": dict(counts), "mean_margin": round(margin, 4)}
+    card = dataset_card(directory.config_of(generate.STAGE), sizes)
+    storage.write_bytes(storage.join(target, "README.md"), card.encode())
+    directory.finish(STAGE, totals, time.monotonic() - begun)
     return directory
 
 
@@ -71,12 +82,12 @@ class _Writer:
     def __init__(self, target: str, split: str, schema: pa.Schema) -> None:
         self.target, self.split, self.schema = target, split, schema
         self.rows: list[dict[str, Any]] = []
-        self.margins: list[float] = []
         self.num_files = self.total = 0
+        self.margin = 0.0  # the sum
 
     def add(self, row: dict[str, Any]) -> None:
         self.rows.append(row)
-        self.margins.append(row["margin"])
+        self.margin += row["margin"]
         self.total += 1
         if len(self.rows) == FILE_ROWS:
             self._flush()
@@ -108,25 +119,6 @@ def _pair(row: dict[str, Any], best: dict[str, Any], worst: dict[str, Any]) -> d
         "prompt_id": row["prompt_id"],
         "method": row["method"],
     }
-
-
-def _rows(source: str) -> Iterator[dict[str, Any]]:
-    filesystem, _ = storage.resolve(source)
-    for file in storage.list_files(source, (".parquet",)):
-        columns = ["prompt_id", "prompt", "method", "error", "completions.list.element.text"]
-        columns.append("completions.list.element.reward")
-        yield from pq.ParquetFile(file.path, filesystem=filesystem).read(columns=columns).to_pylist()
-
-
-def _prompt_type(source: str) -> pa.DataType:
-    filesystem, _ = storage.resolve(source)
-    first = storage.list_files(source, (".parquet",))[0]
-    return pq.read_schema(first.path, filesystem=filesystem).field("prompt").type
-
-
-def _part(prompt_id: str) -> float:
-    """Where in [0, 1) a prompt falls: by its id alone, so that it is on the same side in every run."""
-    return int.from_bytes(hashlib.sha256(f"split/{prompt_id}".encode()).digest()[:8], "big") / 2**64
 
 
 if __name__ == "__main__":

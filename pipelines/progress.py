@@ -7,6 +7,8 @@ import threading
 import time
 
 import ray
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 EVERY_S = 5.0
 
@@ -21,7 +23,7 @@ class Board:
         self.first: float | None = None
 
     def add(self, **amounts: float) -> None:
-        """Add to the sums of actors, rows, errors, tokens, completions and reward.
+        """Add to the sums of actors, rows, errors, tokens, rewards and of how many completions were scored.
 
         `seconds` in them is the time since the first actor was ready: loading models is no part of a rate.
         """
@@ -48,7 +50,9 @@ class Progress:
 
     def __init__(self, name: str, num_rows: int = 0) -> None:
         self.name, self.num_rows = name, num_rows
-        self.board = Board.remote()  # type: ignore[attr-defined]
+        # On the driver's own machine: the others may come and go, and nothing may be lost with them but rows to do.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self.board = Board.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
         self.totals: dict[str, float] = {}
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._report, daemon=True)
@@ -66,7 +70,10 @@ class Progress:
         rows, ended = -1.0, False
         while not ended:
             ended = self._ended.wait(EVERY_S)
-            self.totals, lines = ray.get(self.board.take.remote())
+            try:
+                self.totals, lines = ray.get(self.board.take.remote(), timeout=60)
+            except RayError:  # what workers have to say is of less worth than their work
+                continue
             for line in lines:
                 print(line, flush=True)
             if self.num_rows and (ended or self.totals.get("rows", 0.0) != rows):
@@ -75,7 +82,7 @@ class Progress:
 
     def _line(self) -> str:
         total = self.totals.get
-        rows, tokens, completions, errors = (int(total(n, 0)) for n in ("rows", "tokens", "completions", "errors"))
+        rows, tokens, scored, errors = (int(total(n, 0)) for n in ("rows", "tokens", "scored", "errors"))
         if not total("actors"):
             return f"{self.name}: {self.num_rows:,} prompts to do, loading the models"
         seconds = max(total("seconds", 0.0), 1e-9)
@@ -84,8 +91,8 @@ class Progress:
             f"{tokens / seconds:,.0f} tokens/s",
             f"{(self.num_rows - rows) * seconds / rows:,.0f} s left" if rows else "first rows to come",
         ]
-        if completions:
-            parts.append(f"mean reward {total('reward', 0) / completions:+.3f}")
+        if scored:
+            parts.append(f"mean reward {total('reward', 0) / scored:+.3f}")
         if errors:
             parts.append(f"{errors:,} with an error")
         return f"{self.name}: {', '.join(parts)}"

@@ -8,7 +8,6 @@ import hashlib
 import io
 import json
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -20,18 +19,16 @@ from rgtg import storage
 from rgtg.chat import check_prompt, prompt_id
 from rgtg.config import Config
 from rgtg.errors import UserError
+from rgtg.rows import SUFFIXES, Row, json_rows
 from rgtg.tables import COMPLETION_COLUMNS, MESSAGES, PROMPT_COLUMNS, prompts_schema
 
 STAGE = "prompts"
-SUFFIXES = (".parquet", ".jsonl", ".json")
 FILE_ROWS = 100_000
-
-Row = dict[str, Any]
 
 
 def run(config: Config) -> RunDirectory:
     """The stage: `generate.prompts` to prompts/. Raises UserError where nothing can be read or two ids clash."""
-    config = resolved(config, prompts=True)
+    config = resolved(config, models=False, prompts=True)
     directory = RunDirectory(config)
     begun = time.monotonic()
     files = listing(config.generate.prompts, SUFFIXES)
@@ -75,14 +72,16 @@ def take_in(places: list[str], target: str) -> dict[str, Any]:
         for number, row in enumerate(rows):
             row = _identified(row, name, number, prompt_type)
             digest = hashlib.sha256(repr((row["prompt"], row["error"])).encode(errors="surrogatepass")).digest()[:16]
-            if (before := seen.setdefault(row["prompt_id"], digest)) != digest:
+            before = seen.get(row["prompt_id"])
+            if before is not None and before != digest:
                 raise UserError(
                     f"the prompt_id {row['prompt_id']!r} stands for two different prompts (the second is row "
                     f"{number} of {name!r}); ids must be unique"
                 )
-            if before is not digest:
+            if before is not None:
                 num_duplicates += 1
                 continue
+            seen[row["prompt_id"]] = digest
             num_rows += 1
             num_errors += row["error"] is not None
             kept.append(row)
@@ -121,29 +120,23 @@ def _read(place: str, path: str) -> list[Row]:
             raise _Unreadable(f"not a readable Parquet file ({str(error).splitlines()[0]})") from error
         if "prompt" not in table.column_names:
             raise UserError(f"{path!r} has no column 'prompt'; its columns are {', '.join(table.column_names)}")
-        return table.to_pylist()
-    try:
-        text = data.decode()
-    except UnicodeDecodeError as error:
-        raise _Unreadable(f"not UTF-8 text ({error})") from error
-    return list(_json_rows(text))
-
-
-def _json_rows(text: str) -> Iterator[Row]:
-    """One row a line; a line that is no JSON object is a bad row."""
-    for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            row = error
-        if not isinstance(row, dict):
-            yield {"prompt": None, "error": f"line {number} is not a JSON object"}
+        return [_given(row, path) for row in table.to_pylist()]
+    rows: list[Row] = []
+    for number, row in json_rows(data):
+        if isinstance(row, str):
+            rows.append({"prompt": None, "error": f"line {number} is {row}"})
         elif "prompt" not in row:
-            yield {**row, "prompt": None, "error": f"line {number} has no 'prompt'"}
+            rows.append({"prompt": None, **_given(row, path), "error": f"line {number} has no 'prompt'"})
         else:
-            yield row
+            rows.append(_given(row, path))
+    return rows
+
+
+def _given(row: Row, path: str) -> Row:
+    """A row as the user gave it: what is wrong with it is for us to say, in a column of that name."""
+    if row.get("error") is not None:
+        raise UserError(f"{path!r} has a column 'error', which completions/ uses itself; rename it")
+    return row
 
 
 def _identified(row: Row, file: str, number: int, prompt_type: pa.DataType) -> Row:

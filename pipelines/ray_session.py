@@ -5,10 +5,12 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import ray
 from ray.data import DataContext
+from ray.data.exceptions import ExecutionTimeoutError
 from ray.exceptions import RayError
 from ray.train import TrainingFailedError
 
@@ -41,8 +43,7 @@ def start(config: Config) -> None:
         if os.environ.get("RAY_ADDRESS"):
             ray.init(address="auto", **quiet)
         else:
-            cores = os.cpu_count() or 1
-            ray.init(address="local", num_cpus=max(cores, num_cpus), include_dashboard=False, **quiet)
+            ray.init(address="local", num_cpus=max(cores(), num_cpus), include_dashboard=False, **quiet)
     resources = ray.cluster_resources()
     lacking = [
         f"{need} {kind}s (it has {int(resources.get(kind, 0))})"
@@ -67,10 +68,15 @@ def explained(what: str) -> Iterator[None]:
     """
     try:
         yield
-    except (RayError, TrainingFailedError) as error:
+    except (RayError, TrainingFailedError, ExecutionTimeoutError) as error:
         text = "\n".join(str(cause) for cause in _causes(error))
         if sentence := re.search(r"(?:UserError|RowError): (.+)", text):
             raise UserError(sentence[1]) from error
+        if re.search(r"torch\S*\.OutOfMemoryError", text):
+            raise UserError(
+                f"{what}: a device ran out of memory; lower generate.slots or generate.max_prompt_tokens, or in "
+                "training train_reward.micro_batch_size"
+            ) from error
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         reason = re.search(r"Unavailable: (.+)", text)
         raise Unavailable(f"{what} failed: {reason[1] if reason else lines[-1]}") from error
@@ -80,3 +86,13 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__
+
+
+def cores() -> int:
+    """CPU cores this process may use: of its affinity, and of its container's share where that is less."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+    except (OSError, ValueError):
+        return count
+    return count if quota == "max" else max(1, min(count, int(quota) // int(period)))

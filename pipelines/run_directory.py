@@ -56,12 +56,16 @@ class RunDirectory:
                 f"the run {self.place!r} has {_changes(entry['inputs'], now)} in its stage {stage!r}; "
                 "give those settings again to go on with it, or another run.id to start beside it"
             )
+        if entry and entry["inputs"] == now and entry["status"] == "done":
+            return "done"
+        storage.remove(self.path("_SUCCESS"))
         if entry and entry["inputs"] == now:
-            return "done" if entry["status"] == "done" else "resume"
+            return "resume"
         self.manifest["stages"][stage] = {
             "status": "begun",
             "fingerprint": fingerprint(now),
             "inputs": now,
+            "config": self.config.model_dump(exclude_defaults=True),
             "begun": _now(),
         }
         self._save()
@@ -76,8 +80,9 @@ class RunDirectory:
         """The counts of a stage that is done."""
         return self.manifest["stages"][stage]["counts"]
 
-    def seconds(self, stage: str) -> float:
-        return self.manifest["stages"][stage]["seconds"]
+    def config_of(self, stage: str) -> Config:
+        """The config with which a stage began."""
+        return Config.model_validate(self.manifest["stages"][stage]["config"])
 
     def fingerprint_of(self, stage: str) -> str:
         return self.manifest["stages"][stage]["fingerprint"]
@@ -101,9 +106,11 @@ def fingerprint(inputs: Inputs) -> str:
 
 
 def listing(places: list[str], suffixes: tuple[str, ...]) -> list[dict[str, Any]]:
-    """Names and sizes of the files at `places`. Raises UserError where there are none."""
+    """Names, sizes and digests of the files at `places`. Raises UserError where there are none."""
     files = [
-        {"path": file.path, "size": file.size} for place in places for file in storage.list_files(place, suffixes)
+        {"path": file.path, "size": file.size, "sha256": content}
+        for place in places
+        for file, content in storage.hashed_files(place, suffixes)
     ]
     if not files:
         raise UserError(f"there are no {' or '.join(suffixes)} files at {', '.join(map(repr, places))}")
@@ -111,19 +118,25 @@ def listing(places: list[str], suffixes: tuple[str, ...]) -> list[dict[str, Any]
 
 
 def model_digest(place: str) -> str:
-    """What stands for the contents of a model in a fingerprint: a hub id for itself, a directory by its digest."""
+    """What stands for the contents of a model in a fingerprint: a directory's digest, or a hub id with its commit."""
     is_directory = "://" in place or storage.exists(place)
-    return f"sha256:{storage.digest(place)}" if is_directory else place
+    return f"sha256:{storage.digest(storage.local_copy(place))}" if is_directory else place
 
 
 def _changes(before: Inputs, now: Inputs) -> str:
     names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
-    return " and ".join(f"{name} {_short(before.get(name))} (now {_short(now.get(name))})" for name in names)
+    return " and ".join(_change(name, before.get(name), now.get(name)) for name in names)
+
+
+def _change(name: str, before: Any, now: Any) -> str:
+    if isinstance(before, list) and isinstance(now, list):  # of files: the first one that differs
+        before, now = (next((f for f in a if f not in b), None) for a, b in ((before, now), (now, before)))
+    return f"{name} {_short(before)} (now {_short(now)})"
 
 
 def _short(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return text if len(text) <= 200 else f"{text[:197]}..."
 
 
 def _now() -> str:

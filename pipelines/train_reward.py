@@ -1,7 +1,6 @@
 """Fit the reward model on partial sequences, by Ray Train: data-parallel workers, checkpoints, resume."""
 
 import math
-import os
 import tempfile
 import time
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ import ray
 import torch
 from ray import train
 from ray.actor import ActorHandle
-from ray.data import DataContext
+from ray.data import DataContext, ExecutionOptions
 from ray.data.expressions import col
 from ray.train.torch import TorchTrainer, get_device
 
@@ -32,6 +31,8 @@ OUTPUT_FREE = (
     "num_workers",
     "strategy",
     "micro_batch_size",
+    "gradient_checkpointing",
+    "eval_every",
     "threads",
     "max_failures",
     "checkpoint_every",
@@ -52,7 +53,7 @@ def fit(config: Config, directory: RunDirectory, stage: str, target: str) -> Non
     """Train one reward model in `directory` as `stage`, and save it at `target`."""
     settings = config.train_reward
     init = settings.init or config.models.language
-    RewardModel.check(storage.local_copy(init), "train_reward.init", config.models.trust_remote_code)
+    RewardModel.check(init, "train_reward.init", config.models.trust_remote_code)
     use_gpu = on_gpu(config.models)
     ray_session.start(config)
     pairs.run(config, directory, init)
@@ -104,7 +105,10 @@ def fit(config: Config, directory: RunDirectory, stage: str, target: str) -> Non
             checkpoint_config=train.CheckpointConfig(num_to_keep=2),
         ),
         datasets={split: _dataset(directory.path("pairs"), split) for split in ("train", "eval")},
-        dataset_config=train.DataConfig(enable_shard_locality=False),
+        # In the order of the files, so that a worker that goes on in the middle of an epoch sees the pairs it has not.
+        dataset_config=train.DataConfig(
+            execution_options=ExecutionOptions(preserve_order=True), enable_shard_locality=False
+        ),
     )
     with ray_session.explained("training"), progress:
         result = trainer.fit()
@@ -113,8 +117,8 @@ def fit(config: Config, directory: RunDirectory, stage: str, target: str) -> Non
     assert result.metrics is not None
     with result.checkpoint.as_directory() as checkpoint:
         storage.upload(Path(checkpoint, "model"), target)
-    storage.remove(directory.path("_train", stage))
     directory.finish(stage, result.metrics, time.monotonic() - begun)
+    storage.remove(directory.path("_train", stage))
     print(
         f"{stage}: held-out accuracy by part of the response {result.metrics['accuracy']['by_fraction']}", flush=True
     )
@@ -132,19 +136,20 @@ def _worker(config: dict[str, Any]) -> None:
     context = train.get_context()
     rank, device = context.get_world_rank(), get_device()
     torch.manual_seed(seed)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    torch.set_num_threads(settings.threads or max(1, cores // context.get_local_world_size()))
+    torch.set_num_threads(settings.threads or max(1, ray_session.cores() // context.get_local_world_size()))
     DataContext.get_current().enable_progress_bars = False
 
     reward_model = RewardModel.load(
-        storage.local_copy(config["init"]), what="train_reward.init", trust_remote_code=config["trust_remote_code"]
+        config["init"], what="train_reward.init", trust_remote_code=config["trust_remote_code"]
     )
     num_steps = config["steps_per_epoch"] * settings.epochs
     learner = Learner(reward_model, settings, num_steps, device)
+    log = _Log(num_steps, config["board"])
     if (checkpoint := train.get_checkpoint()) is not None:
         with checkpoint.as_directory() as directory:
-            learner.restore(torch.load(Path(directory, "learner.pt"), weights_only=True, map_location="cpu"))
-    log = _Log(num_steps, config["board"]) if rank == 0 else None
+            state = torch.load(Path(directory, "learner.pt"), weights_only=True, map_location="cpu")
+        learner.restore(state)
+        log.totals = state["totals"]
     share = settings.batch_size // context.get_world_size()
     shard = train.get_dataset_shard("train")
     while learner.step < num_steps:
@@ -153,16 +158,24 @@ def _worker(config: dict[str, Any]) -> None:
             if number < done:  # of an epoch that an earlier worker began
                 continue
             result = learner.train_step(batch)
-            if log:
+            if rank == 0:
                 log.step(learner.step, result)
-            if learner.step % settings.checkpoint_every == 0 and learner.step < num_steps:
-                _report(learner, {"step": learner.step}, rank)
-    accuracy = learner.evaluate(
-        pairs.to_pairs(batch)
-        for batch in train.get_dataset_shard("eval").iter_batches(batch_size=share, drop_last=False)
+            last = learner.step == num_steps
+            if settings.eval_every and learner.step % settings.eval_every == 0 and not last:
+                accuracy = _evaluate(learner, settings.micro_batch_size or share)
+                if rank == 0:
+                    log.say(f"step {learner.step}, accuracy by part of the response {accuracy['by_fraction']}")
+            if learner.step % settings.checkpoint_every == 0 or last:  # the last, since evaluation may fail too
+                _report(learner, {"step": learner.step}, log.totals, rank)
+    metrics = {"step": learner.step, "accuracy": _evaluate(learner, settings.micro_batch_size or share), **log.totals}
+    _report(learner, metrics, log.totals, rank)
+
+
+def _evaluate(learner: Learner, batch_size: int) -> dict[str, Any]:
+    shard = train.get_dataset_shard("eval")
+    return learner.evaluate(
+        pairs.to_pairs(batch) for batch in shard.iter_batches(batch_size=batch_size, drop_last=False)
     )
-    figures = log.figures() if log else {}
-    _report(learner, {"step": learner.step, "accuracy": accuracy, **figures}, rank)
 
 
 def _batches(shard: Any, share: int, seed: int, num_batches: int) -> Iterator[list]:
@@ -182,9 +195,9 @@ def _batches(shard: Any, share: int, seed: int, num_batches: int) -> Iterator[li
         yield []
 
 
-def _report(learner: Learner, metrics: dict[str, Any], rank: int) -> None:
+def _report(learner: Learner, metrics: dict[str, Any], totals: dict[str, float], rank: int) -> None:
     """Report metrics with a checkpoint, which worker 0 writes; a collective call."""
-    state = learner.state()
+    state = learner.state() | {"totals": totals}
     if rank != 0:
         train.report(metrics, checkpoint=None)
         return
@@ -195,34 +208,31 @@ def _report(learner: Learner, metrics: dict[str, Any], rank: int) -> None:
 
 
 class _Log:
-    """Progress of worker 0 as lines, and the sums for the manifest."""
+    """Progress of worker 0 as lines, and the totals for the manifest, which a checkpoint keeps."""
 
     def __init__(self, num_steps: int, board: ActorHandle) -> None:
-        self.board, self.num_steps, self.began, self.last = board, num_steps, time.monotonic(), 0.0
-        self.first_step: int | None = None
-        self.pairs = self.prefixes = self.masked = 0
-        self.loss = 0.0
+        self.board, self.num_steps = board, num_steps
+        self.began, self.last, self.pairs, self.steps = time.monotonic(), 0.0, 0, 0  # of this start
+        # Prefix pairs that counted, and those masked for identical tokens; the loss is a moving average.
+        self.totals: dict[str, float] = {"prefix_pairs": 0, "identical_prefix_pairs": 0}
 
     def step(self, step: int, result: StepResult) -> None:
-        if self.first_step is None:
-            self.first_step = step
+        self.steps += 1
         self.pairs += result.pairs
-        self.prefixes += result.prefixes
-        self.masked += result.masked
-        self.loss = result.loss if step == 1 else 0.95 * self.loss + 0.05 * result.loss
+        self.totals["prefix_pairs"] += result.prefixes
+        self.totals["identical_prefix_pairs"] += result.masked
+        self.totals["loss"] = 0.95 * self.totals.get("loss", result.loss) + 0.05 * result.loss
         now = time.monotonic()
         if now - self.last > LOG_EVERY_S or step == self.num_steps:
             self.last = now
             seconds = now - self.began
-            left = seconds / (step - self.first_step + 1) * (self.num_steps - step)
-            self.board.say.remote(
-                f"step {step}/{self.num_steps}, loss {self.loss:.4f}, gradient {result.grad_norm:.2f}, "
-                f"{self.pairs / seconds:.0f} pairs/s, {left:.0f} s left"
+            self.say(
+                f"step {step}/{self.num_steps}, loss {self.totals['loss']:.4f}, gradient {result.grad_norm:.2f}, "
+                f"{self.pairs / seconds:.0f} pairs/s, {seconds / self.steps * (self.num_steps - step):.0f} s left"
             )
 
-    def figures(self) -> dict[str, Any]:
-        """Prefix pairs that counted and that were masked for identical tokens, over all steps of this start."""
-        return {"loss": round(self.loss, 4), "prefix_pairs": self.prefixes, "identical_prefix_pairs": self.masked}
+    def say(self, line: str) -> None:
+        self.board.say.remote(line)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ class Section(BaseModel):
 class Run(Section):
     root: str = "runs"
     """Where run directories are made: a local path or s3://bucket/prefix."""
-    id: Annotated[str, BeforeValidator(lambda v: v.isoformat() if isinstance(v, date) else v)] = Field(
+    id: Annotated[str, BeforeValidator(lambda v: str(v) if isinstance(v, (date, int)) else v)] = Field(
         default_factory=lambda: date.today().isoformat(), pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
     )
     """Name of the run; today's date by default, so that tonight's job started again goes on with tonight's run."""
@@ -84,6 +84,8 @@ class TrainReward(Section):
     """Pairs of an optimizer step, over all workers."""
     micro_batch_size: Positive | None = None
     """Pairs of one forward of a worker; fewer accumulate gradients and save memory. Default: no accumulation."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them: less memory, a third more work."""
     learning_rate: float = Field(1e-5, gt=0)
     """Peak learning rate."""
     warmup: float = Field(0.05, ge=0, lt=1)
@@ -102,6 +104,8 @@ class TrainReward(Section):
     """CPU threads of a worker; by default the cores of its machine divided by the workers."""
     checkpoint_every: Positive = 500
     """Optimizer steps between checkpoints."""
+    eval_every: Positive | None = None
+    """Optimizer steps between evaluations on the held-out pairs; by default there is one, at the end."""
     max_failures: int = Field(3, ge=0)
     """How often training goes on from its last checkpoint after a worker died."""
 
@@ -128,6 +132,10 @@ class Generate(Section):
     """Completions of a prompt."""
     max_new_tokens: Positive = 64
     """Longest completion in tokens."""
+    max_prompt_tokens: Positive = 2048
+    """A longer prompt is a row with an error: every slot of an actor needs room for the longest one."""
+    max_error_rate: float = Field(0.1, ge=0, le=1)
+    """A run in which a larger part of the prompts has an error fails, with all rows written."""
     block_rows: Positive = 64
     """Prompts of a block: the unit of work, of commit and of retry, and the rows of an output file."""
     min_actors: Positive = 1
@@ -203,8 +211,11 @@ def load(file: str | Path | None = None, overrides: list[str] | tuple[str, ...] 
 
 
 def as_yaml() -> str:
-    """Every setting with its default, as a config file in which a comment says what each does."""
-    lines = []
+    """Every setting as a config file to edit: a sentence on each, and its default behind a `#`.
+
+    Behind a `#`, since what a file sets is no default any more: the sandbox has some of its own.
+    """
+    lines = ["# Take away the # in front of a setting to change it."]
     for section, field in Config.model_fields.items():
         lines.append(f"{section}:")
         assert isinstance(field.annotation, type)
@@ -212,7 +223,7 @@ def as_yaml() -> str:
         for name, setting in field.annotation.model_fields.items():
             value = yaml.safe_dump(getattr(defaults, name), default_flow_style=True).split("\n")[0]
             lines.append(f"  # {setting.description}")
-            lines.append(f"  {name}: {value}" if setting.default_factory is None else f"  # {name}: {value}")
+            lines.append(f"  #{name}: {value}")
         lines.append("")
     return "\n".join(lines).rstrip()
 
@@ -220,17 +231,15 @@ def as_yaml() -> str:
 def _read(file: str | Path | None) -> dict[str, Any]:
     if file is None:
         return {}
+    text = storage.read_bytes(str(file))
     try:
-        settings = yaml.load(storage.read_bytes(str(file)), _Loader)
-    except OSError as error:
-        raise UserError(f"cannot read the config {str(file)!r}: {error.strerror or error}") from error
+        settings = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise UserError(f"the config {str(file)!r} is not YAML: {' '.join(str(error).split())}") from error
-    if settings is None:
-        return {}
-    if not isinstance(settings, dict) or not all(isinstance(v, dict) for v in settings.values()):
+    settings = {} if settings is None else settings
+    if not isinstance(settings, dict) or not all(isinstance(v, dict | None) for v in settings.values()):
         raise UserError(f"the config {str(file)!r} must hold sections ({', '.join(Config.model_fields)}) of settings")
-    return settings
+    return {section: values or {} for section, values in settings.items()}
 
 
 def _value(text: str) -> Any:

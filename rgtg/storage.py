@@ -4,19 +4,28 @@ Credentials come from the environment alone (AWS_ACCESS_KEY_ID, AWS_PROFILE, an 
 of an S3 that is not Amazon's (AWS_ENDPOINT_URL), so neither is ever in a config, a manifest or a log.
 """
 
+import errno
 import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import pyarrow as pa
 import pyarrow.fs as pafs
+import pyarrow.parquet as pq
 
 from rgtg.errors import Unavailable, UserError
+
+READERS = 16  # files read at once: an object store answers slowly, and many requests as fast as one
 
 
 def resolve(place: str | Path) -> tuple[pafs.FileSystem, str]:
@@ -87,8 +96,23 @@ def list_files(place: str, suffixes: tuple[str, ...] = ("",)) -> list[pafs.FileI
 
 def read_bytes(place: str) -> bytes:
     filesystem, path = resolve(place)
-    with filesystem.open_input_stream(path) as stream:
+    with _explained(f"cannot read {place!r}"), filesystem.open_input_stream(path) as stream:
         return stream.read()
+
+
+def read_tables(
+    place: str, columns: list[str] | None = None, keep: Callable[[str], bool] = lambda path: True
+) -> Iterator[pa.Table]:
+    """The Parquet files at `place` whose path is to `keep`, a table each, by name; some are read ahead."""
+    filesystem, _ = resolve(place)
+
+    def read(file: pafs.FileInfo) -> pa.Table:
+        return pq.ParquetFile(file.path, filesystem=filesystem).read(columns=columns)
+
+    files = [file for file in list_files(place, (".parquet",)) if keep(file.path)]
+    with ThreadPoolExecutor(READERS) as pool, _explained(f"cannot read {place!r}"):
+        for start in range(0, len(files), READERS):
+            yield from pool.map(read, files[start : start + READERS])
 
 
 def read_json(place: str) -> Any:
@@ -98,10 +122,15 @@ def read_json(place: str) -> Any:
 def write_bytes(place: str, data: bytes) -> None:
     """Write a file that a reader sees whole or not at all."""
     filesystem, path = resolve(place)
-    if not isinstance(filesystem, pafs.LocalFileSystem):  # an object appears when its upload is complete
-        with filesystem.open_output_stream(path) as stream:
-            stream.write(data)
-        return
+    with _explained(f"cannot write {place!r}"):
+        if isinstance(filesystem, pafs.LocalFileSystem):
+            _write_local(path, data)
+        else:  # an object appears when its upload is complete
+            with filesystem.open_output_stream(path) as stream:
+                stream.write(data)
+
+
+def _write_local(path: str, data: bytes) -> None:
     os.makedirs(os.path.dirname(path), exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".")
     try:
@@ -123,34 +152,37 @@ def write_json(place: str, value: Any) -> None:
 def make_directory(place: str) -> None:
     """Raises UserError where it cannot be written to."""
     filesystem, path = resolve(place)
-    try:
+    with _explained(f"cannot write to {place!r}"):
         filesystem.create_dir(path, recursive=True)
-    except OSError as error:
-        raise _failure(f"cannot write to {place!r}", error) from error
 
 
 def remove(place: str) -> None:
-    """Remove a directory and all below it; nothing happens where there is none."""
+    """Remove a file, or a directory and all below it; nothing happens where there is none."""
     filesystem, path = resolve(place)
-    if filesystem.get_file_info(path).type == pafs.FileType.Directory:
-        filesystem.delete_dir(path)
+    with _explained(f"cannot remove {place!r}"):
+        kind = filesystem.get_file_info(path).type
+        if kind == pafs.FileType.Directory:
+            filesystem.delete_dir(path)
+        elif kind == pafs.FileType.File:
+            filesystem.delete_file(path)
 
 
 def upload(directory: str | Path, place: str) -> None:
     """Copy a local directory to `place`, in the stead of what is there."""
     filesystem, path = resolve(place)
-    if isinstance(filesystem, pafs.LocalFileSystem):
-        parent = os.path.dirname(path)
-        os.makedirs(parent, exist_ok=True)
-        fresh = tempfile.mkdtemp(dir=parent, prefix=".")
-        shutil.copytree(directory, fresh, dirs_exist_ok=True)
-        os.chmod(fresh, 0o755)  # the copy took over the mode of a temporary directory
-        shutil.rmtree(path, ignore_errors=True)
-        os.replace(fresh, path)
-        return
-    remove(place)
-    filesystem.create_dir(path, recursive=True)
-    pafs.copy_files(str(directory), path, pafs.LocalFileSystem(), filesystem)
+    with _explained(f"cannot write {place!r}"):
+        if isinstance(filesystem, pafs.LocalFileSystem):
+            parent = os.path.dirname(path)
+            os.makedirs(parent, exist_ok=True)
+            fresh = tempfile.mkdtemp(dir=parent, prefix=".")
+            shutil.copytree(directory, fresh, dirs_exist_ok=True)
+            os.chmod(fresh, 0o755)  # the copy took over the mode of a temporary directory
+            shutil.rmtree(path, ignore_errors=True)
+            os.replace(fresh, path)
+        else:
+            remove(place)
+            filesystem.create_dir(path, recursive=True)
+            pafs.copy_files(str(directory), path, pafs.LocalFileSystem(), filesystem)
 
 
 def local_copy(place: str) -> str:
@@ -169,33 +201,61 @@ def local_copy(place: str) -> str:
         fcntl.flock(lock, fcntl.LOCK_EX)  # the actors of a machine start together: one of them copies
         if not target.is_dir():
             fresh = tempfile.mkdtemp(dir=target.parent)
-            pafs.copy_files(path, fresh, filesystem, pafs.LocalFileSystem())
+            with _explained(f"cannot read {place!r}"):
+                pafs.copy_files(path, fresh, filesystem, pafs.LocalFileSystem())
             os.rename(fresh, target)
     return str(target)
 
 
-def digest(place: str) -> str:
-    """SHA-256 of all files at `place`, names and contents: it changes when anything in a directory does."""
-    filesystem, path = resolve(place)
-    total = hashlib.sha256()
-    for file in list_files(place):
-        total.update(file.path[len(path) :].encode() + b"\0")
+def hashed_files(place: str, suffixes: tuple[str, ...] = ("",)) -> list[tuple[pafs.FileInfo, str]]:
+    """The files that `list_files` gives, each with the SHA-256 of its content."""
+    filesystem, _ = resolve(place)
+
+    def content(file: pafs.FileInfo) -> str:
+        total = hashlib.sha256()
         with filesystem.open_input_stream(file.path) as stream:
             while chunk := stream.read(1 << 22):
                 total.update(chunk)
+        return total.hexdigest()
+
+    files = list_files(place, suffixes)
+    with ThreadPoolExecutor(READERS) as pool, _explained(f"cannot read {place!r}"):
+        return list(zip(files, pool.map(content, files), strict=True))
+
+
+def digest(place: str) -> str:
+    """SHA-256 of all files at `place`, names and contents: it changes when anything in a directory does."""
+    _, path = resolve(place)
+    total = hashlib.sha256()
+    for file, content in hashed_files(place):
+        total.update(f"{file.path[len(path) :]}\0{content}\n".encode(errors="surrogateescape"))
     return total.hexdigest()
 
 
 def _info(filesystem: pafs.FileSystem, path: str, place: str) -> pafs.FileInfo:
-    try:
+    with _explained(f"cannot reach {place!r}"):
         return filesystem.get_file_info(path)
-    except OSError as error:
-        raise _failure(f"cannot reach {place!r}", error) from error
 
 
-def _failure(what: str, error: OSError) -> Exception:
-    """A user's mistake, or a store that does not answer; from which its words alone tell."""
-    first = str(error).splitlines()[0]
-    local = error.errno is not None  # a disk answers with a number, and says the same again
-    mistaken = local or any(word in first for word in ("NO_SUCH_BUCKET", "ACCESS_DENIED", "404", "403", "Forbidden"))
-    return UserError(f"{what}: {first}") if mistaken else Unavailable(f"{what}: {first}; try again later")
+@contextmanager
+def _explained(what: str) -> Iterator[None]:
+    """Errors of a disk or a store as one sentence: UserError for a mistake, Unavailable where waiting may help."""
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        if isinstance(error, OSError) and error.errno is not None:  # of a disk, whose path is said already
+            first = os.strerror(error.errno)
+        if _is_lasting(error):
+            raise UserError(f"{what}: {first}") from error
+        raise Unavailable(f"{what}: {first}; try again later") from error
+
+
+def _is_lasting(error: Exception) -> bool:
+    """Whether the same call would fail again: no such file or permission; not a full disk or a store that is busy."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EINTR)
+    if isinstance(error, (FileNotFoundError, pa.ArrowException)) or "is a directory" in str(error):
+        return True
+    # A store answers in words alone, among which are names of the user's own.
+    return bool(re.search(r"HTTP status 40[134]\b|AWS Error (NO_SUCH_BUCKET|ACCESS_DENIED|NO_SUCH_KEY)", str(error)))

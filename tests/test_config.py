@@ -163,9 +163,22 @@ def test_a_wrong_file(write, text, words):
 
 def test_a_missing_file(tmp_path):
     sentence = refused(file=tmp_path / "none.yaml")
-    assert "cannot read the config" in sentence
-    assert str(tmp_path / "none.yaml") in sentence
-    assert "cannot read the config" in refused(file=tmp_path)  # a directory
+    assert sentence == f"cannot read {str(tmp_path / 'none.yaml')!r}: No such file or directory"
+    assert "cannot read" in refused(file=tmp_path)  # a directory
+
+
+def test_a_run_named_by_a_date_or_a_number():
+    assert settings.load(overrides=["run.id=20261120"]).run.id == "20261120"
+    assert settings.load(overrides=["run.id=2026-11-20"]).run.id == "2026-11-20"
+
+
+def test_the_printed_settings_change_nothing_until_one_is_edited(write):
+    text = settings.as_yaml()
+    assert settings.load(write(text)) == settings.load()
+    edited = settings.load(
+        write(text.replace("#samples: 4", "samples: 6").replace("#language: sandbox", "language: m"))
+    )
+    assert (edited.generate.samples, edited.models.language) == (6, "m")
 
 
 def test_a_config_is_frozen():

@@ -14,6 +14,7 @@ from rgtg.decoding.methods import METHODS
 from rgtg.errors import RowError, UserError
 from rgtg.models.cache import ROW_MULTIPLE, VIEW_MULTIPLE, round_up
 from rgtg.models.language import LanguageModel
+from rgtg.models.loading import num_embeddings
 from rgtg.models.reward import RewardModel, check_same_tokens, check_trained
 
 
@@ -43,6 +44,7 @@ class Decoder:
         beta: float | None = None,
         k: int | None = None,
         slots: int = 32,
+        max_prompt_tokens: int | None = None,
     ) -> None:
         if method not in METHODS:
             raise UserError(f"the method {method!r} is unknown; there are {', '.join(METHODS)}")
@@ -57,11 +59,14 @@ class Decoder:
         if reward is not None:
             check_same_tokens(language.tokenizer, reward.tokenizer)
         self.language, self.reward, self.method = language, reward, method
-        vocabulary = language.model.config.get_text_config().vocab_size
+        self.max_prompt_tokens = max_prompt_tokens
+        # Embeddings may be padded beyond the tokens, and not alike in both models.
+        vocabulary = min(num_embeddings(m.model) for m in (language, reward) if m)
         rule = Rule(
             beta=preset.beta if beta is None else beta,
             k=min((preset.k if k is None else k) or vocabulary, vocabulary),
             greedy=preset.greedy,
+            vocabulary=vocabulary,
         )
         slots = round_up(slots, ROW_MULTIPLE) if slots > 1 else slots
         guidance = CandidateGuidance(reward, slots, rule.k) if reward and guided else None
@@ -80,16 +85,22 @@ class Decoder:
         device: str = "auto",
         dtype: str = "auto",
         slots: int = 32,
+        max_prompt_tokens: int | None = None,
         trust_remote_code: bool = False,
     ) -> "Decoder":
-        """Load both models (directories or hub ids) onto one device. `beta` and `k` default to the method's own."""
+        """Load both models (directories or hub ids) onto one device. `beta` and `k` default to the method's own.
+
+        Memory grows with `slots` and with the longest prompt, which `max_prompt_tokens` bounds.
+        """
         if reward:
             check_trained(reward, trust_remote_code)
         model = LanguageModel.load(language, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
-        guide = reward and RewardModel.load(
-            reward, device=model.device, dtype=model.model.dtype, trust_remote_code=trust_remote_code
-        )
-        return cls(model, guide.eval() if guide else None, method, beta=beta, k=k, slots=slots)
+        guide = None
+        if reward:
+            guide = RewardModel.load(
+                reward, device=model.device, dtype=model.model.dtype, trust_remote_code=trust_remote_code
+            ).eval()
+        return cls(model, guide, method, beta=beta, k=k, slots=slots, max_prompt_tokens=max_prompt_tokens)
 
     def generate(
         self, prompts: list[Prompt], *, samples: int = 1, max_new_tokens: int = 64, seed: int = 0
@@ -114,11 +125,14 @@ class Decoder:
             raise RowError(reason)
         ids = encode_prompt(self.language.tokenizer, prompt)
         reward_ids = encode_prompt(self.reward.tokenizer, prompt) if self.reward else []
-        room = self.context - max(len(ids), len(reward_ids))
+        length = max(len(ids), len(reward_ids))
+        if self.max_prompt_tokens and length > self.max_prompt_tokens:
+            raise RowError(f"the prompt has {length} tokens, more than max_prompt_tokens ({self.max_prompt_tokens})")
+        room = self.context - length
         if room < 1:
             raise RowError(
-                f"the prompt has {self.context - room} tokens, which leaves no room for a completion in the context "
-                f"of {self.context}"
+                f"the prompt has {length} tokens, which leaves no room for a completion in the context of "
+                f"{self.context}"
             )
         return Request(
             prompt_id=prompt_id or id_of_prompt(prompt),

@@ -19,6 +19,7 @@ class Rule:
     beta: float
     k: int
     greedy: bool = False
+    vocabulary: int | None = None  # only ids below it can be chosen: what both models have embeddings for
 
 
 @dataclass
@@ -91,7 +92,7 @@ class Engine:
         self._refill()
         if not any(self.owners):
             return []
-        logprobs, tokens = candidates(self._language_step(), self.rule.k)
+        logprobs, tokens = candidates(self._language_step()[:, : self.rule.vocabulary], self.rule.k)
         rewards = self.guidance.rewards(tokens) if self.guidance else None
         noise = None if self.rule.greedy else gumbel(self.keys, self.steps, tokens)
         choice = choose(logprobs, rewards, self.rule.beta, noise)
@@ -216,7 +217,6 @@ class Engine:
     def _prefill(self, requests: list[Request]) -> None:
         for request in requests:
             # The last token of a prompt is pending: the first step computes it together with every other row.
-            if len(request.prompt_ids) > 1:
-                prefill(self.language.model.base_model, self.cache, request.source, request.prompt_ids[:-1])
+            prefill(self.language.model.base_model, self.cache, request.source, request.prompt_ids[:-1])
             if self.guidance:
                 self.guidance.start(request.source, request.reward_prompt_ids)

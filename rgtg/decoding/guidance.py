@@ -75,7 +75,7 @@ class CandidateGuidance:
             past_key_values=self.cache,
             use_cache=True,
         ).last_hidden_state
-        return self.reward_model.head(hidden).squeeze(-1).float()
+        return self.reward_model.score(hidden)
 
     def commit(self, index: Tensor) -> None:
         self.cache.move_slot(self.lengths + index, self.lengths)
@@ -88,6 +88,9 @@ def prefill(model: torch.nn.Module, cache: SlotCache, row: int, prompt: list[int
     One prompt a forward, padded on the right to a round length: the shape, and so the rounding, is the prompt's own.
     Its tokens never see the padding, and no later step sees what it leaves in the cache.
     """
+    cache.clear_row(row)
+    if not prompt:
+        return
     length = round_up(len(prompt), VIEW_MULTIPLE)
     cache.reserve(length)
     cache.prefill(row)

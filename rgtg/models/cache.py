@@ -101,9 +101,15 @@ class SlotCache(Cache):
         """The next call writes token t of row b, of tokens (B, T), to slot `slots[b, t]` and sees slots 0..view-1."""
         self.slots, self.view = slots, view
 
+    def clear_row(self, row: int, start: int = 0) -> None:
+        """Zero the slots from `start` on. A slot that no query may see still counts: zero times NaN is NaN."""
+        self.keys[:, row, :, start:] = self.values[:, row, :, start:] = 0
+
     def copy_row(self, source: int, target: int, length: int) -> None:
+        """Give `target` the first `length` slots of `source`, and nothing else."""
         for tensor in (self.keys, self.values):
             tensor[:, target, :, :length] = tensor[:, source, :, :length]
+        self.clear_row(target, length)
 
     def move_slot(self, source: Tensor, target: Tensor) -> None:
         """Copy slot `source[b]` to slot `target[b]` in every row b, in all layers at once."""

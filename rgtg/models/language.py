@@ -10,6 +10,7 @@ from rgtg.models.cache import ATTENTION
 from rgtg.models.loading import (
     check_cacheable,
     context_length,
+    is_language_model,
     load_config,
     load_tokenizer,
     load_weights,
@@ -18,6 +19,14 @@ from rgtg.models.loading import (
 )
 
 WHAT = "models.language"
+
+
+def check_language(place: str, trust_remote_code: bool = False) -> None:
+    """Raises UserError unless `place` holds a language model that can be guided; no weights are read."""
+    config = load_config(place, WHAT, trust_remote_code=trust_remote_code)
+    check_cacheable(config, WHAT)
+    if not is_language_model(config):
+        raise UserError(f"{WHAT}: {place!r} holds a {(config.architectures or ['model of unknown architecture'])[0]}")
 
 
 @dataclass(frozen=True)
@@ -32,11 +41,7 @@ class LanguageModel:
         cls, place: str, *, device: str = "auto", dtype: str = "auto", trust_remote_code: bool = False
     ) -> "LanguageModel":
         """Load a model directory or hub id. Raises UserError where that is not possible, saying why."""
-        config = load_config(place, WHAT, trust_remote_code=trust_remote_code)
-        check_cacheable(config, WHAT)
-        architecture = (config.architectures or [""])[0]
-        if not architecture.endswith(("ForCausalLM", "LMHeadModel")):
-            raise UserError(f"{WHAT}: {place!r} holds a {architecture or 'model of unknown architecture'}")
+        check_language(place, trust_remote_code)
         tokenizer = load_tokenizer(place, WHAT, trust_remote_code=trust_remote_code)
         target = resolve_device(device)
         model = load_weights(

@@ -1,6 +1,5 @@
-"""What loading a language model and a reward model have in common: places, devices, dtypes, clear refusals."""
+"""What loading a language model and a reward model have in common: devices, dtypes, clear refusals."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 from transformers.utils.logging import disable_progress_bar
 
 from rgtg.errors import UserError
+from rgtg.models.places import local_directory
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -41,19 +41,20 @@ def has_fast_bfloat16(device: torch.device) -> bool:
 
 
 def load_config(place: str, what: str, *, trust_remote_code: bool = False) -> PreTrainedConfig:
-    """The config of a model directory or hub id. Raises UserError, before any weight is read, where there is none."""
-    if _looks_local(place) and not Path(place, "config.json").is_file():
-        seen = "has no config.json" if Path(place).is_dir() else "does not exist"
-        raise UserError(f"{what}: the directory {place!r} {seen}; give a Hugging Face model directory or a hub id")
+    """The config of the model at `place`. Raises UserError, before any weight is read, where there is none."""
+    directory = local_directory(place, what)
+    if not Path(directory, "config.json").is_file():
+        raise UserError(f"{what}: {place!r} has no config.json; give a Hugging Face model directory or a hub id")
     try:
-        return AutoConfig.from_pretrained(place, trust_remote_code=trust_remote_code)
+        return AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{what}: cannot load {place!r}: {_first_line(error)}") from error
 
 
 def load_tokenizer(place: str, what: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    directory = local_directory(place, what)
     try:
-        return AutoTokenizer.from_pretrained(place, trust_remote_code=trust_remote_code)
+        return AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{what}: cannot load the tokenizer of {place!r}: {_first_line(error)}") from error
 
@@ -61,8 +62,10 @@ def load_tokenizer(place: str, what: str, *, trust_remote_code: bool = False) ->
 def load_weights(auto_class: Any, place: str, what: str, *, trust_remote_code: bool = False, **options):
     """A model in eval mode, from safetensors only: nothing of a model directory is unpickled."""
     disable_progress_bar()  # every actor and worker loads its own: the bars would fill a job's log
+    directory = local_directory(place, what, weights=True)
+    options |= {"use_safetensors": True, "trust_remote_code": trust_remote_code}
     try:
-        model = auto_class.from_pretrained(place, use_safetensors=True, trust_remote_code=trust_remote_code, **options)
+        model = auto_class.from_pretrained(directory, **options)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{what}: cannot load {place!r}: {_first_line(error)}") from error
     return model.eval()
@@ -72,9 +75,20 @@ def check_cacheable(config: PreTrainedConfig, what: str) -> None:
     """Raises UserError for an architecture whose past the slot cache cannot hold."""
     if getattr(config, "is_encoder_decoder", False) or not hasattr(config, "num_attention_heads"):
         raise UserError(f"{what}: {config.model_type!r} is not a decoder-only transformer")
+    if getattr(config, "attn_logit_softcapping", None) or config.model_type == "gpt_oss":
+        raise UserError(f"{what}: attention of {config.model_type!r} has soft-capping or sinks, and cannot be guided")
     layers = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
     if layers:
         raise UserError(f"{what}: {config.model_type!r} has {', '.join(sorted(layers))} layers, and cannot be guided")
+
+
+def num_embeddings(model: Any) -> int:
+    """Token ids that a model knows: often more than its tokenizer has, and never alike."""
+    return int(model.get_input_embeddings().num_embeddings)
+
+
+def is_language_model(config: PreTrainedConfig) -> bool:
+    return (config.architectures or [""])[0].endswith(("ForCausalLM", "LMHeadModel"))
 
 
 def context_length(config: PreTrainedConfig) -> int:
@@ -84,11 +98,6 @@ def context_length(config: PreTrainedConfig) -> int:
     if window and getattr(config, "use_sliding_window", True) is not False:
         return min(positions, window)
     return positions
-
-
-def _looks_local(place: str) -> bool:
-    # A hub id is one name or owner/name; everything else, and whatever is there on disk, is a path.
-    return os.path.isdir(place) or place.startswith(("/", "./", "../", "~")) or place.count("/") > 1
 
 
 def _first_line(error: Exception) -> str:

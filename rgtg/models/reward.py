@@ -14,7 +14,14 @@ from transformers.utils import logging as hf_logging
 
 from rgtg.errors import UserError
 from rgtg.models.cache import ATTENTION
-from rgtg.models.loading import check_cacheable, context_length, load_config, load_tokenizer, load_weights
+from rgtg.models.loading import (
+    check_cacheable,
+    context_length,
+    is_language_model,
+    load_config,
+    load_tokenizer,
+    load_weights,
+)
 
 PAD_TOKEN = "<|pad|>"
 
@@ -35,14 +42,14 @@ class RewardModel(nn.Module):
         """
         config = load_config(place, what, trust_remote_code=trust_remote_code)
         check_cacheable(config, what)
-        architecture = (config.architectures or [""])[0]
+        architecture = (config.architectures or ["model of unknown architecture"])[0]
         classifier = architecture.endswith("ForSequenceClassification")
         if classifier and config.num_labels != 1:
             raise UserError(
                 f"{what}: {place!r} is a classifier with {config.num_labels} labels; a reward model has num_labels=1"
             )
-        if not classifier and not architecture.endswith(("ForCausalLM", "LMHeadModel")):
-            raise UserError(f"{what}: {place!r} holds a {architecture or 'model of unknown architecture'}")
+        if not classifier and not is_language_model(config):
+            raise UserError(f"{what}: {place!r} holds a {architecture}")
         with torch.device("meta"):  # its modules without their weights
             model = AutoModelForSequenceClassification.from_config(config, trust_remote_code=trust_remote_code)
         if not isinstance(getattr(model, "score", None), nn.Linear):
@@ -102,8 +109,14 @@ class RewardModel(nn.Module):
 
         No attention mask is needed: a causal model never sees the padding on its right.
         """
-        hidden = self.backbone(input_ids=input_ids, use_cache=False).last_hidden_state
-        return self.head(hidden).squeeze(-1).float()
+        return self.score(self.backbone(input_ids=input_ids, use_cache=False).last_hidden_state)
+
+    def score(self, hidden: Tensor) -> Tensor:
+        """Rewards (B, T) of hidden states (B, T, H), in float32 whatever they are: bfloat16 has two digits, and
+        differences of rewards are what guidance and margins are made of.
+        """
+        rewards = (hidden.float() * self.head.weight.float()[0]).sum(-1)
+        return rewards if self.head.bias is None else rewards + self.head.bias.float()
 
     def save(self, directory: str | Path, state: dict[str, Tensor] | None = None) -> None:
         """Write a directory that `AutoModelForSequenceClassification.from_pretrained` loads, with the tokenizer.

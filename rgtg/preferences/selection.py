@@ -1,5 +1,6 @@
-"""Which completions of a prompt become chosen and rejected."""
+"""Which completions of a prompt become chosen and rejected, and which side of a split something is on."""
 
+import hashlib
 from math import isfinite
 from typing import Any
 
@@ -25,3 +26,8 @@ def best_and_worst(completions: list[dict[str, Any]], min_margin: float = 0.0) -
     if best["reward"] - worst["reward"] <= min_margin:
         return CLOSE
     return best, worst
+
+
+def fraction(key: str) -> float:
+    """Where in [0, 1) a key falls: the same in every run, evenly over many keys."""
+    return int.from_bytes(hashlib.sha256(key.encode(errors="surrogatepass")).digest()[:8], "big") / 2**64

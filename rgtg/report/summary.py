@@ -1,11 +1,21 @@
 """The summary that a run ends with, for a person and for a program."""
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.table import Table
 
+from rgtg.evaluation.means import Mean
+
 Counts = dict[str, Any]
+
+
+class Comparison(NamedTuple):
+    """A score over prompts; the baseline's; and what the run gained over it on the baseline's prompts."""
+
+    score: Mean | None
+    baseline: Mean | None
+    gain: Mean | None
 
 
 @dataclass(frozen=True)
@@ -18,9 +28,7 @@ class Summary:
     accuracy: dict[str, Counts]  # by objective: held-out accuracy by_length and by_fraction
     prompts: Counts
     guided: Counts
-    unguided: Counts | None
-    true_guided: tuple[float, float] | None  # mean and standard error of the sandbox's true reward
-    true_unguided: tuple[float, float] | None
+    scores: dict[str, Comparison]  # by what scored: the reward model, and in the sandbox the true reward
     preferences: Counts
     seconds: dict[str, float]
 
@@ -54,18 +62,14 @@ def rows(summary: Summary) -> list[tuple[str, str]]:
     )
     if guided.get("decode_seconds"):
         lines.append(("speed", f"{guided['decoded_tokens'] / guided['decode_seconds']:,.0f} tokens/s"))
-    lines.append((f"reward ({summary.method})", _mean(guided)))
-    if summary.unguided:
-        lines.append(("reward (unguided)", _mean(summary.unguided)))
-    if summary.true_guided:
-        lines.append((f"true reward ({summary.method})", _plus_minus(*summary.true_guided)))
-    if summary.true_unguided:
-        lines.append(("true reward (unguided)", _plus_minus(*summary.true_unguided)))
-    if summary.true_guided and summary.true_unguided:
-        (guided_mean, guided_error), (plain_mean, plain_error) = summary.true_guided, summary.true_unguided
-        error = (guided_error**2 + plain_error**2) ** 0.5
-        difference = guided_mean - plain_mean
-        lines.append(("  guidance gains", f"{difference:+.3f}, {difference / max(error, 1e-12):.1f} standard errors"))
+    for name, (score, baseline, gain) in summary.scores.items():
+        if score:
+            lines.append((f"{name} ({summary.method})", str(score)))
+        if baseline:
+            lines.append((f"{name} (unguided)", str(baseline)))
+        if gain:
+            sizes = f", {gain.value / gain.error:.1f} standard errors" if gain.error else ""
+            lines.append(("  guidance gains", f"{gain}{sizes}, on the same {gain.n:,} prompts"))
     preferences = summary.preferences
     dropped = sum(preferences["dropped"].values())
     lines.append(
@@ -93,11 +97,3 @@ def as_table(summary: Summary) -> Table:
 def as_markdown(summary: Summary) -> str:
     body = "\n".join(f"| {name.strip()} | {value} |" for name, value in rows(summary))
     return f"# rgtg run {summary.run}\n\n| | |\n|---|---|\n{body}\n"
-
-
-def _mean(counts: Counts) -> str:
-    return _plus_minus(counts["mean_reward"], counts["reward_stderr"]) if "mean_reward" in counts else "not scored"
-
-
-def _plus_minus(mean: float, error: float) -> str:
-    return f"{mean:+.3f} ± {error:.3f}"

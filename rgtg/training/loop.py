@@ -13,6 +13,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from rgtg.config import TrainReward
+from rgtg.errors import UserError
 from rgtg.evaluation.prefix_accuracy import PrefixAccuracy
 from rgtg.models.loading import has_fast_bfloat16
 from rgtg.models.reward import RewardModel
@@ -39,18 +40,24 @@ class Learner:
     """The reward model, its optimizer and its schedule on one worker; the owner of all that a checkpoint holds."""
 
     def __init__(self, reward_model: RewardModel, settings: TrainReward, num_steps: int, device: torch.device) -> None:
-        self.reward_model = reward_model.to(device).train()
+        self.reward_model = reward_model.train()
         self.settings, self.num_steps, self.device, self.step = settings, num_steps, device, 0
         self.world = dist.get_world_size() if dist.is_initialized() else 1
+        if settings.gradient_checkpointing:
+            model = reward_model.model
+            # Its name from transformers 5.20 on, and the one before.
+            (getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable)()
         self.model: nn.Module = self.reward_model
+        if self.world > 1 and settings.strategy == "fsdp":
+            for layer in _layers(self.reward_model):  # each moves to the device as it is sharded: the whole never does
+                fully_shard(layer)
+            fully_shard(self.reward_model)
+        else:
+            self.reward_model.to(device)
         if self.world > 1 and settings.strategy == "ddp":
             self.model = DistributedDataParallel(
                 self.reward_model, device_ids=[device] if device.type == "cuda" else None
             )
-        elif self.world > 1:
-            for layer in _layers(self.reward_model):
-                fully_shard(layer)
-            fully_shard(self.reward_model)
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
         )
@@ -81,6 +88,11 @@ class Learner:
             loss_sum += loss.detach()
         grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.max_grad_norm)
         grad_norm = grad_norm.full_tensor() if hasattr(grad_norm, "full_tensor") else grad_norm  # FSDP2 shards it
+        if not grad_norm.isfinite():  # the same on all workers
+            raise UserError(
+                f"the gradient of step {self.step + 1} is not finite: the weights of the model that training starts "
+                "from are broken, or train_reward.learning_rate is too high"
+            )
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.step += 1

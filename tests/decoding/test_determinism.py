@@ -3,6 +3,7 @@
 import random
 
 import pytest
+import torch
 
 from rgtg.decoding.decoder import Decoder
 
@@ -32,6 +33,19 @@ def test_company_order_and_refill_change_no_bit(language_dir, reward_dir, method
     shuffled = decoder.generate([PROMPTS[i] for i in order], **OPTIONS)
     assert [shuffled[order.index(i)] for i in range(len(PROMPTS))] == together
     assert Decoder.load(language_dir, reward_dir, method, slots=slots).generate(PROMPTS, **OPTIONS) == together
+
+
+@pytest.mark.parametrize("method", ["pargs", "unguided"])
+def test_what_a_broken_row_leaves_behind_reaches_no_later_one(language_dir, reward_dir, method):
+    """Hidden slots are multiplied by zero, and zero times NaN is NaN."""
+    decoder = Decoder.load(language_dir, reward_dir, method, slots=8)
+    expected = decoder.generate(PROMPTS, **OPTIONS)
+    caches = [decoder.engine.cache, *([decoder.engine.guidance.cache] if decoder.engine.guidance else [])]
+    with torch.inference_mode():
+        for cache in caches:
+            cache.keys.fill_(torch.nan)
+            cache.values.fill_(torch.nan)
+    assert decoder.generate(PROMPTS, **OPTIONS) == expected
 
 
 def test_more_samples_leave_the_first_ones_as_they_are(language_dir, reward_dir):

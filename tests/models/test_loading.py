@@ -27,7 +27,11 @@ def copy_of(tmp_path):
 @pytest.mark.parametrize("load", [LanguageModel.load, RewardModel.load])
 @pytest.mark.parametrize(
     ("place", "words"),
-    [("/no/such/place", "does not exist"), ("./nowhere", "does not exist"), ("nobody/no-such-model", "cannot load")],
+    [
+        ("/no/such/place", "does not exist"),
+        ("./nowhere", "does not exist"),
+        ("nobody/no-such-model", "nor a copy from the hub"),
+    ],
 )
 def test_a_place_that_is_not_there(load, place, words):
     with pytest.raises(UserError, match=rf"models\..*{place}.*{words}|models\..*{words}.*{place}"):

@@ -144,6 +144,15 @@ def test_load_respects_dtype(reward_dir):
     assert (rewards - exact).abs().max() < 0.2
 
 
+def test_rewards_of_hidden_states_in_bfloat16_are_not_rounded_to_it(reward_dir):
+    model = RewardModel.load(reward_dir, dtype=torch.bfloat16).eval()
+    hidden = torch.randn(3, 5, 32, generator=torch.Generator().manual_seed(0)).bfloat16()
+    exact = hidden.double() @ model.head.weight.double()[0]
+    torch.testing.assert_close(model.score(hidden).double(), exact, atol=1e-5, rtol=1e-5)
+    with torch.autocast("cpu", torch.bfloat16):  # as in training
+        torch.testing.assert_close(model.score(hidden).double(), exact, atol=1e-5, rtol=1e-5)
+
+
 def test_context_is_the_configs(make_reward):
     assert RewardModel.load(make_reward(max_position_embeddings=40)).context == 40
 

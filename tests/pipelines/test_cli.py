@@ -24,7 +24,7 @@ def rgtg(*arguments: str, module: str = "pipelines.cli", **env: str) -> subproce
         (["generate", "generate.slots=many"], "the setting 'generate.slots' is wrong"),
         (["train-reward", "train_reward.objective=whole"], "'train_reward.objective' is wrong"),
         (["generate", "slots=4"], "'slots=4' is no setting; write section.key=value"),
-        (["nightly", "--config", "absent.yaml"], "cannot read the config 'absent.yaml'"),
+        (["nightly", "--config", "absent.yaml"], "cannot read 'absent.yaml': No such file"),
     ],
 )
 def test_a_typo_is_one_sentence(arguments, sentence):
@@ -54,7 +54,12 @@ def test_on_a_cluster_a_local_run_root_is_refused(tmp_path, language_dir):
     settings = [f"run.root={tmp_path}", f"models.language={language_dir}", "models.device=cpu"]
     result = rgtg("generate", *settings, RAY_ADDRESS="127.0.0.1:1")
     assert result.returncode == 2
+    assert "run.root is" in result.stderr
     assert "use s3://, or set RGTG_SHARED_DISK=1" in result.stderr
+    settings[0] = "run.root=s3://bucket/runs"
+    result = rgtg("generate", *settings, RAY_ADDRESS="127.0.0.1:1")
+    assert result.returncode == 2
+    assert "models.language is" in result.stderr
 
 
 def test_doctor_tells_good_from_bad(tmp_path, language_dir, write_parquet):
@@ -73,6 +78,6 @@ def test_doctor_tells_good_from_bad(tmp_path, language_dir, write_parquet):
 def test_settings_are_a_config_file(tmp_path):
     printed = rgtg("settings").stdout
     (tmp_path / "config.yaml").write_text(printed)
-    assert "beta: null" in printed
+    assert "#beta: null" in printed
     result = rgtg("generate", "--config", str(tmp_path / "config.yaml"), "generate.method=nonsense")
     assert "the method 'nonsense' is unknown" in result.stderr

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from pipelines import generate
+from rgtg import storage
 from rgtg.decoding.decoder import Decoder
 from rgtg.errors import UserError
 
@@ -64,12 +65,15 @@ def test_the_same_rows_whatever_the_actors_blocks_and_order(job, read_rows):
 
 def test_bad_rows_are_written_with_their_error(job, read_rows):
     prompts = ["good", None, "long " * 100, "also good", ""]
-    directory = generate.run(job(prompts))
+    with pytest.raises(UserError, match=r"2 of 5 prompts have an error, and generate\.max_error_rate is 0\.1"):
+        generate.run(job(prompts))  # a night of errors is no success
+    directory = generate.run(job(prompts, **{"generate.max_error_rate": 0.5}))
     rows = {row["topic"].removeprefix("topic of "): row for row in read_rows(directory.path("completions"))}
     assert len(rows) == 5
     assert rows["None"]["error"] == "the prompt is null"
     assert rows["None"]["completions"] is None
     assert "leaves no room for a completion in the context of 128" in rows["long " * 100]["error"]
+    assert not directory.is_done("preferences")
     for prompt in ("good", "also good", ""):  # an empty prompt starts from the BOS
         assert rows[prompt]["error"] is None
         assert len(rows[prompt]["completions"]) == 2
@@ -91,6 +95,21 @@ def test_a_finished_run_is_not_done_again_and_other_settings_are_refused(job):
     assert files == {file: file.stat().st_mtime_ns for file in Path(directory.path("completions")).iterdir()}
     with pytest.raises(UserError, match=r"generate\.beta null \(now 1\.5\).*another run\.id to start beside it"):
         generate.run(job(**{"generate.beta": 1.5}))
+
+
+def test_a_file_that_a_kill_tore_is_written_anew(job, read_rows, tmp_path):
+    """As signal 9 leaves it: the list of its ids is pending, and the file is half there."""
+    whole = read_rows(generate.run(job(**{"run.id": "whole"})).path("completions"))
+    config = job(**{"run.id": "torn"})
+    directory = generate.run(config)
+    manifest = storage.read_json(directory.path("manifest.json"))
+    manifest["stages"]["generate"]["status"] = "begun"
+    storage.write_json(directory.path("manifest.json"), manifest)
+    torn = sorted(Path(directory.path("completions")).glob("*.parquet"))[0]
+    ids = Path(directory.path("_checkpoint"), torn.name.rsplit("-", 1)[0] + ".parquet")
+    ids.rename(ids.with_suffix(".pending.parquet"))
+    torn.write_bytes(torn.read_bytes()[:-40])
+    assert read_rows(generate.run(config).path("completions")) == whole
 
 
 KILLS_ITSELF = """

@@ -13,6 +13,7 @@ from moto.server import ThreadedMotoServer
 
 from pipelines import nightly
 from rgtg import storage
+from rgtg.errors import UserError
 
 pytestmark = pytest.mark.ray
 
@@ -60,7 +61,9 @@ def test_a_night_ends_with_everything_and_the_next_start_does_nothing(job, ray_h
     assert manifest["stages"]["prompts"]["counts"]["rows"] == manifest["stages"]["generate"]["counts"]["rows"] == 11
     summary = json.loads((place / "report" / "summary.json").read_text())
     assert summary["guided"]["completions"] == 20
-    assert summary["unguided"]["completions"] == 8
+    assert list(summary["scores"]) == ["reward"]  # the true reward is the sandbox's alone
+    score, baseline, gain = summary["scores"]["reward"]
+    assert (score[2], baseline[2], gain[2]) == (10, 4, 4)  # paired on the prompts that both have
 
     written = {
         file: file.stat().st_mtime_ns
@@ -70,6 +73,18 @@ def test_a_night_ends_with_everything_and_the_next_start_does_nothing(job, ray_h
     nightly.run(job())
     assert all(file.stat().st_mtime_ns == time for file, time in written.items())
     assert "step " not in capsys.readouterr().out
+
+
+def test_what_would_fail_after_the_training_is_said_before_it(job, make_language, make_tokenizer, tmp_path):
+    other = make_language(make_tokenizer("abc"))
+    for changes, sentence in (
+        ({"generate.samples": 1}, "a preference pair needs two completions that differ"),
+        ({"generate.method": "args"}, "a preference pair needs two completions that differ"),
+        ({"train_reward.init": other}, "another tokenizer than models.language"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            nightly.run(job(**changes))
+    assert not (tmp_path / "runs/test/pairs").exists()
 
 
 @pytest.fixture

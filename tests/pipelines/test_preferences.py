@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -98,6 +100,20 @@ def test_another_margin_writes_the_pairs_anew(finished, configure):
     preferences.run(finished(rows, **{"preferences.test_fraction": 0}))
     directory = preferences.run(configure(**{"preferences.test_fraction": 0, "preferences.min_margin": 5}))
     assert len(read(directory, "train")) == 5
+
+
+def test_a_night_without_a_single_pair_is_refused(finished):
+    config = finished([("tie", [("a", 1.0), ("b", 1.0)]), ("bad", "the prompt is null")])
+    with pytest.raises(UserError, match="none of the 2 prompts of .* has a pair"):
+        preferences.run(config)
+    assert not RunDirectory(config).is_done(preferences.STAGE)
+
+
+def test_the_card_tells_the_settings_of_the_completions(finished, configure):
+    rows = [("p", [("a", 1.0), ("b", 3.0)])]
+    preferences.run(finished(rows, **{"generate.beta": 1.5}))
+    directory = preferences.run(configure(**{"preferences.min_margin": 0.1}))  # beta is left at its default now
+    assert "beta: 1.5" in Path(directory.path("preferences"), "README.md").read_text()
 
 
 def test_without_completions_it_says_what_to_run(configure):

@@ -67,6 +67,24 @@ def test_bad_rows_stay_with_the_reason(tmp_path):
     assert (counts["rows"], counts["errors"]) == (6, 5)
 
 
+def test_a_line_that_is_not_utf8_is_a_bad_row(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b'{"prompt": "one"}\n{"prompt": "caf\xe9"}\n')
+    counts, rows = take_in(tmp_path, tmp_path / "a.jsonl")
+    assert [row["error"] for row in rows] == [None, "line 2 is not UTF-8 text"]
+    assert counts["errors"] == 1
+
+
+def test_a_column_error_is_ours(tmp_path, write_parquet):
+    with pytest.raises(UserError, match="a column 'error', which completions/ uses itself"):
+        take_in(tmp_path, write_parquet("a.parquet", prompt=["one"], error=["mine"]))
+
+
+def test_the_prompts_of_another_run_are_prompts(tmp_path, write_parquet):
+    _, first = take_in(tmp_path, write_parquet("a.parquet", prompt=["one"], topic=["x"]))
+    (tmp_path / "prompts").rename(tmp_path / "other")
+    assert take_in(tmp_path, tmp_path / "other")[1] == first
+
+
 def test_a_column_of_numbers_is_bad_rows_and_not_a_crash(tmp_path, write_parquet):
     counts, rows = take_in(tmp_path, write_parquet("a.parquet", prompt=[1.5, 2.5]))
     assert counts["errors"] == 2
@@ -94,11 +112,10 @@ def test_unreadable_files_are_skipped_and_named(tmp_path, write_parquet):
     whole = (tmp_path / "in" / "good.parquet").read_bytes()
     (tmp_path / "in" / "cut.parquet").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "in" / "flipped.parquet").write_bytes(whole[:8] + b"\xff" * 20 + whole[28:])
-    (tmp_path / "in" / "latin.jsonl").write_bytes(b'{"prompt": "caf\xe9"}')
     counts, rows = take_in(tmp_path, tmp_path / "in")
     assert [row["prompt"] for row in rows] == ["one"]
     skipped = {name.rsplit("/", 1)[1] for name in counts["skipped_files"]}
-    assert skipped == {"empty.parquet", "cut.parquet", "flipped.parquet", "latin.jsonl"}
+    assert skipped == {"empty.parquet", "cut.parquet", "flipped.parquet"}
 
 
 def test_nothing_readable_is_one_sentence(tmp_path):

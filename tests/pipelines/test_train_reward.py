@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from pipelines import pairs, train_reward
+from pipelines.run_directory import RunDirectory
 from rgtg.errors import UserError
 from rgtg.models.reward import RewardModel
 
@@ -121,7 +122,25 @@ def test_formats_mix_and_unusable_pairs_are_counted(job, tmp_path, capsys):
     assert (counts["train"], counts["eval"], sum(counts["unused"].values())) == (321, 80, 3)
     said = capsys.readouterr().out
     assert "1 unused: the pair does not share its prompt" in said
-    assert "1 unused: the line is not JSON" in said
+    assert "1 unused: the line is not a JSON object" in said
+
+
+def test_many_files_of_several_schemas_and_one_that_is_cut(configure, ray_here, write_parquet, tmp_path):
+    texts = {"prompt": ["p", "q"], "chosen": ["xx", "xy"], "rejected": ["yy", "yx"]}
+    for i in range(12):
+        more = {"rating": [i, i]} if i % 2 else {}
+        write_parquet(f"shards/{i}.parquet", **texts, **more)
+    scored = {"score_chosen": [2.0, 1.0], "score_rejected": [1.0, 1.0]}
+    write_parquet("shards/scored.parquet", **texts, **scored)
+    whole = (tmp_path / "shards" / "0.parquet").read_bytes()
+    (tmp_path / "shards" / "cut.parquet").write_bytes(whole[:-20])
+    config = configure(**{"train_reward.pairs": str(tmp_path / "shards"), "train_reward.eval_fraction": 0.2})
+    directory = RunDirectory(config)
+    pairs.run(config, directory, config.models.language)
+    counts = directory.counts(pairs.STAGE)
+    assert counts["train"] + counts["eval"] == 25
+    assert counts["unused"] == {"scores are tied": 1}
+    assert [name.rsplit("/", 1)[1] for name in counts["skipped_files"]] == ["cut.parquet"]
 
 
 def test_files_without_pairs_are_refused_before_training(configure, write_parquet, ray_here):

@@ -7,6 +7,7 @@ import torch
 from torch.nn.functional import logsigmoid
 
 from rgtg.config import TrainReward
+from rgtg.errors import UserError
 from rgtg.models.reward import RewardModel
 from rgtg.preferences.tokenized import TokenizedPair, common_length
 from rgtg.training.loop import Learner
@@ -288,3 +289,18 @@ def test_evaluation_leaves_the_model_as_it_is(reward_dir):
     assert it.model.training
     assert_same(parameters(it), before, atol=0)
     assert all(p.grad is None for p in it.reward_model.parameters())
+
+
+def test_a_gradient_that_is_not_finite_ends_training(reward_dir):
+    broken = learner(reward_dir)
+    with torch.no_grad():
+        broken.reward_model.head.weight[0, 0] = torch.nan
+    with pytest.raises(UserError, match="the gradient of step 1 is not finite"):
+        broken.train_step(make_pairs(4))
+
+
+def test_gradient_checkpointing_changes_memory_alone(reward_dir):
+    plain, frugal = learner(reward_dir), learner(reward_dir, gradient_checkpointing=True)
+    for _ in range(2):
+        assert plain.train_step(make_pairs(6)) == frugal.train_step(make_pairs(6))
+    assert_same(parameters(plain), parameters(frugal), atol=1e-6)

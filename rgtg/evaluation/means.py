@@ -1,0 +1,33 @@
+"""Means with their standard errors, and differences of two ways to complete the same prompts."""
+
+from collections.abc import Iterable
+from math import isfinite, sqrt
+from typing import NamedTuple
+
+
+class Mean(NamedTuple):
+    """A mean over `n` prompts with its standard error; completions of one prompt are not independent."""
+
+    value: float
+    error: float
+    n: int
+
+    def __str__(self) -> str:
+        return f"{self.value:+.3f} ± {self.error:.3f}"
+
+
+def mean(values: Iterable[float]) -> Mean | None:
+    """None where there are no values; the error of a single one is not known, and 0."""
+    finite = [value for value in values if isfinite(value)]
+    if not finite:
+        return None
+    centre = sum(finite) / len(finite)
+    variance = sum((value - centre) ** 2 for value in finite) / max(1, len(finite) - 1)
+    return Mean(centre, sqrt(variance / len(finite)), len(finite))
+
+
+def gain(first: dict[str, float], second: dict[str, float]) -> Mean | None:
+    """The mean of first minus second over the prompts that are in both: paired, so that what a prompt adds to both
+    sides is no noise.
+    """
+    return mean(value - second[prompt] for prompt, value in first.items() if prompt in second)
