@@ -7,6 +7,7 @@ Ray's row checkpoint knows which prompt_ids are in committed files.
 import math
 import time
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pyarrow.compute as pc
@@ -21,9 +22,10 @@ from pipelines.progress import Progress
 from pipelines.run_directory import RunDirectory, model_digest
 from rgtg import storage
 from rgtg.config import Config, Generate
-from rgtg.errors import UserError
+from rgtg.errors import Unavailable, UserError
 
 STAGE = "generate"
+ATTEMPTS = 3
 
 
 def run(config: Config) -> RunDirectory:
@@ -49,11 +51,15 @@ def run(config: Config) -> RunDirectory:
     if state == "resume":
         print("generate: goes on from the rows that are committed", flush=True)
     begun = time.monotonic()
-    target = directory.path("completions")
-    counts = complete(config, reward, directory, target, directory.path("_checkpoint"))
+    target, checkpoint = directory.path("completions"), directory.path("_checkpoint")
     expected = directory.counts(prompts.STAGE)["rows"]
-    if counts["rows"] != expected:
-        raise RuntimeError(f"completions/ has {counts['rows']} rows of {expected} prompts: this is a bug in rgtg")
+    for _ in range(ATTEMPTS):  # more than one only where workers of a job that was killed went on writing beside it
+        _reconcile(target, checkpoint)
+        counts = complete(config, reward, directory, target, checkpoint)
+        if counts["rows"] == expected:
+            break
+    else:
+        raise Unavailable(f"{target!r} has {counts['rows']} rows of {expected} prompts: does another job write there?")
     if counts["errors"] > config.generate.max_error_rate * counts["rows"]:
         reason, times = next(iter(counts["error_reasons"].items()))
         raise UserError(
@@ -146,6 +152,26 @@ def count(target: str) -> dict[str, Any]:
 def _calls_in_flight(settings: Generate) -> int:
     """Calls that keep the slots of an actor full while one of them is at its last completions."""
     return min(16, 2 + math.ceil(settings.slots / (settings.block_rows * settings.samples)))
+
+
+def _reconcile(target: str, checkpoint: str) -> None:
+    """Leave only files of completions that a committed list of ids stands for, and such lists.
+
+    Ray writes a pending list, the file and the committed list, in this order, and cleans up behind a job that broke
+    off; but workers outlive the driver that was killed by moments, in which they may still commit.
+    """
+    if not storage.exists(checkpoint):
+        return
+    lists = {name: name.removesuffix(".parquet") for name in _names(checkpoint)}
+    files = {name: name.rpartition("-")[0] for name in _names(target)}  # a list may have several
+    for place, writes, others in ((checkpoint, lists, set(files.values())), (target, files, set(lists.values()))):
+        for name, write in writes.items():
+            if write not in others:
+                storage.remove(storage.join(place, name))
+
+
+def _names(place: str) -> list[str]:
+    return [Path(file.path).name for file in storage.list_files(place, (".parquet",))]
 
 
 def _committed(checkpoint: str) -> int:

@@ -1,9 +1,11 @@
 """The generate job on a real Ray: nothing lost, nothing doubled, the same rows however the work is cut."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -130,6 +132,33 @@ generate.run(settings)
 """
 
 
+def processes_with(setting):
+    """Ids of living processes with a setting in their environment."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if setting.encode() in (process / "environ").read_bytes().split(b"\0"):
+                found.append(int(process.name))
+    return found
+
+
+def test_lists_without_files_and_files_without_lists_are_removed(tmp_path):
+    """What workers of a killed job leave that still wrote while the next one cleaned up."""
+    target, checkpoint = tmp_path / "completions", tmp_path / "_checkpoint"
+    for directory, names in (
+        (target, ["a_000000-0.parquet", "a_000002-0.parquet", "a_000003-0.parquet"]),
+        (checkpoint, ["a_000000.parquet", "a_000001.parquet", "a_000002.pending.parquet"]),
+    ):
+        directory.mkdir()
+        for name in names:
+            (directory / name).write_bytes(b"")
+    generate._reconcile(str(target), str(checkpoint))
+    assert [file.name for file in (*target.iterdir(), *checkpoint.iterdir())] == [
+        "a_000000-0.parquet",
+        "a_000000.parquet",
+    ]
+
+
 def test_completions_are_bit_equal_when_the_driver_is_killed_and_the_job_started_again(job, read_rows, tmp_path):
     prompts = [f"a longer night, prompt {i}" for i in range(60)]
     settings = {"generate.max_new_tokens": 24, "generate.block_rows": 2}
@@ -141,12 +170,18 @@ def test_completions_are_bit_equal_when_the_driver_is_killed_and_the_job_started
         for section, values in config.model_dump(exclude_defaults=True).items()
         for key, value in values.items()
     ]
+    own_ray = tempfile.mkdtemp(prefix="r", dir="/tmp")  # sockets have short names
     victim = subprocess.Popen(
-        [sys.executable, "-c", KILLS_ITSELF, *overrides], start_new_session=True, stdout=subprocess.DEVNULL
+        [sys.executable, "-c", KILLS_ITSELF, *overrides],
+        stdout=subprocess.DEVNULL,
+        env={**os.environ, "RAY_TMPDIR": own_ray},
     )
     assert victim.wait(timeout=200) == -signal.SIGKILL
-    with suppress(ProcessLookupError):
-        os.killpg(victim.pid, signal.SIGKILL)  # what is left of its own Ray
+    while left := processes_with(f"RAY_TMPDIR={own_ray}"):  # its Ray outlives it for a moment, and still writes
+        for pid in left:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+    shutil.rmtree(own_ray)
     # By the lists of ids: the signal may have torn a file of completions.
     lists = [file for file in (tmp_path / "runs/killed/_checkpoint").iterdir() if ".pending." not in file.name]
     assert 0 < sum(pq.read_metadata(file).num_rows for file in lists) < len(prompts)
