@@ -32,7 +32,7 @@ def run(config: Config) -> RunDirectory:
     directory = RunDirectory(config)
     begun = time.monotonic()
     files = listing(config.generate.prompts, SUFFIXES)
-    if directory.begin(STAGE, {"generate.prompts": files}) == "done":
+    if directory.begin(STAGE, {"generate.prompts": files}, rerunnable=not directory.has_begun("generate")) == "done":
         return directory
     counts = take_in(config.generate.prompts, directory.path("prompts"))
     directory.finish(STAGE, counts, time.monotonic() - begun)

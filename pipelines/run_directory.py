@@ -47,7 +47,7 @@ class RunDirectory:
         """Whether `stage` is new here, was begun, or is done.
 
         Raises UserError where it was begun or done from other inputs, naming what changed: rows of two kinds would
-        mix. A `rerunnable` stage, which writes its output anew each time, is new then.
+        mix. A `rerunnable` stage, which writes its output anew and on which nothing stands yet, is new then.
         """
         now = json.loads(json.dumps(inputs))  # as the manifest will read
         entry = self.manifest["stages"].get(stage)
@@ -86,6 +86,9 @@ class RunDirectory:
 
     def fingerprint_of(self, stage: str) -> str:
         return self.manifest["stages"][stage]["fingerprint"]
+
+    def has_begun(self, *stages: str) -> bool:
+        return any(stage in self.manifest["stages"] for stage in stages)
 
     def is_done(self, stage: str) -> bool:
         return self.manifest["stages"].get(stage, {}).get("status") == "done"

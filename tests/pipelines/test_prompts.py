@@ -157,7 +157,12 @@ def test_the_stage_is_done_once(configure, write_parquet, capsys):
     assert written.read_bytes() == b"as it was"
 
 
-def test_other_input_in_the_same_run_is_refused(configure, write_parquet):
-    prompts.run(configure(**{"generate.prompts": write_parquet("a.parquet", prompt=["one"])}))
+def test_other_input_is_taken_in_until_completions_are_made_of_it_and_refused_then(configure, write_parquet):
+    config = configure(**{"generate.prompts": write_parquet("a.parquet", prompt=["mistaken"])})
+    prompts.run(config)
+    write_parquet("a.parquet", prompt=["one", "mended"])
+    directory = prompts.run(config)
+    assert directory.counts(prompts.STAGE)["rows"] == 2
+    directory.begin("generate", {})
     with pytest.raises(UserError, match=r"generate\.prompts .* in its stage 'prompts'.*another run.id"):
-        prompts.run(configure(**{"generate.prompts": write_parquet("b.parquet", prompt=["one", "two"])}))
+        prompts.run(configure(**{"generate.prompts": write_parquet("b.parquet", prompt=["one", "two", "three"])}))
