@@ -60,6 +60,7 @@ def run(config: Config, directory: RunDirectory, init: str) -> None:
     if directory.begin(STAGE, inputs, rerunnable=not trained) == "done":
         return
     begun = time.monotonic()
+    ray_session.start(config)
     if max_length < settings.max_length:
         print(f"pairs: of at most {max_length} tokens, the context of the model that training starts from", flush=True)
     target = directory.path("pairs")

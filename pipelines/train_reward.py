@@ -55,7 +55,6 @@ def fit(config: Config, directory: RunDirectory, stage: str, target: str) -> Non
     init = settings.init or config.models.language
     RewardModel.check(init, "train_reward.init", config.models.trust_remote_code)
     use_gpu = on_gpu(config.models)
-    ray_session.start(config)
     pairs.run(config, directory, init)
     inputs = {
         "pairs": directory.fingerprint_of(pairs.STAGE),
@@ -69,6 +68,7 @@ def fit(config: Config, directory: RunDirectory, stage: str, target: str) -> Non
     if directory.begin(stage, inputs) == "done":
         return
     begun = time.monotonic()
+    ray_session.start(config)
     num_train = directory.counts(pairs.STAGE)["train"]
     per_worker = num_train // settings.num_workers  # equal shards: the remainder of a division is left out
     if not per_worker:
