@@ -42,7 +42,7 @@ def run(config: Config) -> RunDirectory:
         "run.seed": config.run.seed,
         **{
             f"generate.{name}": getattr(config.generate, name)
-            for name in ("method", "beta", "k", "samples", "max_new_tokens", "max_prompt_tokens")
+            for name in ("method", "beta", "k", "temperature", "top_p", "samples", "max_new_tokens", "max_prompt_tokens")
         },
     }
     state = directory.begin(STAGE, inputs)

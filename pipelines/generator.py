@@ -36,6 +36,8 @@ class Generator:
             settings.method,
             beta=settings.beta,
             k=settings.k,
+            temperature=settings.temperature,
+            top_p=settings.top_p,
             device=models.device,
             dtype=models.dtype,
             slots=settings.slots,

@@ -14,7 +14,7 @@ from rgtg.errors import UserError
 from rgtg.models.language import check_language
 from rgtg.models.loading import load_tokenizer
 from rgtg.models.places import pinned
-from rgtg.models.reward import check_same_tokens, check_trained
+from rgtg.models.reward import check_same_tokens, check_sees, check_trained
 
 
 def resolved(config: Config, *, models: bool = True, pairs: bool = False, prompts: bool = False) -> Config:
@@ -114,7 +114,7 @@ def check_models(config: Config, reward: str | None, directory: RunDirectory) ->
     check_language(config.models.language, trust)
     tokenizer = load_tokenizer(config.models.language, "models.language", trust_remote_code=trust)
     if reward and reward == config.models.reward:
-        check_trained(reward, trust)
+        check_sees(config.generate.method, check_trained(reward, trust))
     if reward and reward != config.models.language:
         check_same_tokens(tokenizer, load_tokenizer(reward, "the reward model", trust_remote_code=trust))
     filesystem, _ = storage.resolve(directory.path("prompts"))

@@ -53,7 +53,7 @@ def fit(config: Config, directory: RunDirectory, stage: str, target: str) -> Non
     """Train one reward model in `directory` as `stage`, and save it at `target`."""
     settings = config.train_reward
     init = settings.init or config.models.language
-    RewardModel.check(init, "train_reward.init", config.models.trust_remote_code)
+    RewardModel.check(init, "train_reward.init", config.models.trust_remote_code, head=settings.head_kind)
     use_gpu = on_gpu(config.models)
     pairs.run(config, directory, init)
     inputs = {
@@ -140,7 +140,10 @@ def _worker(config: dict[str, Any]) -> None:
     DataContext.get_current().enable_progress_bars = False
 
     reward_model = RewardModel.load(
-        config["init"], what="train_reward.init", trust_remote_code=config["trust_remote_code"]
+        config["init"],
+        head=settings.head_kind,
+        what="train_reward.init",
+        trust_remote_code=config["trust_remote_code"],
     )
     num_steps = config["steps_per_epoch"] * settings.epochs
     learner = Learner(reward_model, settings, num_steps, device)

@@ -21,6 +21,11 @@ SANDBOX_SETTINGS: dict[str, dict[str, Any]] = {
     "nightly": {"compare_objectives": True},
 }
 
+Head = Literal["scalar", "next-token", "log-probability"]
+
+# Objectives that are of one head alone.
+HEADS: dict[str, Head] = {"farma": "next-token", "genarm": "log-probability"}
+
 Positive = Annotated[int, Field(ge=1)]
 Places = Annotated[list[str], BeforeValidator(lambda v: [v] if isinstance(v, str) else v), Field(min_length=1)]
 
@@ -66,8 +71,10 @@ class TrainReward(Section):
     """Part of `pairs` held out where no `eval_pairs` are given."""
     init: str | None = None
     """What training starts from: a language model or a reward model; by default `models.language`."""
-    objective: Literal["partial", "full"] = "partial"
-    """Bradley-Terry on all prefixes (PARGS), or on whole responses alone."""
+    objective: Literal["partial", "full", "rad", "fudge", "farma", "genarm"] = "partial"
+    """Bradley-Terry on all prefixes (PARGS) or on whole responses alone, or another paper's: see the README."""
+    head: Head | None = None
+    """What gives rewards: one number a prefix, or one for every next token; by default as the objective has it."""
     after_end: Literal["hold", "eos"] = "hold"
     """Past the end of the shorter response: its final reward holds, or it is padded with EOS as published."""
     average: Literal["prefix", "pair"] = "prefix"
@@ -109,6 +116,16 @@ class TrainReward(Section):
     max_failures: int = Field(3, ge=0)
     """How often training goes on from its last checkpoint after a worker died."""
 
+    @property
+    def head_kind(self) -> Head:
+        return self.head or HEADS.get(self.objective, "scalar")
+
+    @model_validator(mode="after")
+    def _head_fits(self) -> "TrainReward":
+        if self.head and self.head != HEADS.get(self.objective, self.head):
+            raise ValueError(f"the objective {self.objective!r} needs the head {HEADS[self.objective]!r}")
+        return self
+
     @model_validator(mode="after")
     def _batches_divide(self) -> "TrainReward":
         micro = self.num_workers * (self.micro_batch_size or 1)
@@ -126,6 +143,10 @@ class Generate(Section):
     """How guidance steers: see the README's table of methods."""
     beta: float | None = Field(None, ge=0)
     """Multiplier of the reward; by default the method's published value."""
+    temperature: float = Field(1.0, gt=0)
+    """Divides the whole score of a candidate, log-probability and reward; a greedy method does not feel it."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    """Of the candidates only the likeliest that together have this probability; the first one always counts."""
     k: int | None = Field(None, ge=0)
     """Candidates a step, the likeliest tokens; by default the method's published value. 0 is the whole vocabulary."""
     samples: Positive = 4

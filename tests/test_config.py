@@ -181,6 +181,12 @@ def test_the_printed_settings_change_nothing_until_one_is_edited(write):
     assert (edited.generate.samples, edited.models.language) == (6, "m")
 
 
+def test_the_head_follows_the_objective():
+    for objective, head in (("partial", "scalar"), ("farma", "next-token"), ("genarm", "log-probability")):
+        assert settings.load(overrides=[f"train_reward.objective={objective}"]).train_reward.head_kind == head
+    assert "needs the head 'next-token'" in refused("train_reward.objective=farma", "train_reward.head=scalar")
+
+
 def test_a_config_is_frozen():
     with pytest.raises(ValidationError):
         settings.load().run.seed = 3

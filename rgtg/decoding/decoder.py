@@ -8,14 +8,15 @@ import torch
 
 from rgtg.chat import Prompt, check_prompt, decode_response, encode_prompt, encode_response
 from rgtg.chat import prompt_id as id_of_prompt
-from rgtg.decoding.engine import Engine, Request, Rule, Sequence
-from rgtg.decoding.guidance import CandidateGuidance
+from rgtg.decoding.engine import Engine, Request, Sequence
+from rgtg.decoding.guidance import CandidateGuidance, Guidance, NextTokenGuidance
 from rgtg.decoding.methods import METHODS
+from rgtg.decoding.policy import Rule
 from rgtg.errors import RowError, UserError
 from rgtg.models.cache import ROW_MULTIPLE, VIEW_MULTIPLE, round_up
 from rgtg.models.language import LanguageModel
 from rgtg.models.loading import num_embeddings
-from rgtg.models.reward import RewardModel, check_same_tokens, check_trained
+from rgtg.models.reward import RewardModel, check_same_tokens, check_sees, check_trained
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ class Decoder:
         *,
         beta: float | None = None,
         k: int | None = None,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
         slots: int = 32,
         max_prompt_tokens: int | None = None,
     ) -> None:
@@ -52,12 +55,15 @@ class Decoder:
             raise UserError(
                 f"slots ({slots}) must be at least 1 and k ({k}) at least 0, which is the whole vocabulary"
             )
+        if temperature <= 0 or not 0 < top_p <= 1:
+            raise UserError(f"temperature ({temperature}) must be above 0 and top_p ({top_p}) in (0, 1]")
         preset = METHODS[method]
         guided = preset.guidance != "none"
         if guided and reward is None:
             raise UserError(f"the method {method!r} needs a reward model; give one, or use the method 'unguided'")
         if reward is not None:
             check_same_tokens(language.tokenizer, reward.tokenizer)
+            check_sees(method, reward.head_kind)
         self.language, self.reward, self.method = language, reward, method
         self.max_prompt_tokens = max_prompt_tokens
         # Embeddings may be padded beyond the tokens, and not alike in both models.
@@ -66,10 +72,17 @@ class Decoder:
             beta=preset.beta if beta is None else beta,
             k=min((preset.k if k is None else k) or vocabulary, vocabulary),
             greedy=preset.greedy,
+            temperature=temperature,
+            top_p=top_p,
+            reading=preset.reading,
             vocabulary=vocabulary,
         )
         slots = round_up(slots, ROW_MULTIPLE) if slots > 1 else slots
-        guidance = CandidateGuidance(reward, slots, rule.k) if reward and guided else None
+        guidance: Guidance | None = None
+        if reward and preset.guidance == "candidates":
+            guidance = CandidateGuidance(reward, slots, rule.k)
+        elif reward and preset.guidance == "next-token":
+            guidance = NextTokenGuidance(reward, slots)
         self.engine = Engine(language, guidance, rule, slots)
         self.context = min(language.context, reward.context) if reward else language.context
 
@@ -82,6 +95,8 @@ class Decoder:
         *,
         beta: float | None = None,
         k: int | None = None,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
         device: str = "auto",
         dtype: str = "auto",
         slots: int = 32,
@@ -100,7 +115,17 @@ class Decoder:
             guide = RewardModel.load(
                 reward, device=model.device, dtype=model.model.dtype, trust_remote_code=trust_remote_code
             ).eval()
-        return cls(model, guide, method, beta=beta, k=k, slots=slots, max_prompt_tokens=max_prompt_tokens)
+        return cls(
+            model,
+            guide,
+            method,
+            beta=beta,
+            k=k,
+            temperature=temperature,
+            top_p=top_p,
+            slots=slots,
+            max_prompt_tokens=max_prompt_tokens,
+        )
 
     def generate(
         self, prompts: list[Prompt], *, samples: int = 1, max_new_tokens: int = 64, seed: int = 0
@@ -187,7 +212,8 @@ class Decoder:
         ids = torch.zeros(len(lengths), min(round_up(max(lengths), VIEW_MULTIPLE), self.context), dtype=torch.long)
         for row, prompt, response in zip(ids, prompt_ids, response_ids, strict=True):
             row[: len(prompt) + len(response)] = torch.tensor(prompt + response)
-        rewards = self.reward(ids.to(self.language.device)).cpu()
+        starts = torch.tensor([len(prompt) for prompt in prompt_ids], device=self.language.device)
+        rewards = self.reward(ids.to(self.language.device), starts).cpu()
         return [
             row[len(prompt) : length].tolist()
             for row, prompt, length in zip(rewards, prompt_ids, lengths, strict=True)

@@ -6,20 +6,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from rgtg.decoding.guidance import Guidance, prefill
-from rgtg.decoding.policy import Choice, candidates, choose, gumbel, row_key
-from rgtg.models.cache import VIEW_MULTIPLE, SlotCache, round_up
+from rgtg.decoding.guidance import Guidance
+from rgtg.decoding.policy import Choice, Rule, candidates, choose, gumbel, row_key
+from rgtg.decoding.reader import Reader
 from rgtg.models.language import LanguageModel
-
-
-@dataclass(frozen=True)
-class Rule:
-    """How a token is chosen: the token rule's `beta` and `k`, and whether it samples or takes the mode."""
-
-    beta: float
-    k: int
-    greedy: bool = False
-    vocabulary: int | None = None  # only ids below it can be chosen: what both models have embeddings for
 
 
 @dataclass
@@ -62,9 +52,9 @@ class Engine:
     """
 
     def __init__(self, language: LanguageModel, guidance: Guidance | None, rule: Rule, slots: int) -> None:
-        self.language, self.guidance, self.rule, self.slots = language, guidance, rule, slots
-        model, device = language.model, language.device
-        self.cache = SlotCache(model.config, slots, dtype=model.dtype, device=device)
+        self.guidance, self.rule, self.slots = guidance, rule, slots
+        self.language = Reader(language.model, slots, lambda output: output.logits)
+        device = language.device
         self.eos = torch.tensor(language.eos_ids, dtype=torch.long, device=device)
         self.queue: deque[Request] = deque()
         self.owners: list[tuple[Request, int] | None] = [None] * slots  # the request and sample of each row
@@ -72,9 +62,8 @@ class Engine:
         def per_row(dtype: torch.dtype) -> Tensor:
             return torch.zeros(slots, dtype=dtype, device=device)
 
-        # State of each row. Lengths count the tokens in the cache; `pending` is the one that goes in next.
-        self.lengths, self.pending, self.steps = (per_row(torch.long) for _ in range(3))
-        self.keys, self.limits = per_row(torch.long), per_row(torch.long)
+        self.rows = torch.arange(slots, device=device)
+        self.steps, self.keys, self.limits = (per_row(torch.long) for _ in range(3))
         self.logprobs, self.guided_logprobs = per_row(torch.float64), per_row(torch.float64)
         self.tokens = torch.zeros(slots, 0, dtype=torch.long, device=device)
         self.rewards = torch.zeros(slots, 0, device=device)
@@ -92,10 +81,10 @@ class Engine:
         self._refill()
         if not any(self.owners):
             return []
-        logprobs, tokens = candidates(self._language_step()[:, : self.rule.vocabulary], self.rule.k)
+        logprobs, tokens = candidates(self.language.step()[:, : self.rule.vocabulary], self.rule.k)
         rewards = self.guidance.rewards(tokens) if self.guidance else None
         noise = None if self.rule.greedy else gumbel(self.keys, self.steps, tokens)
-        choice = choose(logprobs, rewards, self.rule.beta, noise)
+        choice = choose(logprobs, rewards, self.rule, noise)
         if self.guidance:
             self.guidance.commit(choice.candidate)
         return self._record(tokens, rewards, choice)
@@ -107,34 +96,18 @@ class Engine:
         while self.busy:
             self.step()
 
-    def _language_step(self) -> Tensor:
-        """Next-token logits (B, V): the pending token of every row goes through the model and into its cache."""
-        lengths = self.lengths[:, None]
-        view = round_up(int(lengths.max()) + 1, VIEW_MULTIPLE)
-        column = torch.arange(view, device=lengths.device)
-        self.cache.step(lengths, view)
-        output = self.language.model(
-            input_ids=self.pending[:, None],
-            attention_mask=(column <= lengths)[:, None, None],
-            position_ids=lengths,
-            past_key_values=self.cache,
-            use_cache=True,
-        )
-        self.lengths += 1
-        return output.logits[:, -1]
-
     def _record(self, tokens: Tensor, rewards: Tensor | None, choice: Choice) -> list[Request]:
         """Write down what was chosen, and free the rows that ended."""
-        chosen = choice.candidate[:, None]
-        self.pending = tokens.gather(1, chosen)[:, 0]
-        rows = self.cache.row_index[:, 0]
-        self.tokens[rows, self.steps] = self.pending
+        index = choice.candidate[:, None]
+        chosen = tokens.gather(1, index)[:, 0]
+        self.language.pending = chosen
+        self.tokens[self.rows, self.steps] = chosen
         if rewards is not None:
-            self.rewards[rows, self.steps] = rewards.gather(1, chosen)[:, 0]
+            self.rewards[self.rows, self.steps] = rewards.gather(1, index)[:, 0]
         self.logprobs += choice.logprob
         self.guided_logprobs += choice.guided_logprob
         self.steps += 1
-        stopped = torch.isin(self.pending, self.eos)
+        stopped = torch.isin(chosen, self.eos)
         broken = ~(choice.logprob.isfinite() & choice.guided_logprob.isfinite())
         finished = []
         for row in (stopped | broken | (self.steps >= self.limits)).nonzero()[:, 0].tolist():
@@ -179,26 +152,31 @@ class Engine:
                 self.queue.popleft()
         # In this order, since the row that holds a prompt may itself have finished and now begin another one.
         self._fork(resumed)
-        self._prefill(fresh)
+        self._start(fresh)
         self._fork(forked)
         if idle := self._idle_rows():
-            self.lengths[idle] = self.steps[idle] = 0
+            self.steps[idle] = 0
+            self.language.park(idle)
             if self.guidance:
                 self.guidance.park(idle)
 
     def _idle_rows(self) -> list[int]:
         return [row for row, owner in enumerate(self.owners) if owner is None]
 
+    def _start(self, requests: list[Request]) -> None:
+        for request in requests:
+            self.language.start(request.source, request.prompt_ids)
+            if self.guidance:
+                self.guidance.start(request.source, request.reward_prompt_ids)
+
     def _fork(self, starts: list[tuple[Request, int]]) -> None:
         for request, row in starts:
-            self.cache.copy_row(request.source, row, len(request.prompt_ids) - 1)
+            self.language.fork(request.source, row, request.prompt_ids)
             if self.guidance:
-                self.guidance.fork(request.source, row, len(request.reward_prompt_ids))
+                self.guidance.fork(request.source, row, request.reward_prompt_ids)
 
     def _assign(self, row: int, request: Request) -> None:
         self.owners[row] = (request, request.started)
-        self.lengths[row] = len(request.prompt_ids) - 1
-        self.pending[row] = request.prompt_ids[-1]
         self.keys[row] = row_key(request.seed, request.prompt_id, request.started)
         self.steps[row], self.limits[row] = 0, request.max_new_tokens
         self.logprobs[row] = self.guided_logprobs[row] = 0
@@ -206,17 +184,10 @@ class Engine:
         self._reserve(request)
 
     def _reserve(self, request: Request) -> None:
-        self.cache.reserve(len(request.prompt_ids) + request.max_new_tokens)
+        self.language.reserve(len(request.prompt_ids) + request.max_new_tokens)
         if self.guidance:
             self.guidance.reserve(len(request.reward_prompt_ids) + request.max_new_tokens)
         grow = request.max_new_tokens + 1 - self.tokens.shape[1]
         if grow > 0:
             self.tokens = torch.nn.functional.pad(self.tokens, (0, grow))
             self.rewards = torch.nn.functional.pad(self.rewards, (0, grow))
-
-    def _prefill(self, requests: list[Request]) -> None:
-        for request in requests:
-            # The last token of a prompt is pending: the first step computes it together with every other row.
-            prefill(self.language.model.base_model, self.cache, request.source, request.prompt_ids[:-1])
-            if self.guidance:
-                self.guidance.start(request.source, request.reward_prompt_ids)

@@ -1,7 +1,7 @@
-"""How a method sees the candidates of a step: not at all, or by the reward of each one.
+"""How a method sees the candidates of a step: not at all, by scoring each one, or by the reward of every next token.
 
-A guidance owns the reward model's state of every row (its cache and its lengths) and is driven by the engine:
-`start` when a row begins, `rewards` for the candidates of a step, `commit` with what was chosen.
+A guidance owns the reward model's state of every row and is driven by the engine: `start` when a row begins, `rewards`
+for the candidates of a step, `commit` with what was chosen.
 """
 
 from typing import Protocol
@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from rgtg.decoding.reader import Reader, prefill
 from rgtg.models.cache import VIEW_MULTIPLE, SlotCache, round_up
 from rgtg.models.reward import RewardModel
 
@@ -20,14 +21,14 @@ class Guidance(Protocol):
     def start(self, row: int, prompt: list[int]) -> None:
         """Begin a prompt (token ids of the reward model) in `row`."""
 
-    def fork(self, source: int, target: int, length: int) -> None:
-        """Begin in row `target` the prompt of `length` tokens that row `source` holds."""
+    def fork(self, source: int, row: int, prompt: list[int]) -> None:
+        """Begin in `row` a prompt that row `source` holds."""
 
     def park(self, rows: list[int]) -> None:
         """Nothing runs in `rows`: they are computed all the same, and must not grow."""
 
     def rewards(self, tokens: Tensor) -> Tensor:
-        """Rewards (B, k) of the candidates (B, k) of all rows."""
+        """Rewards (B, k) of the prefixes that end with the candidates (B, k) of all rows."""
 
     def commit(self, index: Tensor) -> None:
         """Candidate `index` (B,) of each row becomes its next token."""
@@ -54,9 +55,9 @@ class CandidateGuidance:
         prefill(self.reward_model.backbone, self.cache, row, prompt)
         self.lengths[row] = len(prompt)
 
-    def fork(self, source: int, target: int, length: int) -> None:
-        self.cache.copy_row(source, target, length)
-        self.lengths[target] = length
+    def fork(self, source: int, row: int, prompt: list[int]) -> None:
+        self.cache.copy_row(source, row, len(prompt))
+        self.lengths[row] = len(prompt)
 
     def park(self, rows: list[int]) -> None:
         self.lengths[rows] = 0
@@ -82,19 +83,40 @@ class CandidateGuidance:
         self.lengths += 1
 
 
-def prefill(model: torch.nn.Module, cache: SlotCache, row: int, prompt: list[int]) -> None:
-    """Write the keys and values of a prompt into `row` of the cache.
+class NextTokenGuidance:
+    """The reward of every next token, by one forward of ONE token a row: the head of the reward model has a column for
+    each token of the vocabulary (FaRMA, arXiv 2502.04517; GenARM, arXiv 2410.08193).
 
-    One prompt a forward, padded on the right to a round length: the shape, and so the rounding, is the prompt's own.
-    Its tokens never see the padding, and no later step sees what it leaves in the cache.
+    Only the columns of the candidates are multiplied, except where the head gives log-probabilities.
     """
-    cache.clear_row(row)
-    if not prompt:
-        return
-    length = round_up(len(prompt), VIEW_MULTIPLE)
-    cache.reserve(length)
-    cache.prefill(row)
-    ids = torch.tensor([prompt + [0] * (length - len(prompt))], device=cache.keys.device)
-    # Learned positions may end before the round length does.
-    positions = torch.arange(length, device=ids.device).clamp(max=len(prompt) - 1)[None]
-    model(input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=True)
+
+    def __init__(self, reward_model: RewardModel, num_rows: int) -> None:
+        self.reward_model = reward_model
+        self.reader = Reader(reward_model.backbone, num_rows, lambda output: output.last_hidden_state)
+        self.totals = torch.zeros(num_rows, device=self.reader.lengths.device)  # of the prefix, where rewards add up
+        self.tokens = self.seen = self.totals[:, None]  # of this step: candidates and their rewards
+
+    def reserve(self, length: int) -> None:
+        self.reader.reserve(length)
+
+    def start(self, row: int, prompt: list[int]) -> None:
+        self.reader.start(row, prompt)
+        self.totals[row] = 0
+
+    def fork(self, source: int, row: int, prompt: list[int]) -> None:
+        self.reader.fork(source, row, prompt)
+        self.totals[row] = 0
+
+    def park(self, rows: list[int]) -> None:
+        self.reader.park(rows)
+
+    def rewards(self, tokens: Tensor) -> Tensor:
+        self.tokens = tokens
+        self.seen = self.reward_model.next_token_rewards(self.reader.step(), tokens)
+        if self.reward_model.adds_up:
+            self.seen = self.totals[:, None] + self.seen
+        return self.seen
+
+    def commit(self, index: Tensor) -> None:
+        self.reader.pending = self.tokens.gather(1, index[:, None])[:, 0]
+        self.totals = self.seen.gather(1, index[:, None])[:, 0]

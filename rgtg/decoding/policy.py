@@ -7,10 +7,14 @@ but the seed, the prompt, the sample, the step and the token.
 """
 
 import hashlib
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from rgtg.decoding.methods import Reading
 
 # Multipliers of the finaliser of SplitMix64 (Steele, Lea and Flood, 2014) and its golden-ratio increment, as int64.
 _MIX1, _MIX2, _GOLDEN = -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15, -0x61C8864680B583EB
@@ -30,20 +34,48 @@ def candidates(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return values.float() - logits.float().logsumexp(-1, keepdim=True), tokens
 
 
-def choose(logprobs: Tensor, rewards: Tensor | None, beta: float, noise: Tensor | None) -> Choice:
+@dataclass(frozen=True)
+class Rule:
+    """How a token is chosen: the token rule's `beta` and `k`, and whether it samples or takes the mode.
+
+    `temperature` divides the whole score. `top_p` keeps of the candidates the likeliest that together have this
+    probability at that temperature under the language model; the first one always counts.
+    """
+
+    beta: float
+    k: int
+    greedy: bool = False
+    temperature: float = 1.0
+    top_p: float = 1.0
+    reading: Reading = "as it is"
+    vocabulary: int | None = None  # only ids below it can be chosen: what both models have embeddings for
+
+
+def choose(logprobs: Tensor, rewards: Tensor | None, rule: Rule, noise: Tensor | None) -> Choice:
     """Sample from the tilted policy by the Gumbel-max rule, or take its mode where `noise` is None.
 
-    logprobs, rewards, noise: (B, k); rewards None is the language model itself. A candidate whose reward is not
-    finite cannot be chosen; where none can, `guided_logprob` is NaN.
+    logprobs, rewards, noise: (B, k), the likeliest candidate first; rewards None is the language model itself. A
+    candidate whose reward is not finite cannot be chosen; where none can, `guided_logprob` is NaN.
     """
     tilted = logprobs.double()
     if rewards is not None:
-        rewards = rewards.double()
-        tilted = torch.where(rewards.isfinite(), tilted + beta * rewards, -torch.inf)
+        rewards = read(rewards.double(), rule.reading)
+        tilted = torch.where(rewards.isfinite(), tilted + rule.beta * rewards, -torch.inf)
+    tilted = tilted / rule.temperature
+    if rule.top_p < 1:
+        probs = (logprobs.double() / rule.temperature).softmax(-1)
+        tilted = tilted.masked_fill(probs.cumsum(-1) - probs >= rule.top_p, -torch.inf)
     index = (tilted if noise is None else tilted + noise).argmax(-1, keepdim=True)
     best = tilted.gather(-1, index)[:, 0]
     guided = torch.where(best.isfinite(), 0.0, torch.nan) if noise is None else best - tilted.logsumexp(-1)
     return Choice(index[:, 0], logprobs.gather(-1, index)[:, 0], guided)
+
+
+def read(rewards: Tensor, reading: Reading) -> Tensor:
+    """Rewards as they enter the policy; those that are not finite stay so."""
+    if reading == "between 0 and 1":
+        return torch.where(rewards.isfinite(), rewards.clamp(0, 1), rewards)
+    return torch.where(rewards.isfinite(), logsigmoid(rewards), rewards) if reading == "log-sigmoid" else rewards
 
 
 def gumbel(row_keys: Tensor, steps: Tensor, tokens: Tensor) -> Tensor:

@@ -1,17 +1,32 @@
-"""RewardModel: a Hugging Face sequence-classification backbone whose head scores EVERY position.
+"""RewardModel: a causal backbone that gives the reward of EVERY prefix of a text by one forward.
 
-The reward of a prefix is `score(hidden)` at the prefix's last token, taken by position. transformers' own pooled logit
-looks for the last token that is not padding and so scores a finished text one token early where padding is the EOS.
+Three heads, told apart by the model's config:
+
+* `scalar`: a Hugging Face sequence classifier with one label; the reward of a prefix is `score(hidden)` at its last
+  token, taken by position. transformers' own pooled logit looks for the last token that is not padding and so scores a
+  finished text one token early where padding is the EOS.
+* `next-token`: a causal language model whose output layer is read as rewards: the reward of a prefix is the logit of
+  its last token one position earlier, so that one forward of a prefix gives the reward of every continuation by a
+  token (FaRMA, arXiv 2502.04517).
+* `log-probability`: the same with log-probabilities, which add up over the response (GenARM, arXiv 2410.08193).
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging as hf_logging
 
+from rgtg.config import Head
+from rgtg.decoding.methods import METHODS
 from rgtg.errors import UserError
 from rgtg.models.cache import ATTENTION
 from rgtg.models.loading import (
@@ -23,74 +38,83 @@ from rgtg.models.loading import (
     load_weights,
 )
 
+HEAD = "rgtg_reward_head"  # in config.json of a causal language model that is a reward model
 PAD_TOKEN = "<|pad|>"
 
 
 class RewardModel(nn.Module):
-    """Scalar rewards of all prefixes by one forward of a causal backbone (PARGS, arXiv 2406.07780)."""
+    """Rewards of all prefixes by one forward of a causal backbone (PARGS, arXiv 2406.07780)."""
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, head_kind: Head = "scalar") -> None:
         super().__init__()
         self.model: Any = model
         self.tokenizer = tokenizer
+        self.head_kind = head_kind
 
     @staticmethod
-    def check(place: str, what: str, trust_remote_code: bool = False) -> bool:
-        """Whether `place` is a reward model already, or a language model to start one from; no weights are read.
+    def check(place: str, what: str, trust_remote_code: bool = False, head: Head | None = None) -> Head | None:
+        """The head of the reward model at `place`, or None for a language model to start one from. Reads no weights.
 
-        Raises UserError for a directory that is neither, or a classifier with more labels than one.
+        Raises UserError for a directory that is neither, a classifier with more labels than one, or a reward model
+        with another head than the one asked for.
         """
         config = load_config(place, what, trust_remote_code=trust_remote_code)
         check_cacheable(config, what)
         architecture = (config.architectures or ["model of unknown architecture"])[0]
-        classifier = architecture.endswith("ForSequenceClassification")
-        if classifier and config.num_labels != 1:
+        found: Head | None = "scalar"
+        if is_language_model(config):
+            found = _own_head(config)
+        elif not architecture.endswith("ForSequenceClassification"):
+            raise UserError(f"{what}: {place!r} holds a {architecture}")
+        elif config.num_labels != 1:
             raise UserError(
                 f"{what}: {place!r} is a classifier with {config.num_labels} labels; a reward model has num_labels=1"
             )
-        if not classifier and not is_language_model(config):
-            raise UserError(f"{what}: {place!r} holds a {architecture}")
-        with torch.device("meta"):  # its modules without their weights
-            model = AutoModelForSequenceClassification.from_config(config, trust_remote_code=trust_remote_code)
-        if not isinstance(getattr(model, "score", None), nn.Linear):
-            raise UserError(
-                f"{what}: a {config.model_type!r} classifier has no head that scores every position; use a causal "
-                "backbone (Llama, Qwen, Mistral, GPT-2 and their like)"
-            )
-        return classifier
+        if found and head and found != head:
+            raise UserError(f"{what}: {place!r} is a reward model with a {found} head, and a {head} head is asked for")
+        if (found or head or "scalar") == "scalar":
+            _check_scores_every_position(config, what, trust_remote_code)
+        return found
 
     @classmethod
     def load(
         cls,
         place: str,
         *,
+        head: Head | None = None,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         trust_remote_code: bool = False,
         what: str = "models.reward",
     ) -> "RewardModel":
-        """Load a reward model, or start one from a language model with a new head. Raises UserError as `check`."""
-        classifier = cls.check(place, what, trust_remote_code)
+        """Load a reward model, or start one from a language model with a new `head` (by default a scalar one).
+
+        Raises UserError as `check`.
+        """
+        found = cls.check(place, what, trust_remote_code, head)
+        kind: Head = found or head or "scalar"
         tokenizer = load_tokenizer(place, what, trust_remote_code=trust_remote_code)
+        auto = AutoModelForSequenceClassification if kind == "scalar" else AutoModelForCausalLM
+        options = {"num_labels": 1} if kind == "scalar" else {}
         verbosity = hf_logging.get_verbosity()
         hf_logging.set_verbosity_error()  # that the head of a language model is new is no news here
         try:
             model = load_weights(
-                AutoModelForSequenceClassification,
+                auto,
                 place,
                 what,
                 trust_remote_code=trust_remote_code,
-                num_labels=1,
                 dtype=dtype,
                 attn_implementation=ATTENTION,
+                **options,
             )
         finally:
             hf_logging.set_verbosity(verbosity)
-        _give_pad_token(model, tokenizer)
-        if not classifier:
-            # Zero at first: every prefix starts at the same reward, instead of at the noise of a random head.
-            nn.init.zeros_(model.score.weight)
-        return cls(model.to(device), tokenizer)
+        if kind == "scalar":
+            _give_pad_token(model, tokenizer)
+        if not found:
+            _new_head(model, kind)
+        return cls(model.to(device), tokenizer, kind)
 
     @property
     def context(self) -> int:
@@ -102,24 +126,54 @@ class RewardModel(nn.Module):
 
     @property
     def head(self) -> nn.Linear:
-        return self.model.score
+        return self.model.score if self.head_kind == "scalar" else self.model.get_output_embeddings()
 
-    def forward(self, input_ids: Tensor) -> Tensor:
+    @property
+    def adds_up(self) -> bool:
+        """Whether the reward of a prefix is the sum over its tokens."""
+        return self.head_kind == "log-probability"
+
+    def forward(self, input_ids: Tensor, prompt_lengths: Tensor | None = None, best_next: bool = False) -> Tensor:
         """Rewards (B, T) in float32 of every prefix of right-padded ids (B, T); those of padding mean nothing.
 
+        Rewards that add up do so from behind the prompt, whose lengths are (B,) tokens; those of its prefixes are 0.
+        With `best_next` (2, B, T): below them the largest reward that each prefix with one more token has.
         No attention mask is needed: a causal model never sees the padding on its right.
         """
-        return self.score(self.backbone(input_ids=input_ids, use_cache=False).last_hidden_state)
+        hidden = self.backbone(input_ids=input_ids, use_cache=False).last_hidden_state
+        if self.head_kind == "scalar":
+            return self.score(hidden)
+        rewards = self.next_token_rewards(hidden[:, :-1], input_ids[:, 1:, None])[..., 0]
+        rewards = nn.functional.pad(rewards, (1, 0))  # nothing stands before the first token
+        if self.adds_up:
+            if prompt_lengths is not None:
+                position = torch.arange(input_ids.shape[1], device=input_ids.device)
+                rewards = rewards * (position >= prompt_lengths[:, None])
+            rewards = rewards.cumsum(-1)
+        return torch.stack([rewards, self.head(hidden).float().amax(-1)]) if best_next else rewards
 
     def score(self, hidden: Tensor) -> Tensor:
-        """Rewards (B, T) of hidden states (B, T, H), in float32 whatever they are: bfloat16 has two digits, and
-        differences of rewards are what guidance and margins are made of.
+        """Rewards (...) of hidden states (..., H) by a scalar head.
+
+        In float32 whatever they are: bfloat16 has two digits, and differences of rewards are what guidance and margins
+        are made of.
         """
         rewards = (hidden.float() * self.head.weight.float()[0]).sum(-1)
         return rewards if self.head.bias is None else rewards + self.head.bias.float()
 
+    def next_token_rewards(self, hidden: Tensor, tokens: Tensor) -> Tensor:
+        """Rewards (..., k), in float32, of `tokens` (..., k) as the next one after prefixes of hidden states (..., H).
+
+        Rewards that add up are without what the prefix has.
+        """
+        rewards = (hidden[..., None, :].float() * self.head.weight[tokens].float()).sum(-1)
+        if self.adds_up:
+            rewards = rewards - self.head(hidden).float().logsumexp(-1, keepdim=True)
+        return rewards
+
     def save(self, directory: str | Path, state: dict[str, Tensor] | None = None) -> None:
-        """Write a directory that `AutoModelForSequenceClassification.from_pretrained` loads, with the tokenizer.
+        """Write a directory that plain transformers loads: a sequence classifier, or a causal language model where the
+        head is one of next tokens; with the tokenizer.
 
         `state` is the state dict of this module where training has sharded its own.
         """
@@ -128,10 +182,27 @@ class RewardModel(nn.Module):
         self.tokenizer.save_pretrained(directory)
 
 
-def check_trained(place: str, trust_remote_code: bool = False) -> None:
-    """Raises UserError unless `place` is a reward model already: a language model's new head would guide nowhere."""
-    if not RewardModel.check(place, "models.reward", trust_remote_code):
+def check_trained(place: str, trust_remote_code: bool = False) -> Head:
+    """The head of a reward model. Raises UserError for a language model: its new head would guide nowhere."""
+    head = RewardModel.check(place, "models.reward", trust_remote_code)
+    if head is None:
         raise UserError(f"models.reward: {place!r} is a language model; train a reward model from it first")
+    return head
+
+
+def check_sees(method: str, head: Head) -> None:
+    """Raises UserError where what the method's guidance sees is not what a head gives."""
+    guidance = METHODS[method].guidance
+    if guidance == "candidates" and head != "scalar":
+        others = [name for name, row in METHODS.items() if row.guidance == "next-token"]
+        raise UserError(
+            f"the method {method!r} scores candidates, and the reward model has a {head} head; use {', '.join(others)}"
+        )
+    if guidance == "next-token" and head == "scalar":
+        raise UserError(
+            f"the method {method!r} reads the reward of every next token, and the reward model has a scalar head; "
+            "train one with train_reward.head=next-token, or use pargs"
+        )
 
 
 def check_same_tokens(language: PreTrainedTokenizerBase, reward: PreTrainedTokenizerBase) -> None:
@@ -143,6 +214,40 @@ def check_same_tokens(language: PreTrainedTokenizerBase, reward: PreTrainedToken
             f"models.reward has another tokenizer than models.language ({len(differing)} of {len(ours)} tokens "
             f"differ, such as {differing[0]!r}); train the reward model from this language model"
         )
+
+
+def _own_head(config: PreTrainedConfig) -> Head | None:
+    """What the config says of a causal language model: a reward model's head, or nothing."""
+    head = getattr(config, HEAD, None)
+    return head if head in get_args(Head) else None
+
+
+def _check_scores_every_position(config: PreTrainedConfig, what: str, trust_remote_code: bool) -> None:
+    with torch.device("meta"):  # its modules without their weights
+        model = AutoModelForSequenceClassification.from_config(config, trust_remote_code=trust_remote_code)
+    if not isinstance(getattr(model, "score", None), nn.Linear):
+        raise UserError(
+            f"{what}: a {config.model_type!r} classifier has no head that scores every position; use a causal "
+            "backbone (Llama, Qwen, Mistral, GPT-2 and their like)"
+        )
+
+
+def _new_head(model: Any, kind: Head) -> None:
+    """A head to train. Zero at first: all prefixes start at the same reward, instead of at the noise of a random head.
+
+    Log-probabilities start as the language model's own, as published.
+    """
+    if kind == "scalar":
+        nn.init.zeros_(model.score.weight)
+        return
+    old = model.get_output_embeddings()
+    head = nn.Linear(old.in_features, old.out_features, bias=False, dtype=old.weight.dtype)
+    with torch.no_grad():
+        head.weight.copy_(old.weight if kind == "log-probability" else torch.zeros_like(old.weight))
+    # Apart from the input embeddings, with which many models share it: as rewards it goes its own way.
+    model.set_output_embeddings(head)
+    model.config.tie_word_embeddings = False
+    setattr(model.config, HEAD, kind)
 
 
 def _give_pad_token(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:

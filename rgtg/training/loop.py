@@ -19,7 +19,7 @@ from rgtg.models.loading import has_fast_bfloat16
 from rgtg.models.reward import RewardModel
 from rgtg.preferences.tokenized import TokenizedPair
 from rgtg.training.batch import Batch, collate
-from rgtg.training.losses import full_loss_sum, num_terms, partial_loss_sum, prefix_mask, prefix_rewards
+from rgtg.training.losses import OBJECTIVES, Prefixes, prefix_mask, prefix_rewards
 
 # For a worker that has run out of pairs before the others: it must take part, and this one has no gradient.
 NO_PAIR = TokenizedPair(prompt_ids=[0], chosen_ids=[0], rejected_ids=[0], common=1)
@@ -42,6 +42,8 @@ class Learner:
     def __init__(self, reward_model: RewardModel, settings: TrainReward, num_steps: int, device: torch.device) -> None:
         self.reward_model = reward_model.train()
         self.settings, self.num_steps, self.device, self.step = settings, num_steps, device, 0
+        by_pair = settings.objective == "partial" and settings.average == "pair"
+        self.objective = OBJECTIVES["partial-by-pair" if by_pair else settings.objective]
         self.world = dist.get_world_size() if dist.is_initialized() else 1
         if settings.gradient_checkpointing:
             model = reward_model.model
@@ -75,8 +77,9 @@ class Learner:
         after_end = self.settings.after_end if self.settings.objective == "partial" else "hold"
         batches = [collate(share, after_end, eos_id).to(self.device) for share in shares]
         masks = [self._mask(batch) for batch in batches]
-        objective, average = self.settings.objective, self.settings.average
-        count = self._sum(torch.stack([num_terms(mask, objective, average) for mask in masks]).sum()).clamp(min=1)
+        # What a loss is divided by follows from lengths alone, and is wanted before the first backward.
+        counts = [self.objective.num_terms(_unscored(batch, mask)) for batch, mask in zip(batches, masks, strict=True)]
+        count = self._sum(torch.stack(counts).sum()).clamp(min=1)
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.learning_rate * self._schedule()
         loss_sum = torch.zeros((), device=self.device)
@@ -109,9 +112,9 @@ class Learner:
         for pairs in batches:
             batch = collate(pairs, "hold", None).to(self.device)
             with self._autocast():
-                chosen, rejected = self._prefix_rewards(batch, self.reward_model)
+                prefixes = self._prefixes(batch, self._mask(batch), self.reward_model)
             longer = torch.maximum(batch.chosen_lengths, batch.rejected_lengths)
-            accuracy.add(chosen, rejected, longer, batch.common)
+            accuracy.add(prefixes.chosen, prefixes.rejected, longer, batch.common)
         self.model.train()
         accuracy.right = self._sum(accuracy.right.to(self.device)).cpu()
         accuracy.total = self._sum(accuracy.total.to(self.device)).cpu()
@@ -135,18 +138,21 @@ class Learner:
         self.step = state["step"]
 
     def _loss_sum(self, batch: Batch, mask: Tensor) -> Tensor:
-        chosen, rejected = self._prefix_rewards(batch, self.model)
-        if self.settings.objective == "full":
-            return full_loss_sum(chosen, rejected, mask)
-        return partial_loss_sum(chosen, rejected, mask, self.settings.average)
+        return self.objective.loss_sum(self._prefixes(batch, mask, self.model, self.objective.scale))
 
-    def _prefix_rewards(self, batch: Batch, model: nn.Module) -> tuple[Tensor, Tensor]:
-        """Rewards of all prefixes (B, T) of the chosen and of the rejected responses, by one forward of both."""
-        chosen, rejected = model(batch.input_ids).chunk(2)
-        length = batch.num_prefixes
-        return (
-            prefix_rewards(chosen, batch.prompt_lengths, batch.chosen_lengths, length),
-            prefix_rewards(rejected, batch.prompt_lengths, batch.rejected_lengths, length),
+    def _prefixes(self, batch: Batch, mask: Tensor, model: nn.Module, scale: float = 1.0) -> Prefixes:
+        """Rewards of all prefixes of the chosen and of the rejected responses, by one forward of both."""
+        best_next = self.settings.objective == "farma"
+        outputs = model(batch.input_ids, batch.prompt_lengths.repeat(2), best_next) * scale
+        chosen, rejected = (outputs[0] if best_next else outputs).chunk(2)
+
+        def at(rewards: Tensor, lengths: Tensor) -> Tensor:
+            return prefix_rewards(rewards, batch.prompt_lengths, lengths, batch.num_prefixes)
+
+        return _unscored(batch, mask)._replace(
+            chosen=at(chosen, batch.chosen_lengths),
+            rejected=at(rejected, batch.rejected_lengths),
+            best_next=at(outputs[1].chunk(2)[0], batch.chosen_lengths) if best_next else None,
         )
 
     def _mask(self, batch: Batch) -> Tensor:
@@ -190,6 +196,11 @@ class Learner:
             value = value.clone()
             dist.all_reduce(value)
         return value
+
+
+def _unscored(batch: Batch, mask: Tensor) -> Prefixes:
+    none = torch.zeros_like(mask, dtype=torch.float32)
+    return Prefixes(none, none, mask, batch.chosen_lengths, batch.rejected_lengths)
 
 
 def _layers(reward_model: RewardModel) -> list[nn.Module]:

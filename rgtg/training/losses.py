@@ -3,6 +3,9 @@
 Shapes: B pairs, T prefix lengths (the longest response of the batch), L tokens of a padded sequence.
 """
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
@@ -35,27 +38,143 @@ def pairwise_loss(chosen: Tensor, rejected: Tensor) -> Tensor:
     return -logsigmoid(chosen - rejected)
 
 
-def partial_loss_sum(chosen: Tensor, rejected: Tensor, mask: Tensor, average: str) -> Tensor:
-    """The partial-sequence objective (PARGS, arXiv 2406.07780), to be divided by `num_terms`.
+class Prefixes(NamedTuple):
+    """Rewards and masks of all prefixes of B pairs, (B, T) each."""
 
-    chosen, rejected, mask: (B, T). `prefix` averages over all prefixes of all pairs, as published, so that long pairs
-    weigh more. `pair` averages over the prefixes of a pair first.
+    chosen: Tensor
+    rejected: Tensor
+    mask: Tensor  # pairs of prefixes that count, by `prefix_mask`; a pair of which none counts is none
+    chosen_lengths: Tensor  # (B,), in tokens
+    rejected_lengths: Tensor
+    best_next: Tensor | None = None  # of the chosen: the largest reward that a prefix with one more token has
+
+    @property
+    def pairs(self) -> Tensor:
+        """Which pairs count, (B,)."""
+        return self.mask.any(-1)
+
+
+def partial_loss_sum(p: Prefixes) -> Tensor:
+    """Bradley-Terry on all pairs of prefixes, averaged over all of them, so that long pairs weigh more.
+
+    As published (PARGS, arXiv 2406.07780).
     """
-    losses = pairwise_loss(chosen, rejected) * mask
-    return losses.sum() if average == "prefix" else (losses.sum(-1) / mask.sum(-1).clamp(min=1)).sum()
+    return (pairwise_loss(p.chosen, p.rejected) * p.mask).sum()
 
 
-def full_loss_sum(chosen: Tensor, rejected: Tensor, mask: Tensor) -> Tensor:
-    """The full-sequence objective, to be divided by `num_terms`: Bradley-Terry at the last of (B, T) prefixes.
+def partial_by_pair_loss_sum(p: Prefixes) -> Tensor:
+    """Bradley-Terry on all pairs of prefixes, averaged over those of a pair first."""
+    return ((pairwise_loss(p.chosen, p.rejected) * p.mask).sum(-1) / p.mask.sum(-1).clamp(min=1)).sum()
 
-    A pair of which no prefix counts is none.
+
+def full_loss_sum(p: Prefixes) -> Tensor:
+    """Bradley-Terry at the last of the prefixes: on whole responses."""
+    return (pairwise_loss(p.chosen[:, -1], p.rejected[:, -1]) * p.pairs).sum()
+
+
+def rad_loss_sum(p: Prefixes) -> Tensor:
+    """Weighted regression on prefixes: sum over t of 2t / (n (n + 1)) (r_t - label)^2, of both responses of a pair.
+
+    The label is 1 for chosen and 0 for rejected (RAD, arXiv 2310.09520: the weights of a text sum to 1).
     """
-    return (pairwise_loss(chosen[:, -1], rejected[:, -1]) * mask.any(-1)).sum()
+    total = p.chosen.new_zeros(())
+    for rewards, lengths, label in ((p.chosen, p.chosen_lengths, 1.0), (p.rejected, p.rejected_lengths, 0.0)):
+        prefix = torch.arange(1, rewards.shape[1] + 1, device=rewards.device)
+        n = lengths[:, None]
+        weights = torch.where(prefix <= n, 2 * prefix / (n * (n + 1)), 0.0)
+        total = total + ((rewards - label).square() * weights * p.pairs[:, None]).sum()
+    return total / 2
 
 
-def num_terms(mask: Tensor, objective: str, average: str) -> Tensor:
-    """What the sum of a loss is divided by, as a float scalar.
+def fudge_loss_sum(p: Prefixes) -> Tensor:
+    """Binary cross-entropy of every prefix with the label of its text, averaged over the prefixes of a response.
 
-    It stands apart from the sums because a batch may be spread over workers and micro-batches: the mean is over all.
+    Chosen is the attribute, rejected its absence, and the reward the logit (FUDGE, arXiv 2104.05218).
     """
-    return (mask if objective == "partial" and average == "prefix" else mask.any(-1)).sum().float()
+    total = p.chosen.new_zeros(())
+    for rewards, lengths, sign in ((p.chosen, p.chosen_lengths, 1.0), (p.rejected, p.rejected_lengths, -1.0)):
+        prefix = torch.arange(1, rewards.shape[1] + 1, device=rewards.device)
+        inside = (prefix <= lengths[:, None]) & p.pairs[:, None]
+        total = total - (logsigmoid(sign * rewards) * inside / lengths[:, None]).sum()
+    return total / 2
+
+
+def farma_loss_sum(p: Prefixes) -> Tensor:
+    """Bradley-Terry on whole responses, and that a prefix of the chosen one is worth its best continuation:
+
+    the squared difference of V(y[:i]) and max over v of V(y[:i] v), with the gradient through both, averaged over the
+    prefixes of the chosen response (FaRMA, arXiv 2502.04517; published code alternates the two, here they are added).
+    """
+    assert p.best_next is not None
+    prefix = torch.arange(1, p.chosen.shape[1] + 1, device=p.chosen.device)
+    inside = (prefix < p.chosen_lengths[:, None]) & p.pairs[:, None]
+    gaps = (p.chosen - p.best_next).square() * inside
+    return full_loss_sum(p) + 0.5 * (gaps.sum(-1) / inside.sum(-1).clamp(min=1)).sum()
+
+
+def num_prefixes(p: Prefixes) -> Tensor:
+    return p.mask.sum().float()
+
+
+def num_pairs(p: Prefixes) -> Tensor:
+    return p.pairs.sum().float()
+
+
+class Objective(NamedTuple):
+    """A loss is `loss_sum` over `num_terms`, as float scalars.
+
+    They are apart because a batch may be spread over workers and micro-batches: the mean is over all of them.
+    """
+
+    loss_sum: Callable[[Prefixes], Tensor]
+    num_terms: Callable[[Prefixes], Tensor]
+    scale: float = 1.0  # of the reward inside the loss
+
+
+OBJECTIVES: dict[str, Objective] = {
+    "partial": Objective(partial_loss_sum, num_prefixes),
+    "partial-by-pair": Objective(partial_by_pair_loss_sum, num_pairs),
+    "full": Objective(full_loss_sum, num_pairs),
+    "rad": Objective(rad_loss_sum, num_pairs),
+    "fudge": Objective(fudge_loss_sum, num_pairs),
+    "farma": Objective(farma_loss_sum, num_pairs),
+    # Bradley-Terry on the sum of the log-probabilities of a response (GenARM, arXiv 2410.08193), and its scale there.
+    "genarm": Objective(full_loss_sum, num_pairs, scale=0.05),
+}
+
+
+def plackett_luce_loss(ranked: Tensor) -> Tensor:
+    """Negative log-likelihood (B,) of a ranking by rewards (B, K), the best first:
+
+    -sum over k of log(exp r_k / sum over j >= k of exp r_j) (Zhu et al. 2023, arXiv 2301.11270).
+    """
+    remaining = ranked.flip(-1).logcumsumexp(-1).flip(-1)
+    return (remaining - ranked).sum(-1)
+
+
+def bellman_loss(values: Tensor, next_values: Tensor, next_probs: Tensor, outcome: Tensor, mask: Tensor) -> Tensor:
+    """CD-Q (arXiv 2310.17022): squared error of V(y[:i]) with the mean of V(y[:i] v) under the language model.
+
+    values, mask (B, T); next_values and next_probs (B, T, V); outcome (B,) stands in for the mean at the last token of
+    a response, the last one of the mask. The target takes no gradient. Summed over tokens, averaged over B.
+    """
+    target = (next_probs * next_values).sum(-1).detach()
+    last = mask & ~torch.nn.functional.pad(mask[:, 1:], (0, 1))
+    target = torch.where(last, outcome[:, None], target)
+    return ((values - target).square() * mask).sum(-1).mean()
+
+
+def path_consistency_loss(values: Tensor, taken: Tensor, outcome: Tensor, mask: Tensor) -> Tensor:
+    """Multi-step path consistency of soft Q-learning (arXiv 2106.07704, with the language model as the prior):
+
+    for every t, the sum over s >= t of (Q(s, y_s) - V(s)) is to be outcome - V(t), where V is the log-mean-exp of Q
+    under the language model: the soft counterpart of the max of FaRMA. values V(s) and taken Q(s, y_s), mask (B, T);
+    outcome (B,). V on the right takes no gradient. Summed over tokens, averaged over B.
+    """
+    advantages = ((taken - values) * mask).flip(-1).cumsum(-1).flip(-1)
+    return ((advantages - (outcome[:, None] - values.detach())).square() * mask).sum(-1).mean()
+
+
+def soft_values(q: Tensor, logprobs: Tensor) -> Tensor:
+    """log of the mean of exp Q under the language model, (..., V) to (...): the KL-regularised value of a prefix."""
+    return (q + logprobs).logsumexp(-1)

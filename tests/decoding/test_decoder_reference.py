@@ -3,6 +3,7 @@
 Only the noise is shared. Slots, refill, forks, sibling attention and packed heads must not be seen in what comes out.
 """
 
+import math
 from dataclasses import dataclass, field
 
 import pytest
@@ -31,22 +32,36 @@ class Reference:
         return self.memory["p", *ids]
 
     @torch.no_grad()
-    def reward(self, ids):
+    def reward(self, prompt_ids, response_ids):
+        ids = prompt_ids + response_ids
         if ("r", *ids) not in self.memory:
             row = torch.tensor([ids])
             self.memory["r", *ids] = self.classifier(row, attention_mask=torch.ones_like(row)).logits[0, 0].item()
         return self.memory["r", *ids]
 
-    def complete(self, prompt_ids, reward_prompt_ids, key, method, beta, k, max_new_tokens):
+    def read(self, reward, reading):
+        """As the papers write it."""
+        if reading == "log-sigmoid":
+            return -math.log1p(math.exp(-reward))
+        return min(max(reward, 0.0), 1.0) if reading == "between 0 and 1" else reward
+
+    def complete(self, prompt_ids, reward_prompt_ids, key, method, rule, max_new_tokens):
         """Token ids, token rewards, logprob and guided_logprob of one completion."""
         preset, ids, rewards, total, guided = METHODS[method], [], [], 0.0, 0.0
         while len(ids) < max_new_tokens and self.eos_id not in ids:
             prefix = prompt_ids + ids
             logprobs = self.logprobs(prefix)
-            among = logprobs.argsort(descending=True)[:k]
+            among = logprobs.argsort(descending=True)[: rule.k]
             tilted = logprobs[among].clone()
             if preset.guidance != "none":
-                tilted += beta * torch.tensor([self.reward([*reward_prompt_ids, *ids, v]) for v in among.tolist()])
+                seen = [self.read(self.reward(reward_prompt_ids, [*ids, v]), preset.reading) for v in among.tolist()]
+                tilted += rule.beta * torch.tensor(seen)
+            tilted /= rule.temperature
+            mass = 0.0
+            for rank, p in enumerate((logprobs[among] / rule.temperature).softmax(-1).tolist()):
+                if rank and mass >= rule.top_p:
+                    tilted[rank] = -math.inf
+                mass += p
             if preset.greedy:
                 choice = tilted.argmax()
             else:
@@ -55,7 +70,7 @@ class Reference:
                 guided += tilted.log_softmax(-1)[choice].item()
             total += logprobs[among[choice]].item()
             ids.append(among[choice].item())
-            rewards.append(self.reward(reward_prompt_ids + ids))
+            rewards.append(self.reward(reward_prompt_ids, ids))
         return ids, rewards, total, guided
 
 
@@ -72,8 +87,7 @@ def compare(reference, decoder, tokenizer, prompts, *, samples, max_new_tokens, 
                 *(tokenizer(side).input_ids for side in text),
                 row_key(seed, prompt_id(prompt), sample),
                 decoder.method,
-                rule.beta,
-                rule.k,
+                rule,
                 max_new_tokens,
             )
             assert completion.token_ids == ids
@@ -105,6 +119,42 @@ def test_tokens_rewards_and_probabilities_of_every_method(reference, tokenizer_o
     # 21 sequences on 8 rows or fewer, some of which end early: rows are refilled and forked at different times.
     assert len(finished) == 21 > 2 * decoder.engine.slots
     assert {"stop", "length"} == set(finished)
+
+
+@pytest.mark.parametrize("method", ["unguided", "pargs", "rad", "fudge", "cd"])
+def test_temperature_top_p_and_readings(reference, tokenizer_of, language_dir, reward_dir, method):
+    decoder = Decoder.load(language_dir, reward_dir, method, k=6, beta=1.5, temperature=1.7, top_p=0.8, slots=8)
+    compare(reference, decoder, tokenizer_of(language_dir), PROMPTS[:4], samples=2, max_new_tokens=8, seed=3)
+
+
+@dataclass
+class NextTokenReference(Reference):
+    """Rewards of next tokens by the definition: a logit one position earlier, or log-probabilities summed."""
+
+    @torch.no_grad()
+    def reward(self, prompt_ids, response_ids):
+        rows = self.classifier(torch.tensor([prompt_ids + response_ids]), use_cache=False).logits[0].double()
+        before = range(len(prompt_ids) - 1, len(prompt_ids) + len(response_ids) - 1)
+        if self.classifier.config.rgtg_reward_head == "next-token":
+            return rows[before[-1], response_ids[-1]].item()
+        return sum(rows[i].log_softmax(-1)[v].item() for i, v in zip(before, response_ids, strict=True))
+
+
+@pytest.mark.parametrize(("method", "head"), [("farma", "next-token"), ("genarm", "log-probability")])
+def test_methods_that_read_the_reward_of_every_next_token(
+    reference, make_language, plain, tokenizer_of, language_dir, method, head
+):
+    reward_dir = make_language(seed=9, arch="qwen2", rgtg_reward_head=head)
+    other = NextTokenReference(reference.language, plain(reward_dir), reference.eos_id)
+    decoder = Decoder.load(language_dir, reward_dir, method, k=6, slots=5)
+    finished = compare(other, decoder, tokenizer_of(language_dir), PROMPTS, samples=3, max_new_tokens=10, seed=3)
+    assert {"stop", "length"} == set(finished)
+    scored = decoder.score(PROMPTS[:2], ["some text", "other"])
+    for prompt, text, rewards in zip(PROMPTS, ("some text", "other"), scored, strict=False):
+        prompt_ids = tokenizer_of(language_dir)(prompt).input_ids
+        ids = tokenizer_of(language_dir)(text, add_special_tokens=False).input_ids
+        expected = [other.reward(prompt_ids, ids[: i + 1]) for i in range(len(ids))]
+        assert rewards == pytest.approx(expected, abs=1e-4)
 
 
 def test_a_single_slot_decodes_one_after_the_other(reference, tokenizer_of, language_dir, reward_dir):

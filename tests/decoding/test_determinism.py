@@ -40,7 +40,7 @@ def test_what_a_broken_row_leaves_behind_reaches_no_later_one(language_dir, rewa
     """Hidden slots are multiplied by zero, and zero times NaN is NaN."""
     decoder = Decoder.load(language_dir, reward_dir, method, slots=8)
     expected = decoder.generate(PROMPTS, **OPTIONS)
-    caches = [decoder.engine.cache, *([decoder.engine.guidance.cache] if decoder.engine.guidance else [])]
+    caches = [decoder.engine.language.cache, *([decoder.engine.guidance.cache] if decoder.engine.guidance else [])]
     with torch.inference_mode():
         for cache in caches:
             cache.keys.fill_(torch.nan)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-from rgtg.decoding.policy import candidates, choose, gumbel, row_key
+from rgtg.decoding.policy import Rule, candidates, choose, gumbel, row_key
 
 EULER_GAMMA = 0.5772156649015329
 
@@ -97,15 +97,15 @@ def test_choose_takes_the_argmax_and_reports_both_probabilities():
     logprobs = torch.randn(50, 8, generator=g).log_softmax(-1) - 0.3  # candidates of a larger vocabulary
     rewards, noise = torch.randn(50, 8, generator=g), torch.randn(50, 8, generator=g).double()
     tilted = logprobs.double() + 1.7 * rewards.double()
-    sampled = choose(logprobs, rewards, 1.7, noise)
+    sampled = choose(logprobs, rewards, Rule(1.7, 8), noise)
     assert torch.equal(sampled.candidate, (tilted + noise).argmax(-1))
     at = sampled.candidate[:, None]
     assert torch.equal(sampled.logprob, logprobs.gather(1, at)[:, 0])
     torch.testing.assert_close(sampled.guided_logprob, tilted.log_softmax(-1).gather(1, at)[:, 0])
-    greedy = choose(logprobs, rewards, 1.7, None)
+    greedy = choose(logprobs, rewards, Rule(1.7, 8), None)
     assert torch.equal(greedy.candidate, tilted.argmax(-1))
     assert greedy.guided_logprob.tolist() == [0.0] * 50
-    unguided = choose(logprobs, None, 1.7, noise)
+    unguided = choose(logprobs, None, Rule(1.7, 8), noise)
     assert torch.equal(unguided.candidate, (logprobs + noise).argmax(-1))
 
 
@@ -117,7 +117,7 @@ def test_a_candidate_without_a_finite_reward_is_never_chosen(bad, greedy):
     noise = (
         None if greedy else gumbel(torch.arange(200) * 7919, torch.zeros(200).long(), torch.arange(3).expand(200, -1))
     )
-    choice = choose(logprobs, rewards, 1.0, noise)
+    choice = choose(logprobs, rewards, Rule(1.0, 3), noise)
     assert 0 not in choice.candidate
     assert choice.logprob.isfinite().all()
     assert choice.guided_logprob.isfinite().all()
@@ -132,6 +132,17 @@ def test_where_no_reward_is_finite_the_choice_says_so(greedy):
     """The engine fails such a row by the probabilities it gets; an arbitrary token must not pass for a choice."""
     logprobs = torch.tensor([[0.5, 0.3], [0.5, 0.3]]).log()
     rewards = torch.tensor([[math.nan, math.inf], [1.0, 2.0]])
-    choice = choose(logprobs, rewards, 1.0, None if greedy else torch.zeros(2, 2).double())
+    choice = choose(logprobs, rewards, Rule(1.0, 3), None if greedy else torch.zeros(2, 2).double())
     finite = choice.logprob.isfinite() & choice.guided_logprob.isfinite()
     assert finite.tolist() == [False, True]
+
+
+def test_top_p_keeps_the_likeliest_candidates_and_always_one():
+    logprobs = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
+    force = torch.eye(4, dtype=torch.float64) * 1e9
+    for top_p, temperature, kept in ((0.79, 1.0, 2), (0.81, 1.0, 3), (1e-9, 1.0, 1), (1.0, 1.0, 4), (0.79, 3.0, 3)):
+        rule = Rule(0.0, 4, temperature=temperature, top_p=top_p)
+        choice = choose(logprobs.expand(4, -1), None, rule, force)
+        probs = (logprobs[0, :kept].double() / temperature).softmax(-1)
+        torch.testing.assert_close(choice.guided_logprob.exp()[:kept], probs)
+        assert set(choice.candidate.tolist()) == set(range(kept))

@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 
 from rgtg.decoding.decoder import Decoder
-from rgtg.decoding.policy import choose
+from rgtg.decoding.policy import Rule, choose
 
 PROMPT = "abca"
 SAMPLES = 6000
@@ -132,7 +132,7 @@ def token_policy(logprobs, rewards, beta):
     """pi (V,) as `choose` computes it, read off by noise that forces each choice in turn."""
     size = len(logprobs)
     force = torch.eye(size, dtype=torch.float64) * 1e9
-    choice = choose(logprobs.expand(size, -1), rewards.expand(size, -1), beta, force)
+    choice = choose(logprobs.expand(size, -1), rewards.expand(size, -1), Rule(beta, size), force)
     assert choice.candidate.tolist() == list(range(size))
     return choice.guided_logprob.exp()
 

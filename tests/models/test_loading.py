@@ -127,8 +127,8 @@ def test_architectures_without_a_past_to_keep(copy_of, language_dir, changes, wo
 
 
 def test_what_check_says(language_dir, reward_dir, tmp_path):
-    assert RewardModel.check(reward_dir, "x") is True
-    assert RewardModel.check(language_dir, "x") is False
+    assert RewardModel.check(reward_dir, "x") == "scalar"
+    assert RewardModel.check(language_dir, "x") is None
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "architectures": ["LlamaModel"]}))
     with pytest.raises(UserError, match="holds a LlamaModel"):
         RewardModel.check(str(tmp_path), "x")

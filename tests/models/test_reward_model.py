@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
+from rgtg.errors import UserError
 from rgtg.models.reward import RewardModel, check_same_tokens
 
 EOS = 2
@@ -133,6 +134,58 @@ def test_save_takes_the_state_of_sharded_training(make_language, tmp_path):
     assert {f"model.{name}" for name in plain.state_dict()} == set(state)
     for name, value in plain.state_dict().items():
         assert torch.equal(value, state[f"model.{name}"]), name
+
+
+@pytest.mark.parametrize("arch", ["llama", "gpt2", "qwen2"])
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("head", ["next-token", "log-probability"])
+def test_a_head_of_next_tokens_is_a_language_model_to_plain_transformers(make_language, tmp_path, arch, tied, head):
+    start = make_language(arch=arch, tie_word_embeddings=tied)
+    model = RewardModel.load(start, head=head).eval()
+    with torch.no_grad():
+        model.head.weight.normal_(std=0.3, generator=torch.Generator().manual_seed(0))
+    model.save(tmp_path)
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    ids = torch.randint(3, 259, (2, 20), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        logits = plain(ids).logits.double()
+        again = RewardModel.load(str(tmp_path)).eval()(ids, torch.tensor([4, 7]))
+        # The input embeddings are those it started from, whatever became of the head.
+        before = AutoModelForCausalLM.from_pretrained(start).get_input_embeddings().weight
+    assert torch.equal(plain.get_input_embeddings().weight, before)
+    if head == "next-token":
+        expected = logits[:, :-1].gather(2, ids[:, 1:, None])[..., 0]
+        torch.testing.assert_close(again[:, 1:].double(), expected, atol=1e-4, rtol=1e-4)
+    else:
+        steps = logits[:, :-1].log_softmax(-1).gather(2, ids[:, 1:, None])[..., 0]
+        for row, start_at in enumerate((4, 7)):
+            expected = steps[row, start_at - 1 :].cumsum(0)
+            torch.testing.assert_close(again[row, start_at:].double(), expected, atol=1e-3, rtol=1e-4)
+            assert not again[row, :start_at].any()
+
+
+def test_a_new_head_of_next_tokens(language_dir):
+    ids = torch.tensor([[1, 30, 40, 50]])
+    assert not RewardModel.load(language_dir, head="next-token")(ids).any()
+    own = AutoModelForCausalLM.from_pretrained(language_dir).get_output_embeddings().weight
+    assert torch.equal(RewardModel.load(language_dir, head="log-probability").head.weight, own)
+
+
+def test_the_largest_reward_of_a_next_token(make_language):
+    model = RewardModel.load(make_language(rgtg_reward_head="next-token")).eval()
+    ids = torch.randint(3, 259, (2, 9), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        rewards, best = model(ids, None, True)
+        logits = model.model(ids).logits
+    torch.testing.assert_close(best, logits.amax(-1))
+    torch.testing.assert_close(rewards, model(ids))
+
+
+def test_a_head_that_is_not_there(language_dir, reward_dir, make_language):
+    with pytest.raises(UserError, match="with a scalar head, and a next-token head is asked for"):
+        RewardModel.load(reward_dir, head="next-token")
+    with pytest.raises(UserError, match="with a next-token head, and a scalar head is asked for"):
+        RewardModel.load(make_language(rgtg_reward_head="next-token"), head="scalar")
 
 
 def test_load_respects_dtype(reward_dir):

@@ -33,7 +33,8 @@ def make_pairs(n, seed=0, low=3, high=259, longest=9):
 
 def learner(directory, num_steps=10, **settings):
     settings = {"learning_rate": 1e-3, "precision": "float32", **settings}
-    return Learner(RewardModel.load(directory), TrainReward(**settings), num_steps, torch.device("cpu"))
+    settings = TrainReward(**settings)
+    return Learner(RewardModel.load(directory, head=settings.head_kind), settings, num_steps, torch.device("cpu"))
 
 
 def parameters(learner):
@@ -138,9 +139,11 @@ def gradients_of_a_step(reward_dir, pairs, **settings):
         {"average": "pair"},
         {"after_end": "eos"},
         {"objective": "full"},
+        {"objective": "rad"},
+        {"objective": "fudge"},
         {"max_grad_norm": 1e9},
     ],
-    ids=["prefix", "pair", "eos", "full", "unclipped"],
+    ids=["prefix", "pair", "eos", "full", "rad", "fudge", "unclipped"],
 )
 def test_micro_batches_add_up_to_the_batch(reward_dir, settings):
     pairs = make_pairs(6)
@@ -150,7 +153,7 @@ def test_micro_batches_add_up_to_the_batch(reward_dir, settings):
         reward_dir, pairs, batch_size=8, micro_batch_size=2, **settings
     )
     assert_same(one, many, atol=1e-6)
-    assert_same(after_one, after_many, atol=1e-6)
+    assert_same(after_one, after_many, atol=2e-5)  # Adam divides by gradients, some of which are all rounding
     assert accumulated.loss == pytest.approx(result.loss, abs=1e-6)
     assert accumulated.grad_norm == pytest.approx(result.grad_norm, rel=1e-5)
     assert (accumulated.pairs, accumulated.prefixes, accumulated.masked) == (
@@ -208,17 +211,32 @@ def toy_pairs(n, seed):
     return pairs
 
 
-@pytest.mark.parametrize("objective", ["partial", "full"])
-def test_what_can_be_learned_is_learned(language_dir, objective):
-    it = learner(language_dir, num_steps=40, objective=objective, learning_rate=1e-2)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"objective": "partial"},
+        {"objective": "full"},
+        {"objective": "partial", "head": "next-token"},
+        {"objective": "full", "head": "next-token"},
+        {"objective": "rad"},
+        {"objective": "fudge"},
+        {"objective": "farma"},
+        {"objective": "genarm"},
+    ],
+    ids=lambda settings: "-".join(settings.values()),
+)
+def test_what_can_be_learned_is_learned(language_dir, settings):
+    it = learner(language_dir, num_steps=40, learning_rate=1e-2, **settings)
     before = it.evaluate([toy_pairs(64, seed=99)])
     losses = [it.train_step(toy_pairs(32, seed)).loss for seed in range(40)]
-    assert losses[0] == pytest.approx(math.log(2), abs=1e-5)  # the head of a new reward model is zero
-    assert mean(losses[-5:]) < 0.75 * mean(losses[:5])
     after = it.evaluate([toy_pairs(64, seed=99)])
-    assert before["by_fraction"]["1.0"] == 0.5  # all tied
     assert after["by_fraction"]["1.0"] > 0.9
     assert after["pairs"] == {"full": 64}
+    assert mean(losses[-5:]) < mean(losses[:5])
+    if settings["objective"] in ("partial", "full"):
+        assert losses[0] == pytest.approx(math.log(2), abs=1e-5)  # the head of a new reward model is zero
+        assert mean(losses[-5:]) < 0.75 * mean(losses[:5])
+        assert before["by_fraction"]["1.0"] == 0.5  # all tied
 
 
 def test_a_restored_learner_goes_on_identically(reward_dir, language_dir, tmp_path):
