@@ -26,6 +26,11 @@ from rgtg.errors import Unavailable, UserError
 
 STAGE = "generate"
 ATTEMPTS = 3
+# Settings that may change in a run: they leave every row as it is.
+ANY_ROWS_ALIKE = {
+    *("prompts", "max_error_rate", "block_rows", "min_actors", "max_actors"),
+    *("slots", "threads"),  # these may round differently: see the README
+}
 
 
 def run(config: Config) -> RunDirectory:
@@ -40,10 +45,7 @@ def run(config: Config) -> RunDirectory:
         "models.reward": reward and model_digest(reward),
         "models.dtype": config.models.dtype,
         "run.seed": config.run.seed,
-        **{
-            f"generate.{name}": getattr(config.generate, name)
-            for name in ("method", "beta", "k", "temperature", "top_p", "samples", "max_new_tokens", "max_prompt_tokens")
-        },
+        **{f"generate.{key}": value for key, value in config.generate.model_dump(exclude=ANY_ROWS_ALIKE).items()},
     }
     state = directory.begin(STAGE, inputs)
     if state == "done":

@@ -19,6 +19,13 @@ from rgtg.decoding.engine import Request
 from rgtg.errors import RowError, UserError
 from rgtg.tables import completions_schema
 
+# Settings of generation that are the decoder's.
+DECODER_OPTIONS = {
+    *("beta", "k", "temperature", "top_p"),
+    *("proposals", "segment_tokens", "segment_entropy", "target_reward"),
+    *("slots", "max_prompt_tokens"),
+}
+
 
 class Generator:
     """Completes batches of the table of prompts; Ray Data calls it from several threads at once.
@@ -34,15 +41,10 @@ class Generator:
             models.language,
             reward,
             settings.method,
-            beta=settings.beta,
-            k=settings.k,
-            temperature=settings.temperature,
-            top_p=settings.top_p,
             device=models.device,
             dtype=models.dtype,
-            slots=settings.slots,
-            max_prompt_tokens=settings.max_prompt_tokens,
             trust_remote_code=models.trust_remote_code,
+            **settings.model_dump(include=DECODER_OPTIONS),
         )
         board.add.remote(actors=1)
         self.inbox: queue.SimpleQueue[tuple[Request, Future]] = queue.SimpleQueue()

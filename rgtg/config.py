@@ -9,7 +9,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from rgtg import storage
-from rgtg.decoding.methods import METHODS
+from rgtg.decoding.methods import METHODS, with_segments
 from rgtg.errors import UserError
 
 SANDBOX = "sandbox"
@@ -149,6 +149,14 @@ class Generate(Section):
     """Of the candidates only the likeliest that together have this probability; the first one always counts."""
     k: int | None = Field(None, ge=0)
     """Candidates a step, the likeliest tokens; by default the method's published value. 0 is the whole vocabulary."""
+    proposals: Positive | None = None
+    """Methods that search: how often a segment (or the completion, best-of-n) is proposed at most."""
+    segment_tokens: Positive | None = None
+    """Methods that search: tokens of a segment, or its longest where entropy ends it."""
+    segment_entropy: float | None = Field(None, ge=0)
+    """cards: a segment ends where the next token has this entropy, in nats."""
+    target_reward: float | None = None
+    """cards and segments: the reward they aim at; another one for every reward model, so it has no default."""
     samples: Positive = 4
     """Completions of a prompt."""
     max_new_tokens: Positive = 64
@@ -174,6 +182,11 @@ class Generate(Section):
         if method not in METHODS:
             raise ValueError(f"the method {method!r} is unknown; there are {', '.join(METHODS)}")
         return method
+
+    @model_validator(mode="after")
+    def _segments_fit(self) -> "Generate":
+        with_segments(self.method, self.proposals, self.segment_tokens, self.segment_entropy, self.target_reward)
+        return self
 
     @model_validator(mode="after")
     def _actors_in_order(self) -> "Generate":

@@ -14,6 +14,8 @@ COMPLETION = pa.struct(
         ("token_rewards", pa.list_(pa.float32())),
         ("logprob", pa.float64()),
         ("guided_logprob", pa.float64()),
+        ("language_calls", pa.int32()),
+        ("reward_calls", pa.int32()),
     ]
 )
 

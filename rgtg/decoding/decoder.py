@@ -10,8 +10,9 @@ from rgtg.chat import Prompt, check_prompt, decode_response, encode_prompt, enco
 from rgtg.chat import prompt_id as id_of_prompt
 from rgtg.decoding.engine import Engine, Request, Sequence
 from rgtg.decoding.guidance import CandidateGuidance, Guidance, NextTokenGuidance
-from rgtg.decoding.methods import METHODS
+from rgtg.decoding.methods import METHODS, with_segments
 from rgtg.decoding.policy import Rule
+from rgtg.decoding.search import SearchEngine
 from rgtg.errors import RowError, UserError
 from rgtg.models.cache import ROW_MULTIPLE, VIEW_MULTIPLE, round_up
 from rgtg.models.language import LanguageModel
@@ -30,7 +31,9 @@ class Completion:
     reward: float | None  # of the whole completion: the last of token_rewards; None without a reward model
     token_rewards: list[float] | None  # r(x, y[:i]) for i = 1..num_tokens
     logprob: float  # log p(y | x) of the language model, in nats
-    guided_logprob: float  # log pi(y | x) of the sampling policy; 0 for a greedy method
+    guided_logprob: float | None  # log pi(y | x) of the sampling policy; 0 where greedy, None above a search
+    language_calls: int  # tokens decoded for it, kept or not
+    reward_calls: int  # prefixes that the reward model was asked for on the way
 
 
 class Decoder:
@@ -46,9 +49,21 @@ class Decoder:
         k: int | None = None,
         temperature: float = 1.0,
         top_p: float = 1.0,
+        proposals: int | None = None,
+        segment_tokens: int | None = None,
+        segment_entropy: float | None = None,
+        target_reward: float | None = None,
         slots: int = 32,
         max_prompt_tokens: int | None = None,
     ) -> None:
+        """What is None is as the method has it.
+
+        `beta` multiplies the reward, of the `k` likeliest tokens (0: all). `temperature` divides their scores, `top_p`
+        keeps the likeliest of them. Methods that search propose a segment at most `proposals` times; it ends behind
+        `segment_tokens`, or where the next token has `segment_entropy` nats; `target_reward` is what CARDS aims at.
+        Memory grows with `slots`, the completions decoded at once, and with the longest prompt, which
+        `max_prompt_tokens` bounds.
+        """
         if method not in METHODS:
             raise UserError(f"the method {method!r} is unknown; there are {', '.join(METHODS)}")
         if slots < 1 or (k is not None and k < 0):
@@ -58,8 +73,11 @@ class Decoder:
         if temperature <= 0 or not 0 < top_p <= 1:
             raise UserError(f"temperature ({temperature}) must be above 0 and top_p ({top_p}) in (0, 1]")
         preset = METHODS[method]
-        guided = preset.guidance != "none"
-        if guided and reward is None:
+        try:
+            segments = with_segments(method, proposals, segment_tokens, segment_entropy, target_reward)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        if (preset.guidance != "none" or segments) and reward is None:
             raise UserError(f"the method {method!r} needs a reward model; give one, or use the method 'unguided'")
         if reward is not None:
             check_same_tokens(language.tokenizer, reward.tokenizer)
@@ -83,7 +101,11 @@ class Decoder:
             guidance = CandidateGuidance(reward, slots, rule.k)
         elif reward and preset.guidance == "next-token":
             guidance = NextTokenGuidance(reward, slots)
-        self.engine = Engine(language, guidance, rule, slots)
+        self.engine = (
+            SearchEngine(language, guidance, rule, slots, segments, self._score_one)
+            if segments
+            else Engine(language, guidance, rule, slots)
+        )
         self.context = min(language.context, reward.context) if reward else language.context
 
     @classmethod
@@ -93,20 +115,12 @@ class Decoder:
         reward: str | None = None,
         method: str = "pargs",
         *,
-        beta: float | None = None,
-        k: int | None = None,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
         device: str = "auto",
         dtype: str = "auto",
-        slots: int = 32,
-        max_prompt_tokens: int | None = None,
         trust_remote_code: bool = False,
+        **options: Any,
     ) -> "Decoder":
-        """Load both models (directories or hub ids) onto one device. `beta` and `k` default to the method's own.
-
-        Memory grows with `slots` and with the longest prompt, which `max_prompt_tokens` bounds.
-        """
+        """Load both models (directories or hub ids) onto one device. `options` are those of a Decoder: beta, k ..."""
         if reward:
             check_trained(reward, trust_remote_code)
         model = LanguageModel.load(language, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
@@ -115,17 +129,7 @@ class Decoder:
             guide = RewardModel.load(
                 reward, device=model.device, dtype=model.model.dtype, trust_remote_code=trust_remote_code
             ).eval()
-        return cls(
-            model,
-            guide,
-            method,
-            beta=beta,
-            k=k,
-            temperature=temperature,
-            top_p=top_p,
-            slots=slots,
-            max_prompt_tokens=max_prompt_tokens,
-        )
+        return cls(model, guide, method, **options)
 
     def generate(
         self, prompts: list[Prompt], *, samples: int = 1, max_new_tokens: int = 64, seed: int = 0
@@ -173,7 +177,7 @@ class Decoder:
         sequences = [request.sequences[sample] for sample in range(request.samples)]
         if error := next((s.error for s in sequences if s.error), None):
             raise RowError(error)
-        if self.reward and not self.engine.guidance:
+        if self.reward and not sequences[0].token_rewards:
             rewards = self._score([request.reward_prompt_ids] * len(sequences), [s.token_ids for s in sequences])
         else:
             rewards = [s.token_rewards for s in sequences]
@@ -205,6 +209,9 @@ class Decoder:
             )
         ]
 
+    def _score_one(self, prompt_ids: list[int], response_ids: list[int]) -> list[float]:
+        return self._score([prompt_ids], [response_ids])[0]
+
     @torch.inference_mode()
     def _score(self, prompt_ids: list[list[int]], response_ids: list[list[int]]) -> list[list[float]]:
         assert self.reward is not None
@@ -229,4 +236,6 @@ class Decoder:
             token_rewards=rewards or None,
             logprob=sequence.logprob,
             guided_logprob=sequence.guided_logprob,
+            language_calls=sequence.language_calls,
+            reward_calls=sequence.reward_calls,
         )

@@ -2,14 +2,18 @@
 
 from collections import deque
 from dataclasses import dataclass, field
+from math import fsum
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from rgtg.decoding.guidance import Guidance
 from rgtg.decoding.policy import Choice, Rule, candidates, choose, gumbel, row_key
 from rgtg.decoding.reader import Reader
 from rgtg.models.language import LanguageModel
+
+BROKEN = "the models gave no candidate a finite score (NaN or infinite weights?)"
 
 
 @dataclass
@@ -17,10 +21,12 @@ class Sequence:
     """One completion as token ids; `finish_reason` is `stop` or `length`."""
 
     token_ids: list[int]
-    token_rewards: list[float]
+    token_rewards: list[float]  # none where nothing scored it
     logprob: float
-    guided_logprob: float
+    guided_logprob: float | None  # None where a search above the token chose
     finish_reason: str
+    language_calls: int  # tokens that were decoded for it, kept or not
+    reward_calls: int  # prefixes that the reward model was asked for
     error: str | None = None
 
 
@@ -54,19 +60,20 @@ class Engine:
     def __init__(self, language: LanguageModel, guidance: Guidance | None, rule: Rule, slots: int) -> None:
         self.guidance, self.rule, self.slots = guidance, rule, slots
         self.language = Reader(language.model, slots, lambda output: output.logits)
-        device = language.device
-        self.eos = torch.tensor(language.eos_ids, dtype=torch.long, device=device)
+        self.device = language.device
+        self.eos = torch.tensor(language.eos_ids, dtype=torch.long, device=self.device)
         self.queue: deque[Request] = deque()
         self.owners: list[tuple[Request, int] | None] = [None] * slots  # the request and sample of each row
-
-        def per_row(dtype: torch.dtype) -> Tensor:
-            return torch.zeros(slots, dtype=dtype, device=device)
-
-        self.rows = torch.arange(slots, device=device)
-        self.steps, self.keys, self.limits = (per_row(torch.long) for _ in range(3))
-        self.logprobs, self.guided_logprobs = per_row(torch.float64), per_row(torch.float64)
-        self.tokens = torch.zeros(slots, 0, dtype=torch.long, device=device)
-        self.rewards = torch.zeros(slots, 0, device=device)
+        self.rows = torch.arange(slots, device=self.device)
+        # Of each row: tokens of its completion, the key of its noise, and how long it may become.
+        self.steps, self.keys, self.limits = (
+            torch.zeros(slots, dtype=torch.long, device=self.device) for _ in range(3)
+        )
+        # Of each row and step, as long as the longest completion.
+        self.tokens = torch.zeros(slots, 0, dtype=torch.long, device=self.device)
+        self.rewards = torch.zeros(slots, 0, device=self.device)
+        self.logprobs = torch.zeros(slots, 0, dtype=torch.float64, device=self.device)
+        self.guided_logprobs = self.logprobs.clone()
 
     @property
     def busy(self) -> bool:
@@ -75,20 +82,6 @@ class Engine:
     def submit(self, request: Request) -> None:
         self.queue.append(request)
 
-    @torch.inference_mode()
-    def step(self) -> list[Request]:
-        """One token for every row; the requests that this finished."""
-        self._refill()
-        if not any(self.owners):
-            return []
-        logprobs, tokens = candidates(self.language.step()[:, : self.rule.vocabulary], self.rule.k)
-        rewards = self.guidance.rewards(tokens) if self.guidance else None
-        noise = None if self.rule.greedy else gumbel(self.keys, self.steps, tokens)
-        choice = choose(logprobs, rewards, self.rule, noise)
-        if self.guidance:
-            self.guidance.commit(choice.candidate)
-        return self._record(tokens, rewards, choice)
-
     def run(self, requests: list[Request]) -> None:
         """Decode all of `requests`."""
         for request in requests:
@@ -96,42 +89,71 @@ class Engine:
         while self.busy:
             self.step()
 
-    def _record(self, tokens: Tensor, rewards: Tensor | None, choice: Choice) -> list[Request]:
-        """Write down what was chosen, and free the rows that ended."""
+    @torch.inference_mode()
+    def step(self) -> list[Request]:
+        """One token for every row; the requests that this finished."""
+        self._refill()
+        if not any(self.owners):
+            return []
+        logits = self.language.step()
+        logprobs, tokens = candidates(logits[:, : self.rule.vocabulary], self.rule.k)
+        rewards = self.guidance.rewards(tokens) if self.guidance else None
+        choice = self._choose(logprobs, rewards, tokens)
+        if self.guidance:
+            self.guidance.commit(choice.candidate)
+        chosen = self._record(tokens, rewards, choice)
+        stopped = torch.isin(chosen, self.eos)
+        broken = ~(choice.logprob.isfinite() & choice.guided_logprob.isfinite())
+        return self._end(logits, stopped, broken)
+
+    def _choose(self, logprobs: Tensor, rewards: Tensor | None, tokens: Tensor) -> Choice:
+        noise = None if self.rule.greedy else gumbel(self.keys, self.steps, tokens)
+        return choose(logprobs, rewards, self.rule, noise)
+
+    def _record(self, tokens: Tensor, rewards: Tensor | None, choice: Choice) -> Tensor:
+        """Write down what was chosen, (B,) tokens, and return it."""
         index = choice.candidate[:, None]
         chosen = tokens.gather(1, index)[:, 0]
         self.language.pending = chosen
-        self.tokens[self.rows, self.steps] = chosen
+        at = self.rows, self.steps
+        self.tokens[at] = chosen
         if rewards is not None:
-            self.rewards[self.rows, self.steps] = rewards.gather(1, index)[:, 0]
-        self.logprobs += choice.logprob
-        self.guided_logprobs += choice.guided_logprob
+            self.rewards[at] = rewards.gather(1, index)[:, 0]
+        self.logprobs[at] = choice.logprob.double()
+        self.guided_logprobs[at] = choice.guided_logprob.double()
         self.steps += 1
-        stopped = torch.isin(chosen, self.eos)
-        broken = ~(choice.logprob.isfinite() & choice.guided_logprob.isfinite())
+        return chosen
+
+    def _end(self, logits: Tensor, stopped: Tensor, broken: Tensor) -> list[Request]:
+        """Free the rows whose completion ended with this step; the requests that this finished."""
         finished = []
         for row in (stopped | broken | (self.steps >= self.limits)).nonzero()[:, 0].tolist():
-            if self.owners[row] is not None:
-                request = self._finish(row, stopped=bool(stopped[row]), broken=bool(broken[row]))
-                if request.done:
-                    finished.append(request)
+            if self.owners[row]:
+                sequence = self._sequence(row, bool(stopped[row]), BROKEN if broken[row] else None)
+                finished += self._finish(row, sequence)
         return finished
 
-    def _finish(self, row: int, *, stopped: bool, broken: bool) -> Request:
+    def _sequence(self, row: int, stopped: bool, error: str | None = None) -> Sequence:
+        steps = int(self.steps[row])
+        return Sequence(
+            token_ids=self.tokens[row, :steps].tolist(),
+            token_rewards=self.rewards[row, :steps].tolist() if self.guidance else [],
+            logprob=fsum(self.logprobs[row, :steps].tolist()),
+            guided_logprob=fsum(self.guided_logprobs[row, :steps].tolist()),
+            finish_reason="stop" if stopped else "length",
+            language_calls=steps,
+            reward_calls=steps * (self.guidance.calls if self.guidance else 0),
+            error=error,
+        )
+
+    def _finish(self, row: int, sequence: Sequence) -> list[Request]:
+        """Free a row; its request, if this was the last of it."""
         owner = self.owners[row]
         assert owner is not None
         request, sample = owner
         self.owners[row] = None
-        steps = int(self.steps[row])
-        request.sequences[sample] = Sequence(
-            token_ids=self.tokens[row, :steps].tolist(),
-            token_rewards=self.rewards[row, :steps].tolist() if self.guidance else [],
-            logprob=float(self.logprobs[row]),
-            guided_logprob=float(self.guided_logprobs[row]),
-            finish_reason="stop" if stopped else "length",
-            error="the models gave no candidate a finite score (NaN or infinite weights?)" if broken else None,
-        )
-        return request
+        request.sequences[sample] = sequence
+        return [request] if request.done else []
 
     def _refill(self) -> None:
         """Give every free row to the next sample in the queue: one prefill a prompt, the other samples copy it."""
@@ -176,18 +198,19 @@ class Engine:
                 self.guidance.fork(request.source, row, request.reward_prompt_ids)
 
     def _assign(self, row: int, request: Request) -> None:
+        """The next sample of a request begins in `row`."""
         self.owners[row] = (request, request.started)
         self.keys[row] = row_key(request.seed, request.prompt_id, request.started)
         self.steps[row], self.limits[row] = 0, request.max_new_tokens
-        self.logprobs[row] = self.guided_logprobs[row] = 0
         request.started += 1
-        self._reserve(request)
-
-    def _reserve(self, request: Request) -> None:
         self.language.reserve(len(request.prompt_ids) + request.max_new_tokens)
         if self.guidance:
             self.guidance.reserve(len(request.reward_prompt_ids) + request.max_new_tokens)
-        grow = request.max_new_tokens + 1 - self.tokens.shape[1]
+        self._reserve(request.max_new_tokens + 1)
+
+    def _reserve(self, length: int) -> None:
+        """Room for completions of `length` tokens."""
+        grow = length - self.tokens.shape[1]
         if grow > 0:
-            self.tokens = torch.nn.functional.pad(self.tokens, (0, grow))
-            self.rewards = torch.nn.functional.pad(self.rewards, (0, grow))
+            for name in ("tokens", "rewards", "logprobs", "guided_logprobs"):
+                setattr(self, name, pad(getattr(self, name), (0, grow)))

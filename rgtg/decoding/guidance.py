@@ -15,6 +15,8 @@ from rgtg.models.reward import RewardModel
 
 
 class Guidance(Protocol):
+    calls: int  # prefixes that the reward model is asked for, a token
+
     def reserve(self, length: int) -> None:
         """Make room for rows of `length` tokens, prompt and completion."""
 
@@ -23,6 +25,9 @@ class Guidance(Protocol):
 
     def fork(self, source: int, row: int, prompt: list[int]) -> None:
         """Begin in `row` a prompt that row `source` holds."""
+
+    def rewind(self, row: int, text: list[int], total: float) -> None:
+        """Go back to where `row` held `text`, prompt and completion, whose reward is `total`."""
 
     def park(self, rows: list[int]) -> None:
         """Nothing runs in `rows`: they are computed all the same, and must not grow."""
@@ -43,7 +48,7 @@ class CandidateGuidance:
     """
 
     def __init__(self, reward_model: RewardModel, num_rows: int, k: int) -> None:
-        self.reward_model, self.k = reward_model, k
+        self.reward_model, self.k, self.calls = reward_model, k, k
         weight = reward_model.head.weight
         self.cache = SlotCache(reward_model.backbone.config, num_rows, dtype=weight.dtype, device=weight.device)
         self.lengths = torch.zeros(num_rows, dtype=torch.long, device=weight.device)  # tokens of each row's prefix
@@ -58,6 +63,9 @@ class CandidateGuidance:
     def fork(self, source: int, row: int, prompt: list[int]) -> None:
         self.cache.copy_row(source, row, len(prompt))
         self.lengths[row] = len(prompt)
+
+    def rewind(self, row: int, text: list[int], total: float) -> None:
+        self.lengths[row] = len(text)
 
     def park(self, rows: list[int]) -> None:
         self.lengths[rows] = 0
@@ -90,6 +98,8 @@ class NextTokenGuidance:
     Only the columns of the candidates are multiplied, except where the head gives log-probabilities.
     """
 
+    calls = 1
+
     def __init__(self, reward_model: RewardModel, num_rows: int) -> None:
         self.reward_model = reward_model
         self.reader = Reader(reward_model.backbone, num_rows, lambda output: output.last_hidden_state)
@@ -106,6 +116,10 @@ class NextTokenGuidance:
     def fork(self, source: int, row: int, prompt: list[int]) -> None:
         self.reader.fork(source, row, prompt)
         self.totals[row] = 0
+
+    def rewind(self, row: int, text: list[int], total: float) -> None:
+        self.reader.rewind(row, len(text) - 1, text[-1])
+        self.totals[row] = total
 
     def park(self, rows: list[int]) -> None:
         self.reader.park(rows)

@@ -1,4 +1,5 @@
-"""The methods of the field, each a row of one table: what the guidance sees, and how the token is chosen.
+"""The methods of the field, each a row of one table: what the guidance sees, how the token is chosen, and what is
+searched above it.
 
 This module imports nothing, so that a config can name methods without loading torch.
 """
@@ -6,6 +7,22 @@ This module imports nothing, so that a config can name methods without loading t
 from typing import Literal, NamedTuple
 
 Reading = Literal["as it is", "between 0 and 1", "log-sigmoid"]
+
+
+class Segments(NamedTuple):
+    """How a method searches above the token; see search.py."""
+
+    until: Literal["end", "length", "entropy"]  # where a segment ends, at the latest at the end of the completion
+    accept: Literal["best", "threshold"]  # the best of all proposals, or the first one that is good enough
+    proposals: int  # at most, of a segment
+    length: int = 0  # tokens of a segment; where entropy ends it, at most
+    # Of CARDS: a segment of at least `shortest` tokens ends where the next one has this entropy, in nats; the threshold
+    # rises to the target reward, which is another one for every reward model, and acceptance is soft on this scale.
+    entropy: float = 3.0
+    shortest: int = 4
+    target: float | None = None
+    alpha: float = 0.5
+    scale: float = 0.7
 
 
 class Method(NamedTuple):
@@ -16,6 +33,7 @@ class Method(NamedTuple):
     beta: float  # published multiplier of the reward
     k: int  # published number of candidates
     reading: Reading = "as it is"  # how a reward enters the policy
+    segments: Segments | None = None  # what is searched above the token
 
 
 METHODS: dict[str, Method] = {
@@ -37,4 +55,40 @@ METHODS: dict[str, Method] = {
     "fudge": Method("candidates", False, 4.0, 200, "log-sigmoid"),
     # Controlled decoding, arXiv 2310.17022, tokenwise: a value function of prefixes.
     "cd": Method("candidates", False, 1.0, 10),
+    "cd-blockwise": Method("none", False, 0.0, 10, segments=Segments("length", "best", 4, 16)),
+    # CARDS, arXiv 2406.16306: segments by entropy; and segments of a fixed length, which batch better.
+    "cards": Method("none", False, 0.0, 40, segments=Segments("entropy", "threshold", 20, 64)),
+    "segments": Method("none", False, 0.0, 40, segments=Segments("length", "threshold", 20, 16)),
+    "best-of-n": Method("none", False, 0.0, 10, segments=Segments("end", "best", 10)),
+    "pargs-best-of-n": Method("candidates", False, 2.0, 10, segments=Segments("end", "best", 4)),
 }
+
+
+def with_segments(
+    method: str,
+    proposals: int | None = None,
+    length: int | None = None,
+    entropy: float | None = None,
+    target: float | None = None,
+) -> Segments | None:
+    """The segments of a method with other numbers. Raises ValueError for a number that the method has no use for."""
+    segments = METHODS[method].segments
+    given = {"proposals": proposals, "segment_tokens": length, "segment_entropy": entropy, "target_reward": target}
+    useful: set[str] = set()
+    if segments:
+        useful = {"proposals"}
+        useful |= {"segment_tokens"} if segments.until != "end" else set()
+        useful |= {"segment_entropy"} if segments.until == "entropy" else set()
+        useful |= {"target_reward"} if segments.accept == "threshold" else set()
+    if useless := [name for name, value in given.items() if value is not None and name not in useful]:
+        raise ValueError(f"the method {method!r} has no {useless[0]}")
+    if "target_reward" in useful and target is None:
+        raise ValueError(
+            f"the method {method!r} needs a target_reward: what the reward model gives to a good completion"
+        )
+    return segments and segments._replace(
+        proposals=segments.proposals if proposals is None else proposals,
+        length=segments.length if length is None else length,
+        entropy=segments.entropy if entropy is None else entropy,
+        target=target,
+    )

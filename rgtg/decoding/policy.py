@@ -89,10 +89,19 @@ def gumbel(row_keys: Tensor, steps: Tensor, tokens: Tensor) -> Tensor:
     return -torch.log(-torch.log(uniform))
 
 
-def row_key(seed: int, prompt_id: str, sample: int) -> int:
-    """The 64-bit key (as int64) of one sample of one prompt in a run."""
-    digest = hashlib.sha256(f"{seed}/{sample}/{prompt_id}".encode(errors="surrogatepass")).digest()
-    return int.from_bytes(digest[:8], "little", signed=True)
+def row_key(seed: int, prompt_id: str, sample: int, attempt: int = 0) -> int:
+    """The 64-bit key (as int64) of one sample of one prompt in a run, and of one attempt where it is searched for."""
+    return int.from_bytes(_digest(seed, prompt_id, sample, attempt)[:8], "little", signed=True)
+
+
+def uniform(seed: int, prompt_id: str, sample: int, attempt: int) -> float:
+    """A number in [0, 1) by which an attempt is accepted, independent of the noise of its tokens."""
+    return (int.from_bytes(_digest(seed, prompt_id, sample, attempt)[8:16], "little") >> 11) * 2.0**-53
+
+
+def _digest(seed: int, prompt_id: str, sample: int, attempt: int) -> bytes:
+    name = f"{seed}/{sample}/{prompt_id}" if attempt == 0 else f"{seed}/{sample}.{attempt}/{prompt_id}"
+    return hashlib.sha256(name.encode(errors="surrogatepass")).digest()
 
 
 def _mix(x: Tensor) -> Tensor:

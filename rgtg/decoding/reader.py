@@ -30,12 +30,16 @@ class Reader:
     def start(self, row: int, prompt: list[int]) -> None:
         """Begin a prompt in `row`."""
         prefill(self.model.base_model, self.cache, row, prompt[:-1])
-        self._begin(row, prompt)
+        self.rewind(row, len(prompt) - 1, prompt[-1])
 
     def fork(self, source: int, row: int, prompt: list[int]) -> None:
         """Begin in `row` a prompt that row `source` has read."""
         self.cache.copy_row(source, row, len(prompt) - 1)
-        self._begin(row, prompt)
+        self.rewind(row, len(prompt) - 1, prompt[-1])
+
+    def rewind(self, row: int, length: int, pending: int) -> None:
+        """Go back to where `row` had read `length` tokens and `pending` was next."""
+        self.lengths[row], self.pending[row] = length, pending
 
     def park(self, rows: list[int]) -> None:
         """Nothing runs in `rows`: they are computed all the same, and must not grow."""
@@ -56,9 +60,6 @@ class Reader:
         )
         self.lengths += 1
         return self.output(output)[:, -1]
-
-    def _begin(self, row: int, prompt: list[int]) -> None:
-        self.lengths[row], self.pending[row] = len(prompt) - 1, prompt[-1]
 
 
 def prefill(model: torch.nn.Module, cache: SlotCache, row: int, prompt: list[int]) -> None:

@@ -1,0 +1,208 @@
+"""Search above the token: proposals of a whole segment, of which the reward model keeps one.
+
+A row proposes a segment of its completion, which is scored where it ends; then the row goes on, or goes back to where
+the segment began and proposes another one. What a segment is and which proposal is kept tells the methods apart:
+
+* best of n: a segment is the completion, the best of n proposals is kept;
+* blockwise controlled decoding (arXiv 2310.17022): a segment is a block of tokens, the best of K is kept;
+* CARDS (arXiv 2406.16306): a segment ends where the next token is uncertain, and a proposal is accepted or rejected by
+  a threshold that rises along the completion; with segments of a fixed length it batches as well (STARS).
+
+The proposals come from the policy of the engine, so that guidance of tokens can be searched above as well.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from math import exp, fsum, isfinite
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from rgtg.decoding.engine import BROKEN, Engine, Request, Sequence
+from rgtg.decoding.guidance import Guidance
+from rgtg.decoding.methods import Segments
+from rgtg.decoding.policy import Choice, Rule, row_key, uniform
+from rgtg.models.language import LanguageModel
+
+# Rewards r(x, y[:i]) of all prefixes of a completion, by the token ids of prompt and completion.
+Score = Callable[[list[int], list[int]], list[float]]
+
+Verdict = Literal["accept", "retry", "best"]
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A completion up to the end of the proposed segment."""
+
+    token_ids: list[int]
+    token_rewards: list[float]  # r(x, y[:i]) of all of them
+    logprob: float
+    stopped: bool  # by an EOS
+    ended: bool  # by an EOS or the limit: there is no next segment
+
+    @property
+    def reward(self) -> float:
+        return self.token_rewards[-1]
+
+
+@dataclass
+class Draft:
+    """The search of one row: where its segment began, and what was proposed for it so far."""
+
+    segments: Segments
+    max_new_tokens: int
+    prompt_reward: float = 0.0
+    start: int = 0  # tokens before the segment
+    attempts: int = 0  # proposals for this segment
+    judged: int = 0  # proposals for all segments
+    discarded: int = 0  # tokens of proposals that were not kept, or were decoded twice
+    best: Proposal | None = field(default=None, repr=False)
+
+    def judge(self, proposal: Proposal, chance: float) -> Verdict:
+        """Keep the proposal, try again, or go on with the best one so far. `chance` is uniform in (0, 1)."""
+        self.attempts += 1
+        self.judged += 1
+        if self.best is None or proposal.reward > self.best.reward:
+            self.best = proposal
+        if self.segments.accept == "threshold" and chance < self.acceptance(proposal):
+            return "accept"
+        if self.attempts < self.segments.proposals:
+            return "retry"
+        return "accept" if self.best is proposal else "best"
+
+    def advance(self, start: int) -> None:
+        """The next segment begins behind `start` tokens."""
+        self.start, self.attempts, self.best = start, 0, None
+
+    def acceptance(self, proposal: Proposal) -> float:
+        """min(1, exp((r - tau) / scale)): CARDS, whose tau rises to the target along the completion."""
+        target, alpha = self.segments.target or 0.0, self.segments.alpha
+        first = (1 - alpha) * self.prompt_reward + alpha * target
+        tau = min(target, first + len(proposal.token_ids) * (target - first) / self.max_new_tokens)
+        return 1.0 if proposal.reward >= tau else exp((proposal.reward - tau) / self.segments.scale)
+
+
+class SearchEngine(Engine):
+    """An engine whose rows propose segments and go back. What a row does still depends on its request alone."""
+
+    def __init__(
+        self,
+        language: LanguageModel,
+        guidance: Guidance | None,
+        rule: Rule,
+        slots: int,
+        segments: Segments,
+        score: Score,
+    ) -> None:
+        """Segments are judged by the rewards of the guidance, or by `score` where there is none."""
+        super().__init__(language, guidance, rule, slots)
+        self.segments, self.score = segments, score
+        self.drafts = [Draft(segments, 1) for _ in range(slots)]
+        # Tokens of a proposal that is decoded again because a worse one came after it; -1 is a free choice.
+        self.forced = torch.zeros(slots, 0, dtype=torch.long, device=self.device)
+
+    def _assign(self, row: int, request: Request) -> None:
+        super()._assign(row, request)
+        prompt, reward = request.reward_prompt_ids, 0.0
+        if self.segments.accept == "threshold":
+            reward = self.score(prompt[:-1], prompt[-1:])[0]
+        self.drafts[row] = Draft(self.segments, request.max_new_tokens, reward)
+        self.forced[row] = -1
+
+    def _reserve(self, length: int) -> None:
+        super()._reserve(length)
+        self.forced = pad(self.forced, (0, self.tokens.shape[1] - self.forced.shape[1]), value=-1)
+
+    def _choose(self, logprobs: Tensor, rewards: Tensor | None, tokens: Tensor) -> Choice:
+        choice = super()._choose(logprobs, rewards, tokens)
+        forced = self.forced[self.rows, self.steps]
+        # What was chosen once is among the candidates again: the row is the same, bit by bit.
+        again = (tokens == forced[:, None]).byte().argmax(-1)
+        index = torch.where(forced >= 0, again, choice.candidate)
+        return choice._replace(candidate=index, logprob=logprobs.gather(-1, index[:, None])[:, 0])
+
+    def _end(self, logits: Tensor, stopped: Tensor, broken: Tensor) -> list[Request]:
+        """Judge the segments that end with this step's token, or ended before it because it was uncertain."""
+        ends = (stopped | (self.steps >= self.limits)).tolist()
+        stops, breaks, steps = stopped.tolist(), broken.tolist(), self.steps.tolist()
+        uncertain = [False] * self.slots
+        if self.segments.until == "entropy":
+            logprobs = logits.float().log_softmax(-1)
+            uncertain = (-(logprobs.exp() * logprobs).nansum(-1) >= self.segments.entropy).tolist()
+        finished: list[Request] = []
+        for row, owner in enumerate(self.owners):
+            if owner is None:
+                continue
+            draft, length = self.drafts[row], steps[row]
+            if breaks[row]:
+                finished += self._finish(row, self._sequence(row, False, BROKEN))
+                continue
+            ended_before = uncertain[row] and length - 1 - draft.start >= self.segments.shortest
+            # If the segment is kept, this step's token is the first of the next one.
+            if ended_before and not self._goes_on(row, self._proposal(row, length - 1), finished):
+                continue
+            if ends[row] or length - draft.start == self.segments.length:
+                self._goes_on(row, self._proposal(row, length, stops[row], ends[row]), finished)
+        return finished
+
+    def _proposal(self, row: int, length: int, stopped: bool = False, ended: bool = False) -> Proposal:
+        owner = self.owners[row]
+        assert owner is not None
+        tokens = self.tokens[row, :length].tolist()
+        if self.guidance:
+            rewards = self.rewards[row, :length].tolist()
+        else:
+            rewards = self.score(owner[0].reward_prompt_ids, tokens)
+        return Proposal(tokens, rewards, fsum(self.logprobs[row, :length].tolist()), stopped, ended)
+
+    def _goes_on(self, row: int, proposal: Proposal, finished: list[Request]) -> bool:
+        """Judge a proposal, and keep it, go back, or finish the row; whether the row goes on behind it."""
+        owner = self.owners[row]
+        assert owner is not None
+        request, sample = owner
+        draft = self.drafts[row]
+        key = request.seed, request.prompt_id, sample, draft.judged + 1
+        verdict = draft.judge(proposal, uniform(*key))
+        kept = draft.best if verdict == "best" and draft.best else proposal
+        if not isfinite(proposal.reward) or (verdict != "retry" and kept.ended):
+            finished += self._finish(row, self._kept(row, kept if isfinite(proposal.reward) else proposal))
+            return False
+        if verdict == "accept":
+            draft.advance(len(proposal.token_ids))
+            return True
+        self._rewind(row, request, draft.start)
+        if verdict == "retry":
+            self.keys[row] = row_key(*key)
+        else:
+            again = torch.tensor(kept.token_ids[draft.start :], device=self.device)
+            self.forced[row, draft.start : len(kept.token_ids)] = again
+            draft.advance(len(kept.token_ids))
+        return False
+
+    def _rewind(self, row: int, request: Request, length: int) -> None:
+        """Go back to where the completion in `row` had `length` tokens."""
+        self.drafts[row].discarded += int(self.steps[row]) - length
+        kept = self.tokens[row, :length].tolist()
+        text = request.prompt_ids + kept
+        self.language.rewind(row, len(text) - 1, text[-1])
+        if self.guidance:
+            total = float(self.rewards[row, length - 1]) if length else 0.0
+            self.guidance.rewind(row, request.reward_prompt_ids + kept, total)
+        self.steps[row] = length
+
+    def _kept(self, row: int, proposal: Proposal) -> Sequence:
+        """The completion that a row ends with."""
+        draft = self.drafts[row]
+        decoded = int(self.steps[row]) + draft.discarded
+        scored = draft.judged + (self.segments.accept == "threshold")
+        return Sequence(
+            token_ids=proposal.token_ids,
+            token_rewards=proposal.token_rewards,
+            logprob=proposal.logprob,
+            guided_logprob=None,
+            finish_reason="stop" if proposal.stopped else "length",
+            language_calls=decoded,
+            reward_calls=decoded * self.guidance.calls if self.guidance else scored,
+        )
