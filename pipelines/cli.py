@@ -70,6 +70,12 @@ def nightly(config: ConfigFile = None, overrides: Overrides = None) -> None:
 
 
 @app.command()
+def evaluate(config: ConfigFile = None, overrides: Overrides = None) -> None:
+    """Compare methods on the same prompts: rewards by guide and judges, KL, diversity, calls, time."""
+    _job("evaluate", config, overrides)
+
+
+@app.command()
 def settings() -> None:
     """Print every setting with its default and what it does, as a config file to start from."""
     from rgtg import config

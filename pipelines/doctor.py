@@ -3,6 +3,7 @@
 import os
 import platform
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 
 import torch
@@ -75,9 +76,9 @@ def _checks(config: Config) -> list[tuple[str, Callable[[], str]]]:
         ("run.root", writable),
         ("models.language", lambda: model(config.models.language, "models.language")),
     ]
-    if reward := config.models.reward:
-        checks.append(("models.reward", lambda: model(reward, "models.reward")))
-    else:
+    for reward in config.models.rewards:
+        checks.append(("models.reward", partial(model, reward, "models.reward")))
+    if not config.models.reward:
         checks.append(("train_reward.pairs", lambda: files(config.train_reward.pairs)))
     checks.append(("generate.prompts", lambda: files(config.generate.prompts)))
     return checks

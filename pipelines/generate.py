@@ -19,7 +19,7 @@ from pipelines import prompts, ray_session
 from pipelines.generator import Generator
 from pipelines.inputs import check_models, on_gpu, resolved, reward_place
 from pipelines.progress import Progress
-from pipelines.run_directory import RunDirectory, model_digest
+from pipelines.run_directory import Inputs, RunDirectory, model_digest
 from rgtg import storage
 from rgtg.config import Config, Generate
 from rgtg.errors import Unavailable, UserError
@@ -39,15 +39,7 @@ def run(config: Config) -> RunDirectory:
     directory = prompts.run(config)
     reward = reward_place(config, directory)
     check_models(config, reward, directory)
-    inputs = {
-        "prompts": directory.fingerprint_of(prompts.STAGE),
-        "models.language": model_digest(config.models.language),
-        "models.reward": reward and model_digest(reward),
-        "models.dtype": config.models.dtype,
-        "run.seed": config.run.seed,
-        **{f"generate.{key}": value for key, value in config.generate.model_dump(exclude=ANY_ROWS_ALIKE).items()},
-    }
-    state = directory.begin(STAGE, inputs)
+    state = directory.begin(STAGE, inputs_of(config, reward, directory))
     if state == "done":
         return directory
     if state == "resume":
@@ -71,6 +63,22 @@ def run(config: Config) -> RunDirectory:
         )
     directory.finish(STAGE, counts, time.monotonic() - begun)
     return directory
+
+
+def inputs_of(config: Config, reward: str | None, directory: RunDirectory) -> Inputs:
+    """Everything that the rows depend on."""
+    settings = config.generate.model_dump(exclude=ANY_ROWS_ALIKE)
+    return {
+        "prompts": directory.fingerprint_of(prompts.STAGE),
+        "models.language": model_digest(config.models.language),
+        "models.reward": reward and model_digest(reward),
+        "models.dtype": config.models.dtype,
+        "models.reward_reads": config.models.reward_reads,
+        "models.ensemble": [model_digest(place) for place in config.models.ensemble],
+        "models.combine": [config.models.combine, config.models.bound_width] if config.models.ensemble else None,
+        "run.seed": config.run.seed,
+        **{f"generate.{name}": value for name, value in settings.items()},
+    }
 
 
 def complete(

@@ -15,7 +15,7 @@ from ray.actor import ActorHandle
 
 from rgtg.config import Generate, Models
 from rgtg.decoding.decoder import Completion, Decoder
-from rgtg.decoding.engine import Request
+from rgtg.decoding.request import Request
 from rgtg.errors import RowError, UserError
 from rgtg.tables import completions_schema
 
@@ -39,11 +39,9 @@ class Generator:
         self.settings, self.seed, self.board = settings, seed, board
         self.decoder = Decoder.load(
             models.language,
-            reward,
+            [reward, *models.ensemble] if reward else None,
             settings.method,
-            device=models.device,
-            dtype=models.dtype,
-            trust_remote_code=models.trust_remote_code,
+            **models.model_dump(exclude={"language", "reward", "ensemble"}),
             **settings.model_dump(include=DECODER_OPTIONS),
         )
         board.add.remote(actors=1)

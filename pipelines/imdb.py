@@ -1,13 +1,14 @@
-"""The trial on real reviews: does a partial reward model judge prefixes better, and does guidance move the sentiment?
+"""The trial on real reviews: does a partial reward model judge prefixes better, and which method moves the sentiment?
 
     python -m pipelines.imdb --data DIR --language DIR
 
 DIR of --data holds labelled.parquet (id, text, label) and unlabelled.parquet (id, text) of the IMDB reviews (Maas et
-al. 2011). It trains a reward model on each objective through `train_reward`, completes the first words of unlabelled
-reviews through `generate`, and asks a judge that was trained on other reviews. It prints the README's tables.
+al. 2011). It runs `evaluate` with reward models that are trained on the reviews, completes the first words of others,
+and asks a judge that was trained on yet others. It prints the README's tables.
 """
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,17 +19,27 @@ import pyarrow.parquet as pq
 import torch
 import typer
 
-from pipelines import cli, generate, train_reward
+from pipelines import cli, evaluate
 from rgtg import config as settings
-from rgtg.chat import encode_prompt
+from rgtg.chat import Prompt, encode_prompt
 from rgtg.errors import UserError
 from rgtg.models.loading import has_fast_bfloat16
 from rgtg.models.reward import RewardModel
 
 WORDS = (5, 10, 20, 40, 80, 160)
 PROMPT_WORDS = 8
-OBJECTIVES = ("partial", "full")
-METHODS = {"unguided": "partial", "args": "full", "pargs": "partial"}  # and the objective of its reward model
+METHODS = [
+    "unguided",
+    "pargs beta=0.5,1,2,4",
+    "pargs beta=0.5,1,2,4 objective=full",
+    "pargs-next-token beta=0.5,1,2,4",
+    "farma beta=0.5,1,2,4",
+    "args",
+    "pargs-greedy",
+    "best-of-n proposals=10",
+    "best-of-n proposals=10 objective=partial",
+    "cd-blockwise objective=partial",
+]
 
 
 @dataclass(frozen=True)
@@ -49,36 +60,37 @@ def main(
     epochs: Annotated[int, typer.Option(help="Passes over the pairs.")] = 1,
     num_prompts: Annotated[int, typer.Option(help="Prompts to complete.")] = 512,
     threads: Annotated[int, typer.Option(help="CPU threads of training.")] = 2,
+    methods: Annotated[list[str] | None, typer.Option(help="Ways to complete, as of evaluate.methods.")] = None,
 ) -> None:
     """Run the trial; what is done already is not done again."""
     reviews = read_reviews(data, num_prompts)
     pairs, eval_pairs, prompts = _write_inputs(reviews, Path(out))
-    common = [f"run.root={out}", f"models.language={language}", "models.device=auto"]
-    for objective in OBJECTIVES:
-        overrides = [
-            f"run.id={objective}",
+    config = settings.load(
+        None,
+        [
+            f"run.root={out}",
+            "run.id=reviews",
+            f"models.language={language}",
             f"train_reward.pairs={pairs}",
             f"train_reward.eval_pairs={eval_pairs}",
-            f"train_reward.objective={objective}",
             f"train_reward.max_length={max_length}",
             f"train_reward.epochs={epochs}",
             "train_reward.learning_rate=3e-4",
             f"train_reward.threads={threads}",
             "train_reward.micro_batch_size=8",
-        ]
-        train_reward.run(settings.load(None, common + overrides))
-    _print_accuracy(reviews, {o: _accuracy(f"{out}/{o}/reward_model", reviews.held_out) for o in OBJECTIVES})
-    places = {}
-    for method, objective in METHODS.items():
-        overrides = [
-            f"run.id={method}",
-            f"models.reward={out}/{objective}/reward_model",
             f"generate.prompts={prompts}",
-            f"generate.method={method}",
             "generate.max_new_tokens=40",
-        ]
-        places[method] = generate.run(settings.load(None, common + overrides)).path("completions")
-    _print_judged(reviews, places)
+            f"evaluate.num_prompts={num_prompts}",
+            f"evaluate.methods={list(methods or METHODS)}",
+        ],
+    )
+    evaluate.run(config, {"judged positive": _judge(reviews)})
+    models = sorted(Path(config.run.directory).glob("reward_model*"))
+    scalar = [place for place in models if RewardModel.check(str(place), "reward model") == "scalar"]
+    _print_accuracy(
+        reviews, {p.name.removeprefix("reward_model_"): _accuracy(str(p), reviews.held_out) for p in scalar}
+    )
+    print(Path(config.run.directory, "evaluate", "results.md").read_text())
 
 
 def read_reviews(data: Path, num_prompts: int) -> Reviews:
@@ -166,26 +178,15 @@ def _print_accuracy(reviews: Reviews, accuracies: dict[str, list[float]]) -> Non
         print(f"| {name} | " + " | ".join(f"{value:.3f}".lstrip("0") for value in values) + " |")
 
 
-def _print_judged(reviews: Reviews, places: dict[str, str]) -> None:
-    """Mean probability of a positive review by the judge; standard errors over prompts, whose samples go together."""
+def _judge(reviews: Reviews) -> Callable[[list[Prompt], list[str]], list[float]]:
+    """The probability of a positive review, of the completion alone, without its prompt."""
     judge = _classifier(_prefixes(reviews.judge))
     accuracy = judge.score(_first_words(reviews.held_out, 40), [label for _, label in reviews.held_out])
     print(
-        f"\nThe judge (TF-IDF logistic regression on {len(reviews.judge):,} other reviews) is right on {accuracy:.3f}"
+        f"The judge (TF-IDF logistic regression on {len(reviews.judge):,} other reviews) is right on {accuracy:.3f} "
+        "of the held-out reviews cut at 40 words."
     )
-    print("of the held-out reviews cut at 40 words. It reads the completion alone, without its prompt.\n")
-    print("| method | judged positive | reward | distinct-2 |\n|---|---|---|---|")
-    for method, place in places.items():
-        rows = pq.read_table(place, columns=["completions"])["completions"].to_pylist()
-        texts = [c["text"] for row in rows for c in row]
-        positive = judge.predict_proba(texts)[:, 1].reshape(len(rows), -1).mean(1)
-        reward = np.array([[c["reward"] for c in row] for row in rows]).mean(1)
-        bigrams = [pair for text in texts for pair in zip(text.split(), text.split()[1:], strict=False)]
-        print(f"| {method} | {_mean(positive)} | {_mean(reward)} | {len(set(bigrams)) / len(bigrams):.2f} |")
-
-
-def _mean(values: np.ndarray) -> str:
-    return f"{values.mean():.3f} ± {values.std(ddof=1) / len(values) ** 0.5:.3f}"
+    return lambda _, texts: judge.predict_proba(texts)[:, 1].tolist()
 
 
 if __name__ == "__main__":

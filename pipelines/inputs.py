@@ -15,6 +15,7 @@ from rgtg.models.language import check_language
 from rgtg.models.loading import load_tokenizer
 from rgtg.models.places import pinned
 from rgtg.models.reward import check_same_tokens, check_sees, check_trained
+from rgtg.models.text_reward import TextReward
 
 
 def resolved(config: Config, *, models: bool = True, pairs: bool = False, prompts: bool = False) -> Config:
@@ -50,6 +51,7 @@ def resolved(config: Config, *, models: bool = True, pairs: bool = False, prompt
         "models": {
             "language": model(config.models.language, "models.language"),
             "reward": config.models.reward and model(config.models.reward, "models.reward"),
+            "ensemble": [model(place, "models.ensemble") for place in config.models.ensemble],
         },
         "train_reward": {
             "pairs": places(config.train_reward.pairs, "pairs"),
@@ -74,7 +76,7 @@ def _check_cluster(config: Config, *, models: bool, pairs: bool) -> None:
     # What other machines than the driver's read or write. Prompts are taken in by the driver alone.
     used = {"run.root": [config.run.root]}
     if models:
-        used |= {"models.language": [config.models.language], "models.reward": [config.models.reward or ""]}
+        used |= {"models.language": [config.models.language], "models.reward": config.models.rewards}
     if pairs:
         used |= {
             "train_reward.init": [config.train_reward.init or ""],
@@ -113,10 +115,14 @@ def check_models(config: Config, reward: str | None, directory: RunDirectory) ->
     trust = config.models.trust_remote_code
     check_language(config.models.language, trust)
     tokenizer = load_tokenizer(config.models.language, "models.language", trust_remote_code=trust)
-    if reward and reward == config.models.reward:
-        check_sees(config.generate.method, check_trained(reward, trust))
-    if reward and reward != config.models.language:
-        check_same_tokens(tokenizer, load_tokenizer(reward, "the reward model", trust_remote_code=trust))
+    if reward and config.models.reward_reads == "text":
+        TextReward.check(reward, "models.reward", trust)
+        check_sees(config.generate.method, "scalar")
+    elif reward:
+        for place in config.models.rewards:
+            check_sees(config.generate.method, check_trained(place, trust))
+        for place in {reward, *config.models.ensemble} - {config.models.language}:
+            check_same_tokens(tokenizer, load_tokenizer(place, "the reward model", trust_remote_code=trust))
     filesystem, _ = storage.resolve(directory.path("prompts"))
     first = storage.list_files(directory.path("prompts"), (".parquet",))[0]
     messages = pa.types.is_list(pq.read_schema(first.path, filesystem=filesystem).field("prompt").type)

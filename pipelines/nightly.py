@@ -18,7 +18,6 @@ from rgtg.evaluation.means import Mean, gain, mean
 from rgtg.report.summary import Comparison, Summary, as_markdown, as_table
 from rgtg.sandbox.world import true_reward
 
-COMPARISON = "train_reward_comparison"
 BASELINE = "baseline"
 
 
@@ -53,16 +52,11 @@ def run(config: Config) -> RunDirectory:
     return directory
 
 
-def _other_objective(config: Config) -> str:
-    return "full" if config.train_reward.objective == "partial" else "partial"
-
-
 def _compare_objectives(config: Config) -> None:
     """Train on the other objective too, for the comparison by prefix length; nothing is generated with it."""
-    other = _other_objective(config)
+    other = "full" if config.train_reward.objective == "partial" else "partial"
     changed = config.model_copy(update={"train_reward": config.train_reward.model_copy(update={"objective": other})})
-    directory = RunDirectory(config)
-    train_reward.fit(changed, directory, COMPARISON, directory.path(f"reward_model_{other}"))
+    train_reward.reward_of(changed, RunDirectory(config))
 
 
 def _baseline(config: Config) -> None:
@@ -96,14 +90,7 @@ def _summary(config: Config, directory: RunDirectory, in_sandbox: bool) -> Summa
         run=directory.place,
         method=config.generate.method,
         pairs=directory.counts(pairs.STAGE) if directory.is_done(pairs.STAGE) else None,
-        accuracy={
-            objective: directory.counts(stage)["accuracy"]
-            for stage, objective in (
-                (train_reward.STAGE, config.train_reward.objective),
-                (COMPARISON, _other_objective(config)),
-            )
-            if directory.is_done(stage)
-        },
+        accuracy=train_reward.accuracies(directory),
         prompts=directory.counts(prompts.STAGE),
         guided=directory.counts(generate.STAGE),
         scores={

@@ -56,7 +56,7 @@ def run(config: Config, directory: RunDirectory, init: str) -> None:
     inputs |= {f"train_reward.{name}": getattr(settings, name) for name in ("overlong", "eval_fraction")}
     inputs |= {"train_reward.max_length": max_length, "run.seed": config.run.seed}
     inputs |= {"tokenizer": _tokenizer_digest(init, config)}
-    trained = directory.has_begun("train_reward", "train_reward_comparison")
+    trained = directory.has_begun("train_reward")
     if directory.begin(STAGE, inputs, rerunnable=not trained) == "done":
         return
     begun = time.monotonic()

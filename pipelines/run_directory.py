@@ -87,8 +87,9 @@ class RunDirectory:
     def fingerprint_of(self, stage: str) -> str:
         return self.manifest["stages"][stage]["fingerprint"]
 
-    def has_begun(self, *stages: str) -> bool:
-        return any(stage in self.manifest["stages"] for stage in stages)
+    def has_begun(self, stage: str) -> bool:
+        """Whether a stage of that name, or one whose name goes on from it, was begun."""
+        return any(name.startswith(stage) for name in self.manifest["stages"])
 
     def is_done(self, stage: str) -> bool:
         return self.manifest["stages"].get(stage, {}).get("status") == "done"

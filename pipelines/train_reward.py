@@ -20,7 +20,7 @@ from pipelines.inputs import on_gpu, resolved
 from pipelines.progress import Progress
 from pipelines.run_directory import RunDirectory, model_digest
 from rgtg import storage
-from rgtg.config import Config, TrainReward
+from rgtg.config import HEADS, Config, TrainReward
 from rgtg.errors import UserError
 from rgtg.models.reward import RewardModel
 from rgtg.training.loop import Learner, StepResult
@@ -47,6 +47,34 @@ def run(config: Config) -> RunDirectory:
     directory = RunDirectory(config)
     fit(config, directory, STAGE, directory.path("reward_model"))
     return directory
+
+
+def reward_of(config: Config, directory: RunDirectory) -> str:
+    """The reward model that the config describes, trained in this run unless it is.
+
+    One run may have several: its own, and for comparisons others, which bear the name of their objective and head.
+    """
+    name = _name(config.train_reward.objective, config.train_reward.head)
+    if directory.is_done(STAGE) and name == _name_of(directory, STAGE):
+        return directory.path("reward_model")
+    target = directory.path(f"reward_model_{name}")
+    fit(config, directory, f"{STAGE}_{name}", target)
+    return target
+
+
+def accuracies(directory: RunDirectory) -> dict[str, dict[str, Any]]:
+    """Held-out accuracy of every reward model of the run, by its name; the run's own first."""
+    stages = [stage for stage in directory.manifest["stages"] if stage.startswith(STAGE) and directory.is_done(stage)]
+    return {_name_of(directory, stage): directory.counts(stage)["accuracy"] for stage in sorted(stages)}
+
+
+def _name_of(directory: RunDirectory, stage: str) -> str:
+    inputs = directory.manifest["stages"][stage]["inputs"]
+    return _name(inputs["train_reward.objective"], inputs["train_reward.head"])
+
+
+def _name(objective: str, head: str | None) -> str:
+    return objective if head in (None, HEADS.get(objective, "scalar")) else f"{objective}-{head}"
 
 
 def fit(config: Config, directory: RunDirectory, stage: str, target: str) -> None:

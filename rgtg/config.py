@@ -54,12 +54,33 @@ class Models(Section):
     """The language model: a directory (local or s3://), a hub id, or `sandbox`."""
     reward: str | None = None
     """A reward model to use as it is; by default the run trains its own."""
+    reward_reads: Literal["tokens", "text"] = "tokens"
+    """`text`: `reward` may be any classifier, with any tokenizer; each candidate's text is read anew, slowly."""
+    ensemble: Annotated[list[str], BeforeValidator(lambda v: [v] if isinstance(v, str) else v)] = []
+    """More reward models beside `reward`; what all of them give is combined to one reward."""
+    combine: Literal["mean", "min", "lower-bound"] = "mean"
+    """How an ensemble's rewards are combined; the lower bound is their mean less `bound_width` deviations."""
+    bound_width: float = Field(1.0, ge=0)
+    """Standard deviations of an ensemble's rewards below their mean."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where models run; `auto` takes a GPU where there is one."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Precision of decoding; `auto` is bfloat16 on a GPU that has it, float32 elsewhere."""
     trust_remote_code: bool = False
     """Run Python code that comes with a model."""
+
+    @model_validator(mode="after")
+    def _ensemble_fits(self) -> "Models":
+        if self.ensemble and (not self.reward or self.reward_reads == "text"):
+            raise ValueError("an ensemble is beside models.reward, and of reward models that read tokens")
+        if self.reward_reads == "text" and not self.reward:
+            raise ValueError("reward_reads=text is for a reward model of your own: give it as models.reward")
+        return self
+
+    @property
+    def rewards(self) -> list[str]:
+        """The reward models that the config names."""
+        return [self.reward, *self.ensemble] if self.reward else []
 
 
 class TrainReward(Section):
@@ -71,7 +92,7 @@ class TrainReward(Section):
     """Part of `pairs` held out where no `eval_pairs` are given."""
     init: str | None = None
     """What training starts from: a language model or a reward model; by default `models.language`."""
-    objective: Literal["partial", "full", "rad", "fudge", "farma", "genarm"] = "partial"
+    objective: Literal["partial", "full", "rad", "fudge", "cd", "farma", "genarm"] = "partial"
     """Bradley-Terry on all prefixes (PARGS) or on whole responses alone, or another paper's: see the README."""
     head: Head | None = None
     """What gives rewards: one number a prefix, or one for every next token; by default as the objective has it."""
@@ -202,6 +223,24 @@ class Preferences(Section):
     """Part of the prompts that goes to the test split."""
 
 
+class Evaluate(Section):
+    methods: Annotated[list[str], BeforeValidator(lambda v: [v] if isinstance(v, str) else v), Field(min_length=1)] = [
+        "unguided",
+        "args",
+        "pargs beta=0.5,1,2,4",
+        "best-of-n",
+    ]
+    """Ways to complete the prompts, each a method with settings of its own: `pargs beta=1,2 objective=full` is two."""
+    num_prompts: Positive = 256
+    """So many of the prompts, the first ones, are completed in each way."""
+    judges: Annotated[list[str], BeforeValidator(lambda v: [v] if isinstance(v, str) else v)] = []
+    """Who judges besides: reward models (any classifier of text), or an OpenAI-compatible endpoint, http(s)://."""
+    judge_model: str | None = None
+    """The model that an endpoint is asked for."""
+    judge_key: str = "OPENAI_API_KEY"
+    """The environment variable that holds the endpoint's key; the key itself is never written anywhere."""
+
+
 class Nightly(Section):
     baseline_prompts: int = Field(128, ge=0)
     """Prompts that are also completed unguided, to compare with; 0 leaves the comparison out."""
@@ -215,6 +254,7 @@ class Config(Section):
     train_reward: TrainReward = TrainReward()
     generate: Generate = Generate()
     preferences: Preferences = Preferences()
+    evaluate: Evaluate = Evaluate()
     nightly: Nightly = Nightly()
 
 
@@ -241,7 +281,7 @@ def load(file: str | Path | None = None, overrides: list[str] | tuple[str, ...] 
     try:
         return Config.model_validate(settings)
     except ValidationError as error:
-        raise UserError(_sentence(error)) from error
+        raise UserError(sentence(error)) from error
 
 
 def as_yaml() -> str:
@@ -292,7 +332,8 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _sentence(error: ValidationError) -> str:
+def sentence(error: ValidationError) -> str:
+    """What is wrong, naming the key."""
     first = error.errors()[0]
     where = [str(part) for part in first["loc"]]
     key = ".".join(where)

@@ -2,22 +2,23 @@
 
 from dataclasses import dataclass
 from math import isfinite
-from typing import Any
+from typing import Any, Literal
 
-import torch
-
-from rgtg.chat import Prompt, check_prompt, decode_response, encode_prompt, encode_response
+from rgtg.chat import Prompt, check_prompt, decode_response, encode_prompt
 from rgtg.chat import prompt_id as id_of_prompt
-from rgtg.decoding.engine import Engine, Request, Sequence
-from rgtg.decoding.guidance import CandidateGuidance, Guidance, NextTokenGuidance
+from rgtg.decoding.engine import Engine
 from rgtg.decoding.methods import METHODS, with_segments
 from rgtg.decoding.policy import Rule
+from rgtg.decoding.request import Request, Sequence
+from rgtg.decoding.scorer import Scorer, TextScorer, TokenScorer
 from rgtg.decoding.search import SearchEngine
 from rgtg.errors import RowError, UserError
-from rgtg.models.cache import ROW_MULTIPLE, VIEW_MULTIPLE, round_up
+from rgtg.models.cache import ROW_MULTIPLE, round_up
+from rgtg.models.ensemble import Combine
 from rgtg.models.language import LanguageModel
 from rgtg.models.loading import num_embeddings
-from rgtg.models.reward import RewardModel, check_same_tokens, check_sees, check_trained
+from rgtg.models.reward import RewardModel, check_trained
+from rgtg.models.text_reward import TextReward
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Completion:
     num_tokens: int
     finish_reason: str  # "stop" at an EOS, "length" at the limit
     reward: float | None  # of the whole completion: the last of token_rewards; None without a reward model
-    token_rewards: list[float] | None  # r(x, y[:i]) for i = 1..num_tokens
+    token_rewards: list[float] | None  # r(x, y[:i]) for i = 1..num_tokens; None where each would cost a forward
     logprob: float  # log p(y | x) of the language model, in nats
     guided_logprob: float | None  # log pi(y | x) of the sampling policy; 0 where greedy, None above a search
     language_calls: int  # tokens decoded for it, kept or not
@@ -42,7 +43,7 @@ class Decoder:
     def __init__(
         self,
         language: LanguageModel,
-        reward: RewardModel | None,
+        scorer: Scorer | None,
         method: str = "pargs",
         *,
         beta: float | None = None,
@@ -77,15 +78,13 @@ class Decoder:
             segments = with_segments(method, proposals, segment_tokens, segment_entropy, target_reward)
         except ValueError as error:
             raise UserError(str(error)) from error
-        if (preset.guidance != "none" or segments) and reward is None:
+        if (preset.guidance != "none" or segments) and scorer is None:
             raise UserError(f"the method {method!r} needs a reward model; give one, or use the method 'unguided'")
-        if reward is not None:
-            check_same_tokens(language.tokenizer, reward.tokenizer)
-            check_sees(method, reward.head_kind)
-        self.language, self.reward, self.method = language, reward, method
+        self.language, self.scorer, self.method = language, scorer, method
         self.max_prompt_tokens = max_prompt_tokens
         # Embeddings may be padded beyond the tokens, and not alike in both models.
-        vocabulary = min(num_embeddings(m.model) for m in (language, reward) if m)
+        known = [num_embeddings(language.model), scorer.vocabulary if scorer else None]
+        vocabulary = min(n for n in known if n)
         rule = Rule(
             beta=preset.beta if beta is None else beta,
             k=min((preset.k if k is None else k) or vocabulary, vocabulary),
@@ -96,40 +95,59 @@ class Decoder:
             vocabulary=vocabulary,
         )
         slots = round_up(slots, ROW_MULTIPLE) if slots > 1 else slots
-        guidance: Guidance | None = None
-        if reward and preset.guidance == "candidates":
-            guidance = CandidateGuidance(reward, slots, rule.k)
-        elif reward and preset.guidance == "next-token":
-            guidance = NextTokenGuidance(reward, slots)
-        self.engine = (
-            SearchEngine(language, guidance, rule, slots, segments, self._score_one)
-            if segments
-            else Engine(language, guidance, rule, slots)
-        )
-        self.context = min(language.context, reward.context) if reward else language.context
+        guidance = scorer.guidance(method, slots, rule.k) if scorer else None
+        if segments and scorer:
+            self.engine: Engine = SearchEngine(language, guidance, rule, slots, segments, scorer)
+        else:
+            self.engine = Engine(language, guidance, rule, slots)
+        self.context = min(n for n in (language.context, scorer.context if scorer else None) if n)
 
     @classmethod
     def load(
         cls,
         language: str,
-        reward: str | None = None,
+        reward: str | list[str] | None = None,
         method: str = "pargs",
         *,
+        reward_reads: Literal["tokens", "text"] = "tokens",
+        combine: Combine = "mean",
+        bound_width: float = 1.0,
         device: str = "auto",
         dtype: str = "auto",
         trust_remote_code: bool = False,
         **options: Any,
     ) -> "Decoder":
-        """Load both models (directories or hub ids) onto one device. `options` are those of a Decoder: beta, k ..."""
-        if reward:
-            check_trained(reward, trust_remote_code)
+        """Load models (directories or hub ids) onto one device. `options` are those of a Decoder: beta, k ...
+
+        Of several reward models the rewards are combined. One that `reward_reads` text may be any classifier, with any
+        tokenizer: every candidate's text is read anew, which costs that much more.
+        """
+        rewards = [reward] if isinstance(reward, str) else reward or []
+        if reward_reads == "text" and len(rewards) > 1:
+            raise UserError("an ensemble is of reward models that read tokens; give one that reads text alone")
+        for place in rewards:
+            if reward_reads == "text":
+                TextReward.check(place, "models.reward", trust_remote_code)
+            else:
+                check_trained(place, trust_remote_code)
         model = LanguageModel.load(language, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
-        guide = None
-        if reward:
-            guide = RewardModel.load(
-                reward, device=model.device, dtype=model.model.dtype, trust_remote_code=trust_remote_code
-            ).eval()
-        return cls(model, guide, method, **options)
+        scorer: Scorer | None = None
+        if rewards and reward_reads == "text":
+            scorer = TextScorer(
+                TextReward.load(
+                    rewards[0], device=device, dtype=dtype, trust_remote_code=trust_remote_code, what="models.reward"
+                ),
+                model.tokenizer,
+            )
+        elif rewards:
+            models = [
+                RewardModel.load(
+                    place, device=model.device, dtype=model.model.dtype, trust_remote_code=trust_remote_code
+                ).eval()
+                for place in rewards
+            ]
+            scorer = TokenScorer(models, model.tokenizer, combine, bound_width)
+        return cls(model, scorer, method, **options)
 
     def generate(
         self, prompts: list[Prompt], *, samples: int = 1, max_new_tokens: int = 64, seed: int = 0
@@ -153,7 +171,7 @@ class Decoder:
         if reason := check_prompt(prompt):
             raise RowError(reason)
         ids = encode_prompt(self.language.tokenizer, prompt)
-        reward_ids = encode_prompt(self.reward.tokenizer, prompt) if self.reward else []
+        reward_ids, reward_text = self.scorer.read(prompt) if self.scorer else ([], "")
         length = max(len(ids), len(reward_ids))
         if self.max_prompt_tokens and length > self.max_prompt_tokens:
             raise RowError(f"the prompt has {length} tokens, more than max_prompt_tokens ({self.max_prompt_tokens})")
@@ -170,6 +188,7 @@ class Decoder:
             samples=samples,
             max_new_tokens=min(max_new_tokens, room),
             seed=seed,
+            reward_text=reward_text,
         )
 
     def completions(self, request: Request) -> list[Completion]:
@@ -177,8 +196,8 @@ class Decoder:
         sequences = [request.sequences[sample] for sample in range(request.samples)]
         if error := next((s.error for s in sequences if s.error), None):
             raise RowError(error)
-        if self.reward and not sequences[0].token_rewards:
-            rewards = self._score([request.reward_prompt_ids] * len(sequences), [s.token_ids for s in sequences])
+        if self.scorer and not sequences[0].token_rewards:
+            rewards = self.scorer.score(request, [s.token_ids for s in sequences])
         else:
             rewards = [s.token_rewards for s in sequences]
         if not all(isfinite(reward) for row in rewards for reward in row):
@@ -186,45 +205,13 @@ class Decoder:
         return [self._completion(request, s, r) for s, r in zip(sequences, rewards, strict=True)]
 
     def score(self, prompts: list[Prompt], completions: list[str], *, complete: bool = False) -> list[list[float]]:
-        """Token rewards r(x, y[:i]) of given texts; `complete` says that they end there, and adds the EOS."""
-        if self.reward is None:
+        """Token rewards r(x, y[:i]) of given texts; `complete` says that they end there, and adds the EOS.
+
+        A reward model that reads text gives the last of them alone.
+        """
+        if self.scorer is None:
             raise UserError("there is no reward model to score with")
-        tokenizer = self.reward.tokenizer
-        prompt_ids = [encode_prompt(tokenizer, prompt) for prompt in prompts]
-        response_ids = [
-            encode_response(tokenizer, prompt, text, complete=complete)
-            for prompt, text in zip(prompts, completions, strict=True)
-        ]
-        for i, (prompt, response) in enumerate(zip(prompt_ids, response_ids, strict=True)):
-            if len(prompt) + len(response) > self.context:
-                raise UserError(
-                    f"prompt {i} has {len(prompt) + len(response)} tokens with its completion, and the context is "
-                    f"{self.context}"
-                )
-        return [
-            rewards
-            for start in range(0, len(prompts), self.engine.slots)
-            for rewards in self._score(
-                prompt_ids[start : start + self.engine.slots], response_ids[start : start + self.engine.slots]
-            )
-        ]
-
-    def _score_one(self, prompt_ids: list[int], response_ids: list[int]) -> list[float]:
-        return self._score([prompt_ids], [response_ids])[0]
-
-    @torch.inference_mode()
-    def _score(self, prompt_ids: list[list[int]], response_ids: list[list[int]]) -> list[list[float]]:
-        assert self.reward is not None
-        lengths = [len(p) + len(r) for p, r in zip(prompt_ids, response_ids, strict=True)]
-        ids = torch.zeros(len(lengths), min(round_up(max(lengths), VIEW_MULTIPLE), self.context), dtype=torch.long)
-        for row, prompt, response in zip(ids, prompt_ids, response_ids, strict=True):
-            row[: len(prompt) + len(response)] = torch.tensor(prompt + response)
-        starts = torch.tensor([len(prompt) for prompt in prompt_ids], device=self.language.device)
-        rewards = self.reward(ids.to(self.language.device), starts).cpu()
-        return [
-            row[len(prompt) : length].tolist()
-            for row, prompt, length in zip(rewards, prompt_ids, lengths, strict=True)
-        ]
+        return self.scorer.score_texts(prompts, completions, complete)
 
     def _completion(self, request: Request, sequence: Sequence, rewards: list[float]) -> Completion:
         return Completion(
@@ -233,7 +220,7 @@ class Decoder:
             num_tokens=len(sequence.token_ids),
             finish_reason=sequence.finish_reason,
             reward=rewards[-1] if rewards else None,
-            token_rewards=rewards or None,
+            token_rewards=rewards if len(rewards) == len(sequence.token_ids) else None,
             logprob=sequence.logprob,
             guided_logprob=sequence.guided_logprob,
             language_calls=sequence.language_calls,

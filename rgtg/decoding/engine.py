@@ -1,7 +1,6 @@
 """The batched loop: rows of a cache that each decode one completion, and are refilled as soon as they finish."""
 
 from collections import deque
-from dataclasses import dataclass, field
 from math import fsum
 
 import torch
@@ -11,42 +10,10 @@ from torch.nn.functional import pad
 from rgtg.decoding.guidance import Guidance
 from rgtg.decoding.policy import Choice, Rule, candidates, choose, gumbel, row_key
 from rgtg.decoding.reader import Reader
+from rgtg.decoding.request import Request, Sequence
 from rgtg.models.language import LanguageModel
 
 BROKEN = "the models gave no candidate a finite score (NaN or infinite weights?)"
-
-
-@dataclass
-class Sequence:
-    """One completion as token ids; `finish_reason` is `stop` or `length`."""
-
-    token_ids: list[int]
-    token_rewards: list[float]  # none where nothing scored it
-    logprob: float
-    guided_logprob: float | None  # None where a search above the token chose
-    finish_reason: str
-    language_calls: int  # tokens that were decoded for it, kept or not
-    reward_calls: int  # prefixes that the reward model was asked for
-    error: str | None = None
-
-
-@dataclass(eq=False)
-class Request:
-    """One prompt and the completions asked for: `sequences` fills up, `done` says when."""
-
-    prompt_id: str
-    prompt_ids: list[int]
-    reward_prompt_ids: list[int]  # the same prompt in the reward model's own template
-    samples: int
-    max_new_tokens: int
-    seed: int
-    sequences: dict[int, Sequence] = field(default_factory=dict)
-    started: int = 0  # samples that have or had a row
-    source: int = -1  # a row that holds the prompt, from which the next samples start
-
-    @property
-    def done(self) -> bool:
-        return len(self.sequences) == self.samples
 
 
 class Engine:
@@ -189,13 +156,13 @@ class Engine:
         for request in requests:
             self.language.start(request.source, request.prompt_ids)
             if self.guidance:
-                self.guidance.start(request.source, request.reward_prompt_ids)
+                self.guidance.start(request.source, request)
 
     def _fork(self, starts: list[tuple[Request, int]]) -> None:
         for request, row in starts:
             self.language.fork(request.source, row, request.prompt_ids)
             if self.guidance:
-                self.guidance.fork(request.source, row, request.reward_prompt_ids)
+                self.guidance.fork(request.source, row, request)
 
     def _assign(self, row: int, request: Request) -> None:
         """The next sample of a request begins in `row`."""

@@ -8,10 +8,15 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
+from rgtg.chat import decode_response
 from rgtg.decoding.reader import Reader, prefill
+from rgtg.decoding.request import Request
 from rgtg.models.cache import VIEW_MULTIPLE, SlotCache, round_up
+from rgtg.models.ensemble import Combine, combine
 from rgtg.models.reward import RewardModel
+from rgtg.models.text_reward import TextReward
 
 
 class Guidance(Protocol):
@@ -20,14 +25,14 @@ class Guidance(Protocol):
     def reserve(self, length: int) -> None:
         """Make room for rows of `length` tokens, prompt and completion."""
 
-    def start(self, row: int, prompt: list[int]) -> None:
-        """Begin a prompt (token ids of the reward model) in `row`."""
+    def start(self, row: int, request: Request) -> None:
+        """Begin a request's prompt in `row`."""
 
-    def fork(self, source: int, row: int, prompt: list[int]) -> None:
+    def fork(self, source: int, row: int, request: Request) -> None:
         """Begin in `row` a prompt that row `source` holds."""
 
-    def rewind(self, row: int, text: list[int], total: float) -> None:
-        """Go back to where `row` held `text`, prompt and completion, whose reward is `total`."""
+    def rewind(self, row: int, request: Request, tokens: list[int], total: float) -> None:
+        """Go back to where the completion in `row` was `tokens`, whose reward is `total`."""
 
     def park(self, rows: list[int]) -> None:
         """Nothing runs in `rows`: they are computed all the same, and must not grow."""
@@ -56,16 +61,16 @@ class CandidateGuidance:
     def reserve(self, length: int) -> None:
         self.cache.reserve(length + self.k)
 
-    def start(self, row: int, prompt: list[int]) -> None:
-        prefill(self.reward_model.backbone, self.cache, row, prompt)
-        self.lengths[row] = len(prompt)
+    def start(self, row: int, request: Request) -> None:
+        prefill(self.reward_model.backbone, self.cache, row, request.reward_prompt_ids)
+        self.lengths[row] = len(request.reward_prompt_ids)
 
-    def fork(self, source: int, row: int, prompt: list[int]) -> None:
-        self.cache.copy_row(source, row, len(prompt))
-        self.lengths[row] = len(prompt)
+    def fork(self, source: int, row: int, request: Request) -> None:
+        self.cache.copy_row(source, row, len(request.reward_prompt_ids))
+        self.lengths[row] = len(request.reward_prompt_ids)
 
-    def rewind(self, row: int, text: list[int], total: float) -> None:
-        self.lengths[row] = len(text)
+    def rewind(self, row: int, request: Request, tokens: list[int], total: float) -> None:
+        self.lengths[row] = len(request.reward_prompt_ids) + len(tokens)
 
     def park(self, rows: list[int]) -> None:
         self.lengths[rows] = 0
@@ -109,15 +114,16 @@ class NextTokenGuidance:
     def reserve(self, length: int) -> None:
         self.reader.reserve(length)
 
-    def start(self, row: int, prompt: list[int]) -> None:
-        self.reader.start(row, prompt)
+    def start(self, row: int, request: Request) -> None:
+        self.reader.start(row, request.reward_prompt_ids)
         self.totals[row] = 0
 
-    def fork(self, source: int, row: int, prompt: list[int]) -> None:
-        self.reader.fork(source, row, prompt)
+    def fork(self, source: int, row: int, request: Request) -> None:
+        self.reader.fork(source, row, request.reward_prompt_ids)
         self.totals[row] = 0
 
-    def rewind(self, row: int, text: list[int], total: float) -> None:
+    def rewind(self, row: int, request: Request, tokens: list[int], total: float) -> None:
+        text = request.reward_prompt_ids + tokens
         self.reader.rewind(row, len(text) - 1, text[-1])
         self.totals[row] = total
 
@@ -134,3 +140,89 @@ class NextTokenGuidance:
     def commit(self, index: Tensor) -> None:
         self.reader.pending = self.tokens.gather(1, index[:, None])[:, 0]
         self.totals = self.seen.gather(1, index[:, None])[:, 0]
+
+
+class TextGuidance:
+    """The reward of each candidate by reading the whole text anew: for any classifier, with any tokenizer.
+
+    A row's k texts are one forward, whose shape is their own: k forwards of a text cost what they must, since a
+    tokenizer may cut the same text differently with every character that follows.
+    """
+
+    def __init__(self, reward: TextReward, tokenizer: PreTrainedTokenizerBase, num_rows: int, k: int) -> None:
+        """`tokenizer` is the language model's."""
+        self.reward, self.tokenizer, self.calls = reward, tokenizer, k
+        self.requests: list[Request | None] = [None] * num_rows
+        self.completions: list[list[int]] = [[] for _ in range(num_rows)]
+        self.tokens = torch.zeros(num_rows, k, dtype=torch.long)  # the candidates of this step
+
+    def reserve(self, length: int) -> None: ...
+
+    def start(self, row: int, request: Request) -> None:
+        self.requests[row], self.completions[row] = request, []
+
+    def fork(self, source: int, row: int, request: Request) -> None:
+        self.start(row, request)
+
+    def rewind(self, row: int, request: Request, tokens: list[int], total: float) -> None:
+        self.completions[row] = list(tokens)
+
+    def park(self, rows: list[int]) -> None:
+        for row in rows:
+            self.requests[row] = None
+
+    def rewards(self, tokens: Tensor) -> Tensor:
+        self.tokens = tokens.cpu()
+        rewards = torch.zeros(self.tokens.shape)
+        for row, request in enumerate(self.requests):
+            if request:
+                ended = [[*self.completions[row], token] for token in self.tokens[row].tolist()]
+                texts = [completion_text(self.tokenizer, request, ids) for ids in ended]
+                rewards[row] = torch.tensor(self.reward.forward_texts(texts))
+        return rewards.to(tokens.device)
+
+    def commit(self, index: Tensor) -> None:
+        chosen = self.tokens.gather(1, index.cpu()[:, None])[:, 0].tolist()
+        for request, completion, token in zip(self.requests, self.completions, chosen, strict=True):
+            if request:
+                completion.append(token)
+
+
+class EnsembleGuidance:
+    """Several guidances as one, whose rewards are combined."""
+
+    def __init__(self, members: list[Guidance], how: Combine, width: float) -> None:
+        self.members, self.how, self.width = members, how, width
+        self.calls = sum(member.calls for member in members)
+
+    def reserve(self, length: int) -> None:
+        for member in self.members:
+            member.reserve(length)
+
+    def start(self, row: int, request: Request) -> None:
+        for member in self.members:
+            member.start(row, request)
+
+    def fork(self, source: int, row: int, request: Request) -> None:
+        for member in self.members:
+            member.fork(source, row, request)
+
+    def rewind(self, row: int, request: Request, tokens: list[int], total: float) -> None:
+        for member in self.members:
+            member.rewind(row, request, tokens, total)
+
+    def park(self, rows: list[int]) -> None:
+        for member in self.members:
+            member.park(rows)
+
+    def rewards(self, tokens: Tensor) -> Tensor:
+        return combine(torch.stack([member.rewards(tokens) for member in self.members]), self.how, self.width)
+
+    def commit(self, index: Tensor) -> None:
+        for member in self.members:
+            member.commit(index)
+
+
+def completion_text(tokenizer: PreTrainedTokenizerBase, request: Request, tokens: list[int]) -> str:
+    """The prompt as its reward model reads it, and the completion; of a character that has only begun, nothing."""
+    return request.reward_text + decode_response(tokenizer, request.prompt_ids, tokens).rstrip("\ufffd")

@@ -16,8 +16,9 @@ class Segments(NamedTuple):
     accept: Literal["best", "threshold"]  # the best of all proposals, or the first one that is good enough
     proposals: int  # at most, of a segment
     length: int = 0  # tokens of a segment; where entropy ends it, at most
-    # Of CARDS: a segment of at least `shortest` tokens ends where the next one has this entropy, in nats; the threshold
-    # rises to the target reward, which is another one for every reward model, and acceptance is soft on this scale.
+    # Of CARDS: a segment of at least `shortest` tokens ends where the next one has this entropy, in nats; the
+    # threshold rises to the target reward, which is another one for every reward model, and acceptance is soft on
+    # this scale.
     entropy: float = 3.0
     shortest: int = 4
     target: float | None = None
@@ -32,35 +33,37 @@ class Method(NamedTuple):
     greedy: bool  # the mode of the tilted policy, or a sample of it
     beta: float  # published multiplier of the reward
     k: int  # published number of candidates
+    objective: str  # how its reward model is trained, for a comparison of methods
     reading: Reading = "as it is"  # how a reward enters the policy
     segments: Segments | None = None  # what is searched above the token
 
 
 METHODS: dict[str, Method] = {
     # The language model itself, top-k sampling.
-    "unguided": Method("none", False, 0.0, 10),
+    "unguided": Method("none", False, 0.0, 10, "partial"),
     # PARGS and PARGS-G, arXiv 2406.07780: a reward model trained on partial sequences.
-    "pargs": Method("candidates", False, 2.0, 10),
-    "pargs-greedy": Method("candidates", True, 1.0, 10),
+    "pargs": Method("candidates", False, 2.0, 10, "partial"),
+    "pargs-greedy": Method("candidates", True, 1.0, 10, "partial"),
     # The same objective with a head of next tokens: one reward call a token.
-    "pargs-next-token": Method("next-token", False, 2.0, 10),
+    "pargs-next-token": Method("next-token", False, 2.0, 10, "partial"),
     # ARGS-greedy, arXiv 2402.01694: a reward model trained on full sequences.
-    "args": Method("candidates", True, 1.0, 10),
+    "args": Method("candidates", True, 1.0, 10, "full"),
     # FaRMA, arXiv 2502.04517, and GenARM, arXiv 2410.08193: heads of next tokens.
-    "farma": Method("next-token", False, 1.0, 10),
-    "genarm": Method("next-token", False, 1.0, 10),
+    "farma": Method("next-token", False, 1.0, 10, "farma"),
+    "genarm": Method("next-token", False, 1.0, 10, "genarm"),
     # RAD, arXiv 2310.09520: regression on prefixes, the reward clamped.
-    "rad": Method("candidates", False, 50.0, 20, "between 0 and 1"),
+    "rad": Method("candidates", False, 50.0, 20, "rad", "between 0 and 1"),
     # FUDGE, arXiv 2104.05218: a classifier of prefixes, of which the log-probability counts.
-    "fudge": Method("candidates", False, 4.0, 200, "log-sigmoid"),
-    # Controlled decoding, arXiv 2310.17022, tokenwise: a value function of prefixes.
-    "cd": Method("candidates", False, 1.0, 10),
-    "cd-blockwise": Method("none", False, 0.0, 10, segments=Segments("length", "best", 4, 16)),
-    # CARDS, arXiv 2406.16306: segments by entropy; and segments of a fixed length, which batch better.
-    "cards": Method("none", False, 0.0, 40, segments=Segments("entropy", "threshold", 20, 64)),
-    "segments": Method("none", False, 0.0, 40, segments=Segments("length", "threshold", 20, 16)),
-    "best-of-n": Method("none", False, 0.0, 10, segments=Segments("end", "best", 10)),
-    "pargs-best-of-n": Method("candidates", False, 2.0, 10, segments=Segments("end", "best", 4)),
+    "fudge": Method("candidates", False, 4.0, 200, "fudge", "log-sigmoid"),
+    # Search by whole segments: CARDS, arXiv 2406.16306, where entropy ends them; and of a fixed length, which batch
+    # better. Best of n, and best of n guided ones.
+    "cards": Method("none", False, 0.0, 40, "full", segments=Segments("entropy", "threshold", 20, 64)),
+    "segments": Method("none", False, 0.0, 40, "full", segments=Segments("length", "threshold", 20, 16)),
+    "best-of-n": Method("none", False, 0.0, 10, "full", segments=Segments("end", "best", 10)),
+    "pargs-best-of-n": Method("candidates", False, 2.0, 10, "partial", segments=Segments("end", "best", 4)),
+    # Controlled decoding, arXiv 2310.17022: a value function of prefixes, tokenwise and by blocks.
+    "cd": Method("candidates", False, 1.0, 10, "cd"),
+    "cd-blockwise": Method("none", False, 0.0, 10, "cd", segments=Segments("length", "best", 4, 16)),
 }
 
 

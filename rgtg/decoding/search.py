@@ -11,7 +11,6 @@ the segment began and proposes another one. What a segment is and which proposal
 The proposals come from the policy of the engine, so that guidance of tokens can be searched above as well.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import exp, fsum, isfinite
 from typing import Literal
@@ -20,14 +19,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from rgtg.decoding.engine import BROKEN, Engine, Request, Sequence
+from rgtg.decoding.engine import BROKEN, Engine
 from rgtg.decoding.guidance import Guidance
 from rgtg.decoding.methods import Segments
 from rgtg.decoding.policy import Choice, Rule, row_key, uniform
+from rgtg.decoding.request import Request, Sequence
+from rgtg.decoding.scorer import Scorer
 from rgtg.models.language import LanguageModel
-
-# Rewards r(x, y[:i]) of all prefixes of a completion, by the token ids of prompt and completion.
-Score = Callable[[list[int], list[int]], list[float]]
 
 Verdict = Literal["accept", "retry", "best"]
 
@@ -37,7 +35,7 @@ class Proposal:
     """A completion up to the end of the proposed segment."""
 
     token_ids: list[int]
-    token_rewards: list[float]  # r(x, y[:i]) of all of them
+    token_rewards: list[float]  # r(x, y[:i]) of all of them, or of the whole alone
     logprob: float
     stopped: bool  # by an EOS
     ended: bool  # by an EOS or the limit: there is no next segment
@@ -94,20 +92,18 @@ class SearchEngine(Engine):
         rule: Rule,
         slots: int,
         segments: Segments,
-        score: Score,
+        scorer: Scorer,
     ) -> None:
-        """Segments are judged by the rewards of the guidance, or by `score` where there is none."""
+        """Segments are judged by the rewards of the guidance, or by the scorer where there is none."""
         super().__init__(language, guidance, rule, slots)
-        self.segments, self.score = segments, score
+        self.segments, self.scorer = segments, scorer
         self.drafts = [Draft(segments, 1) for _ in range(slots)]
         # Tokens of a proposal that is decoded again because a worse one came after it; -1 is a free choice.
         self.forced = torch.zeros(slots, 0, dtype=torch.long, device=self.device)
 
     def _assign(self, row: int, request: Request) -> None:
         super()._assign(row, request)
-        prompt, reward = request.reward_prompt_ids, 0.0
-        if self.segments.accept == "threshold":
-            reward = self.score(prompt[:-1], prompt[-1:])[0]
+        reward = self.scorer.prompt_reward(request) if self.segments.accept == "threshold" else 0.0
         self.drafts[row] = Draft(self.segments, request.max_new_tokens, reward)
         self.forced[row] = -1
 
@@ -151,10 +147,8 @@ class SearchEngine(Engine):
         owner = self.owners[row]
         assert owner is not None
         tokens = self.tokens[row, :length].tolist()
-        if self.guidance:
-            rewards = self.rewards[row, :length].tolist()
-        else:
-            rewards = self.score(owner[0].reward_prompt_ids, tokens)
+        own = self.rewards[row, :length].tolist() if self.guidance else None
+        rewards = own or self.scorer.score(owner[0], [tokens])[0]
         return Proposal(tokens, rewards, fsum(self.logprobs[row, :length].tolist()), stopped, ended)
 
     def _goes_on(self, row: int, proposal: Proposal, finished: list[Request]) -> bool:
@@ -189,7 +183,7 @@ class SearchEngine(Engine):
         self.language.rewind(row, len(text) - 1, text[-1])
         if self.guidance:
             total = float(self.rewards[row, length - 1]) if length else 0.0
-            self.guidance.rewind(row, request.reward_prompt_ids + kept, total)
+            self.guidance.rewind(row, request, kept, total)
         self.steps[row] = length
 
     def _kept(self, row: int, proposal: Proposal) -> Sequence:

@@ -212,7 +212,8 @@ def check_same_tokens(language: PreTrainedTokenizerBase, reward: PreTrainedToken
     if differing:
         raise UserError(
             f"models.reward has another tokenizer than models.language ({len(differing)} of {len(ours)} tokens "
-            f"differ, such as {differing[0]!r}); train the reward model from this language model"
+            f"differ, such as {differing[0]!r}); train the reward model from this language model, or have it read "
+            "text (models.reward_reads=text), which is slower"
         )
 
 

@@ -99,6 +99,20 @@ def fudge_loss_sum(p: Prefixes) -> Tensor:
     return total / 2
 
 
+def cd_loss_sum(p: Prefixes) -> Tensor:
+    """Regression of every prefix on the outcome of its text, averaged over the prefixes of a response.
+
+    The outcome is 1 for chosen and 0 for rejected (CD-FUDGE, arXiv 2310.17022, whose outcomes are rewards of samples
+    of the language model).
+    """
+    total = p.chosen.new_zeros(())
+    for rewards, lengths, label in ((p.chosen, p.chosen_lengths, 1.0), (p.rejected, p.rejected_lengths, 0.0)):
+        prefix = torch.arange(1, rewards.shape[1] + 1, device=rewards.device)
+        inside = (prefix <= lengths[:, None]) & p.pairs[:, None]
+        total = total + ((rewards - label).square() * inside / lengths[:, None]).sum()
+    return total / 2
+
+
 def farma_loss_sum(p: Prefixes) -> Tensor:
     """Bradley-Terry on whole responses, and that a prefix of the chosen one is worth its best continuation:
 
@@ -137,6 +151,7 @@ OBJECTIVES: dict[str, Objective] = {
     "full": Objective(full_loss_sum, num_pairs),
     "rad": Objective(rad_loss_sum, num_pairs),
     "fudge": Objective(fudge_loss_sum, num_pairs),
+    "cd": Objective(cd_loss_sum, num_pairs),
     "farma": Objective(farma_loss_sum, num_pairs),
     # Bradley-Terry on the sum of the log-probabilities of a response (GenARM, arXiv 2410.08193), and its scale there.
     "genarm": Objective(full_loss_sum, num_pairs, scale=0.05),

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from rgtg.decoding.decoder import Decoder
+from rgtg.decoding.scorer import TokenScorer
 from rgtg.errors import RowError, UserError
 from rgtg.models.language import LanguageModel
 from rgtg.models.reward import RewardModel
@@ -195,7 +196,9 @@ def test_weights_of_nan_fail_the_row(language_dir, reward_dir, method):
     broken = reward.head.weight if method != "unguided" else language.model.lm_head.weight
     with torch.no_grad():
         broken.fill_(torch.nan)
-    decoder = Decoder(language, reward.eval(), method, slots=2)
+    target = {"target_reward": 0.0} if method in ("cards", "segments") else {}
+    scorer = TokenScorer([reward.eval()], language.tokenizer)
+    decoder = Decoder(language, scorer, method, slots=2, **target)
     with pytest.raises(RowError, match="finite"):
         decoder.generate(["x", "y"], samples=2, max_new_tokens=4)
     assert not decoder.engine.busy

@@ -4,10 +4,15 @@ import pytest
 import torch
 
 from rgtg.decoding.guidance import CandidateGuidance
+from rgtg.decoding.request import Request
 from rgtg.models.reward import RewardModel
 
 EOS = 2
 PROMPTS = [[1], [1, 50, 60], [1, *range(100, 150)], [1, *range(40, 71)], [9] * 32]
+
+
+def request(ids):
+    return Request("", ids, ids, samples=1, max_new_tokens=1, seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +42,7 @@ def test_rewards_of_siblings_as_rows_begin_go_on_and_are_taken_over(classifier, 
     prefixes = [list(prompt) for prompt in PROMPTS]
     for row, prompt in enumerate(PROMPTS):
         guidance.reserve(len(prompt))
-        guidance.start(row, prompt)
+        guidance.start(row, request(prompt))
 
     def step():
         tokens = torch.stack([3 + torch.randperm(256, generator=g)[:k] for _ in prefixes])
@@ -52,10 +57,10 @@ def test_rewards_of_siblings_as_rows_begin_go_on_and_are_taken_over(classifier, 
         guidance.reserve(max(map(len, prefixes)) + 1)
         step()
     # Row 0 begins the prompt of row 2 while row 2 is far beyond it; row 3 begins a longer one than before.
-    guidance.fork(2, 0, PROMPTS[2])
+    guidance.fork(2, 0, request(PROMPTS[2]))
     prefixes[0] = list(PROMPTS[2])
     guidance.reserve(80)
-    guidance.start(3, [1, *range(5, 75)])
+    guidance.start(3, request([1, *range(5, 75)]))
     prefixes[3] = [1, *range(5, 75)]
     step()
     guidance.reserve(200)  # growing keeps what is there
@@ -71,7 +76,7 @@ def test_rewards_of_siblings_as_rows_begin_go_on_and_are_taken_over(classifier, 
 def test_the_whole_vocabulary_as_candidates(classifier, reward_dir):
     guidance = CandidateGuidance(RewardModel.load(reward_dir).eval(), 1, 256)
     guidance.reserve(3)
-    guidance.start(0, [1, 50, 60])
+    guidance.start(0, request([1, 50, 60]))
     check(classifier, guidance, [[1, 50, 60]], torch.arange(3, 259)[None])
 
 
@@ -83,7 +88,7 @@ def test_other_architectures(make_reward, plain, arch):
     prefixes = [[1], [1, *range(100, 140)]]
     guidance.reserve(41)
     for row, prompt in enumerate(prefixes):
-        guidance.start(row, prompt)
+        guidance.start(row, request(prompt))
     check(plain(directory), guidance, prefixes, torch.tensor([[EOS, 30, 40, 50, 60], [31, 41, EOS, 61, 71]]))
 
 
@@ -94,7 +99,7 @@ def test_eos_is_scored_at_its_own_position_where_it_is_also_the_padding(make_rew
     classifier = plain(directory)
     guidance = CandidateGuidance(RewardModel.load(directory).eval(), 1, 2)
     guidance.reserve(3)
-    guidance.start(0, [1, 50, 60])
+    guidance.start(0, request([1, 50, 60]))
     eos, other = guidance.rewards(torch.tensor([[EOS, 70]]))[0].tolist()
     hidden = classifier.model(torch.tensor([[1, 50, 60, EOS]])).last_hidden_state
     assert eos == pytest.approx(classifier.score(hidden)[0, -1, 0].item(), abs=1e-4)

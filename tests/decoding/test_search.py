@@ -1,4 +1,4 @@
-"""Methods that search above the token, against the papers' loops written plainly: one row, no cache, nothing rewound."""
+"""Methods that search above the token, against the papers' loops written plainly: one row, no cache, no rewinding."""
 
 import math
 from dataclasses import dataclass

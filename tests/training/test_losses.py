@@ -134,7 +134,14 @@ def test_fudge_is_cross_entropy_of_every_prefix():
     assert loss("fudge", given) == pytest.approx(sum(chosen + rejected) / 4)
 
 
-@pytest.mark.parametrize("name", ["rad", "fudge", "farma"])
+def test_cd_is_regression_on_prefixes_that_all_weigh_alike():
+    given = prefixes(CHOSEN, REJECTED, MASK, *LENGTHS)
+    chosen = [(0.8**2 + 0.3**2 + 0.1**2) / 3, 0.5**2]
+    rejected = [(0.1**2 + 0.4**2 + 0.3**2 + 0.2**2) / 4, (0.6**2 + 0.3**2) / 2]
+    assert loss("cd", given) == pytest.approx(sum(chosen + rejected) / 4)
+
+
+@pytest.mark.parametrize("name", ["rad", "fudge", "cd", "farma"])
 def test_a_pair_that_does_not_count_adds_nothing(name):
     best = [[1.0] * 4] * 2
     without = prefixes(CHOSEN[:1], REJECTED[:1], MASK[:1], [3], [4], best[:1])

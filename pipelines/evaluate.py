@@ -1,0 +1,174 @@
+"""Compare methods on the same prompts: rewards by the guiding model and by judges, KL, diversity, calls and time.
+
+Each of `evaluate.methods` completes the first prompts of the run, with a reward model that is trained as the method's
+paper has it unless models.reward is one for all. Table and pictures land in <run>/evaluate/.
+"""
+
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from importlib.util import find_spec
+from typing import Any
+
+import ray
+from rich.console import Console
+
+from pipelines import generate, prompts, ray_session, train_reward
+from pipelines.inputs import check_models, on_gpu, resolved
+from pipelines.run_directory import RunDirectory
+from rgtg import storage
+from rgtg.chat import Prompt
+from rgtg.config import SANDBOX, Config, TrainReward
+from rgtg.errors import UserError
+from rgtg.evaluation.endpoint import Endpoint
+from rgtg.evaluation.results import Result, measure
+from rgtg.evaluation.variants import Variant, variants
+from rgtg.models.places import pinned
+from rgtg.models.text_reward import TextReward
+from rgtg.report.evaluation import as_markdown, as_table, picture
+from rgtg.sandbox.world import true_reward
+
+STAGE = "evaluate"
+
+# Scores of completions by their prompts.
+Judge = Callable[[list[Prompt], list[str]], list[float]]
+
+
+def run(config: Config, judges: Mapping[str, Judge] | None = None) -> list[Result]:
+    """Run the comparison; what is completed already is not completed again. `judges` are further ones, by name."""
+    ways = variants(config.evaluate.methods, config.generate)
+    in_sandbox = config.models.language == SANDBOX
+    config = resolved(config, pairs=config.models.reward is None, prompts=True)
+    models, endpoint = _judging(config)
+    directory = prompts.run(config)
+    for way in ways:
+        check_models(_config_of(way, config), config.models.reward or config.train_reward.init, directory)
+    done = {way: _complete(way, config, directory) for way in ways}
+    scorers: dict[str, Judge] = {**({"true reward": _true_rewards} if in_sandbox else {}), **(judges or {})}
+    scorers |= {f"judge {i}" if i > 1 else "judge": _by_model(config, place) for i, place in enumerate(models, 1)}
+    rows = {way: _rows(place) for way, (place, _) in done.items()}
+    judged = {way: {name: _judged(judge, rows[way]) for name, judge in scorers.items()} for way in ways}
+    if endpoint:
+        for way in ways:
+            judged[way][f"wins against {ways[0].name}"] = _wins(endpoint, rows[way], rows[ways[0]])
+    results = [measure(way, rows[way], judged[way], done[way][1]) for way in ways]
+    _report(config, directory, results)
+    return results
+
+
+def _judging(config: Config) -> tuple[list[str], Endpoint | None]:
+    """The judges of the config: models, and an endpoint. Raises UserError for what is neither."""
+    settings = config.evaluate
+    urls = [place for place in settings.judges if re.match("https?://", place)]
+    models = [pinned(storage.absolute(p), "evaluate.judges") for p in settings.judges if p not in urls]
+    for place in models:
+        TextReward.check(place, "evaluate.judges", config.models.trust_remote_code)
+    if len(urls) > 1 or (urls and not settings.judge_model):
+        raise UserError(
+            "evaluate.judges takes one endpoint, and evaluate.judge_model says which model it is asked for"
+        )
+    return models, Endpoint(urls[0], settings.judge_model or "", settings.judge_key) if urls else None
+
+
+def _config_of(way: Variant, config: Config) -> Config:
+    train = config.train_reward.model_dump() | {"objective": way.objective, "head": way.head}
+    changes = {"generate": way.settings, "train_reward": TrainReward.model_validate(train)}
+    return config.model_copy(update=changes)
+
+
+def _complete(way: Variant, config: Config, directory: RunDirectory) -> tuple[str, float]:
+    """The completions of one way, and the seconds that decoding took."""
+    own = _config_of(way, config)
+    reward = config.models.reward or train_reward.reward_of(own, directory)
+    slug = re.sub(r"[^A-Za-z0-9.]+", "-", way.name)
+    stage, target = f"{STAGE} {way.name}", directory.path(STAGE, slug)
+    inputs = generate.inputs_of(own, reward, directory) | {"evaluate.num_prompts": config.evaluate.num_prompts}
+    if directory.begin(stage, inputs, rerunnable=True) != "done":
+        begun = time.monotonic()
+        storage.remove(target)  # done as a whole: its time is measured
+        counts = generate.complete(own, reward, directory, target, checkpoint=None, limit=config.evaluate.num_prompts)
+        directory.finish(stage, counts, time.monotonic() - begun)
+    return target, directory.counts(stage)["decode_seconds"]
+
+
+def _rows(place: str) -> list[dict[str, Any]]:
+    """Rows by prompt_id, so that all ways have theirs in one order."""
+    rows = [row for table in storage.read_tables(place) for row in table.to_pylist()]
+    return sorted(rows, key=lambda row: row["prompt_id"])
+
+
+def _judged(judge: Judge, rows: Sequence[Mapping[str, Any]]) -> list[list[float]]:
+    texts = [(row["prompt"], c["text"]) for row in rows for c in row["completions"] or []]
+    scores = iter(judge([prompt for prompt, _ in texts], [text for _, text in texts]))
+    return [[next(scores) for _ in row["completions"] or []] for row in rows]
+
+
+def _wins(
+    endpoint: Endpoint, rows: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]]
+) -> list[list[float]]:
+    """Of the first completion of each prompt against the other way's, which is asked for twice."""
+    both = [
+        (row["prompt"], row["completions"][0]["text"], other["completions"][0]["text"])
+        if row["completions"] and other["completions"]
+        else None
+        for row, other in zip(rows, others, strict=True)
+    ]
+    asked = [texts for texts in both if texts]
+    won = iter(endpoint.wins(*(list(column) for column in zip(*asked, strict=True)))) if asked else iter(())
+    return [[next(won)] if texts else [] for texts in both]
+
+
+def _true_rewards(given: list[Prompt], texts: list[str]) -> list[float]:
+    return [true_reward(str(prompt) + text) for prompt, text in zip(given, texts, strict=True)]
+
+
+def _by_model(config: Config, place: str) -> Judge:
+    """A reward model that judges on a worker of its own, where the devices are."""
+
+    @ray.remote(num_gpus=1 if on_gpu(config.models) else 0, num_cpus=1)
+    def score(given: list[Prompt], texts: list[str]) -> list[float]:
+        model = TextReward.load(
+            place,
+            device=config.models.device,
+            trust_remote_code=config.models.trust_remote_code,
+            what="evaluate.judges",
+        )
+        return model.score(given, texts)
+
+    def judge(given: list[Prompt], texts: list[str]) -> list[float]:
+        ray_session.start(config)
+        with ray_session.explained("judging"):
+            scores: list[float] = ray.get(score.remote(given, texts))
+            return scores
+
+    return judge
+
+
+def _report(config: Config, directory: RunDirectory, results: Sequence[Result]) -> None:
+    place = directory.path(STAGE)
+    samples = config.generate.samples
+    notes = [
+        f"{config.evaluate.num_prompts:,} prompts x {samples} completions; means over prompts ± standard error. "
+        "A reward of one's own is on a scale of its own. KL is estimated from the log-probabilities of what was "
+        "sampled. Calls are per completion: tokens that the language model decoded, prefixes that were scored.",
+    ]
+    storage.write_json(
+        f"{place}/results.json", [asdict(r) | {"tokens_per_second": r.tokens_per_second} for r in results]
+    )
+    accuracies = train_reward.accuracies(directory)
+    storage.write_bytes(f"{place}/results.md", as_markdown(results, accuracies, notes).encode())
+    if find_spec("matplotlib"):
+        storage.write_bytes(f"{place}/frontier.png", picture(results))
+        storage.write_bytes(f"{place}/calls.png", picture(results, "reward_calls"))
+    Console().print(as_table(results))
+    drawn = (
+        "pictures" if find_spec("matplotlib") else "no pictures, which need matplotlib: pip install 'rgtg[evaluate]'"
+    )
+    print(f"tables and {drawn} are in {place}", flush=True)
+
+
+if __name__ == "__main__":
+    from pipelines.cli import main
+
+    main(run)

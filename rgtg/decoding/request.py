@@ -1,0 +1,37 @@
+"""What the engine is given, and what it gives back."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Sequence:
+    """One completion as token ids; `finish_reason` is `stop` or `length`."""
+
+    token_ids: list[int]
+    token_rewards: list[float]  # none where nothing scored it
+    logprob: float
+    guided_logprob: float | None  # None where a search above the token chose
+    finish_reason: str
+    language_calls: int  # tokens that were decoded for it, kept or not
+    reward_calls: int  # prefixes that the reward model was asked for
+    error: str | None = None
+
+
+@dataclass(eq=False)
+class Request:
+    """One prompt and the completions asked for: `sequences` fills up, `done` says when."""
+
+    prompt_id: str
+    prompt_ids: list[int]
+    reward_prompt_ids: list[int]  # the same prompt in the reward model's own template
+    samples: int
+    max_new_tokens: int
+    seed: int
+    reward_text: str = ""  # that prompt as text, for a reward model that reads text
+    sequences: dict[int, Sequence] = field(default_factory=dict)
+    started: int = 0  # samples that have or had a row
+    source: int = -1  # a row that holds the prompt, from which the next samples start
+
+    @property
+    def done(self) -> bool:
+        return len(self.sequences) == self.samples

@@ -1,0 +1,142 @@
+"""Who gives rewards to a decoder: reward models that share the language model's tokens, or any classifier of text."""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from rgtg.chat import Prompt, encode_prompt, encode_response
+from rgtg.decoding.guidance import (
+    CandidateGuidance,
+    EnsembleGuidance,
+    Guidance,
+    NextTokenGuidance,
+    TextGuidance,
+    completion_text,
+)
+from rgtg.decoding.methods import METHODS
+from rgtg.decoding.request import Request
+from rgtg.errors import UserError
+from rgtg.models.cache import VIEW_MULTIPLE, round_up
+from rgtg.models.ensemble import Combine, combine
+from rgtg.models.loading import num_embeddings
+from rgtg.models.reward import RewardModel, check_same_tokens, check_sees
+from rgtg.models.text_reward import TextReward
+
+BATCH = 32
+
+
+class Scorer(Protocol):
+    context: int | None  # tokens of a prompt and its completion together, at most; None where longer ones are cut
+    vocabulary: int | None  # ids below it can be scored
+
+    def read(self, prompt: Prompt) -> tuple[list[int], str]:
+        """A prompt as a request carries it: token ids, or text."""
+
+    def guidance(self, method: str, slots: int, k: int) -> Guidance | None:
+        """What shows the candidates' rewards to a method; None where it looks at none."""
+
+    def score(self, request: Request, completions: list[list[int]]) -> list[list[float]]:
+        """Rewards r(x, y[:i]) of every prefix of completions, or, where each would cost a forward, of the whole."""
+
+    def prompt_reward(self, request: Request) -> float:
+        """The reward r(x) of a prompt without a completion."""
+
+    def score_texts(self, prompts: list[Prompt], texts: list[str], complete: bool) -> list[list[float]]:
+        """The same of given texts; `complete` adds the EOS."""
+
+
+class TokenScorer:
+    """Reward models that read the language model's own tokens; of several, all rewards are combined to one."""
+
+    def __init__(
+        self, models: list[RewardModel], language: PreTrainedTokenizerBase, how: Combine = "mean", width: float = 1.0
+    ) -> None:
+        """Raises UserError where a model has other tokens."""
+        for model in models:
+            check_same_tokens(language, model.tokenizer)
+        self.models, self.how, self.width = models, how, width
+        self.tokenizer = models[0].tokenizer
+        self.context: int | None = min(model.context for model in models)
+        self.vocabulary: int | None = min(num_embeddings(model.model) for model in models)
+
+    def read(self, prompt: Prompt) -> tuple[list[int], str]:
+        return encode_prompt(self.tokenizer, prompt), ""
+
+    def guidance(self, method: str, slots: int, k: int) -> Guidance | None:
+        sees = METHODS[method].guidance
+        for model in self.models:
+            check_sees(method, model.head_kind)
+        if sees == "none":
+            return None
+        members: list[Guidance] = [
+            CandidateGuidance(model, slots, k) if sees == "candidates" else NextTokenGuidance(model, slots)
+            for model in self.models
+        ]
+        return EnsembleGuidance(members, self.how, self.width) if len(members) > 1 else members[0]
+
+    def score(self, request: Request, completions: list[list[int]]) -> list[list[float]]:
+        return self._score([request.reward_prompt_ids] * len(completions), completions)
+
+    def prompt_reward(self, request: Request) -> float:
+        *before, last = request.reward_prompt_ids
+        return self._score([before], [[last]])[0][0]
+
+    def score_texts(self, prompts: list[Prompt], texts: list[str], complete: bool) -> list[list[float]]:
+        prompt_ids = [encode_prompt(self.tokenizer, prompt) for prompt in prompts]
+        ids = [
+            encode_response(self.tokenizer, prompt, text, complete=complete)
+            for prompt, text in zip(prompts, texts, strict=True)
+        ]
+        for i, length in enumerate(len(p) + len(r) for p, r in zip(prompt_ids, ids, strict=True)):
+            if self.context and length > self.context:
+                raise UserError(
+                    f"prompt {i} has {length} tokens with its completion, and the context is {self.context}"
+                )
+        batches = [slice(start, start + BATCH) for start in range(0, len(ids), BATCH)]
+        return [rewards for rows in batches for rewards in self._score(prompt_ids[rows], ids[rows])]
+
+    @torch.inference_mode()
+    def _score(self, prompt_ids: list[list[int]], response_ids: list[list[int]]) -> list[list[float]]:
+        lengths = [len(p) + len(r) for p, r in zip(prompt_ids, response_ids, strict=True)]
+        width = min(round_up(max(lengths), VIEW_MULTIPLE), self.context or max(lengths))
+        device = self.models[0].model.device
+        ids = torch.zeros(len(lengths), width, dtype=torch.long)
+        for row, prompt, response in zip(ids, prompt_ids, response_ids, strict=True):
+            row[: len(prompt) + len(response)] = torch.tensor(prompt + response)
+        starts = torch.tensor([len(prompt) for prompt in prompt_ids], device=device)
+        every = torch.stack([model(ids.to(device), starts) for model in self.models])
+        rewards: Tensor = combine(every, self.how, self.width).cpu()
+        return [
+            row[len(prompt) : length].tolist()
+            for row, prompt, length in zip(rewards, prompt_ids, lengths, strict=True)
+        ]
+
+
+class TextScorer:
+    """Any classifier of text. Longer texts than its context are cut at the front; a finished one gets no EOS."""
+
+    context: int | None = None
+    vocabulary: int | None = None
+
+    def __init__(self, reward: TextReward, language: PreTrainedTokenizerBase) -> None:
+        self.reward, self.language = reward, language
+
+    def read(self, prompt: Prompt) -> tuple[list[int], str]:
+        return [], self.reward.prompt(prompt)
+
+    def guidance(self, method: str, slots: int, k: int) -> Guidance | None:
+        check_sees(method, "scalar")
+        reads = METHODS[method].guidance != "none"
+        return TextGuidance(self.reward, self.language, slots, k) if reads else None
+
+    def score(self, request: Request, completions: list[list[int]]) -> list[list[float]]:
+        texts = [completion_text(self.language, request, ids) for ids in completions]
+        return [[self.reward.forward_texts([text])[0]] for text in texts]
+
+    def prompt_reward(self, request: Request) -> float:
+        return self.reward.forward_texts([request.reward_text])[0]
+
+    def score_texts(self, prompts: list[Prompt], texts: list[str], complete: bool) -> list[list[float]]:
+        return [[reward] for reward in self.reward.score(prompts, texts)]

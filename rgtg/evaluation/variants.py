@@ -1,0 +1,75 @@
+"""Ways to complete the same prompts, written as a person would: `pargs beta=0.5,1,2 objective=full`."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import product
+from typing import Any, get_args
+
+import yaml
+from pydantic import ValidationError
+
+from rgtg.config import HEADS, Generate, Head, TrainReward, sentence
+from rgtg.decoding.methods import METHODS
+from rgtg.errors import UserError
+
+# What an entry may say: settings of `generate` that are the method's, and how its reward model is trained.
+METHOD_KEYS = ("beta", "k", "proposals", "segment_tokens", "segment_entropy", "target_reward")
+KEYS = (*METHOD_KEYS, "temperature", "top_p", "objective", "head")
+
+
+@dataclass(frozen=True, eq=False)
+class Variant:
+    """One way to complete prompts; those of a family differ in `beta` alone."""
+
+    name: str
+    family: str
+    settings: Generate
+    objective: str
+    head: Head
+
+    @property
+    def beta(self) -> float:
+        preset = METHODS[self.settings.method]
+        return preset.beta if self.settings.beta is None else self.settings.beta
+
+
+def variants(entries: Iterable[str], settings: Generate) -> list[Variant]:
+    """The variants that `entries` name, each `METHOD [KEY=VALUE[,VALUE]...]...`; what they leave open is as the method
+    has it, or for what is no method's own as `settings` have it. Raises UserError for a mistake.
+    """
+    found: dict[str, Variant] = {}
+    for entry in entries:
+        method, *pairs = entry.split() or [""]
+        choices: dict[str, list[str]] = {}
+        for pair in pairs:
+            key, equals, values = pair.partition("=")
+            if not equals or not values or key not in KEYS:
+                raise UserError(f"evaluate.methods: {pair!r} in {entry!r} is none of {', '.join(KEYS)} with a value")
+            choices[key] = values.split(",")
+        for chosen in product(*choices.values()):
+            variant = _variant(method, dict(zip(choices, chosen, strict=True)), settings)
+            found.setdefault(variant.name, variant)
+    return list(found.values())
+
+
+def _variant(method: str, given: dict[str, str], settings: Generate) -> Variant:
+    name = _name(method, given)
+    own = {key: yaml.safe_load(value) for key, value in given.items() if key not in ("objective", "head")}
+    common = settings.model_dump() | dict.fromkeys(METHOD_KEYS)
+    try:
+        chosen = Generate.model_validate(common | {"method": method} | own)
+    except ValidationError as error:
+        raise UserError(f"evaluate.methods: {name}: {sentence(error)}") from error
+    preset = METHODS[method]
+    objective = given.get("objective", preset.objective)
+    head: Any = given.get("head", HEADS.get(objective, "next-token" if preset.guidance == "next-token" else "scalar"))
+    known = get_args(TrainReward.model_fields["objective"].annotation)
+    if objective not in known or head not in get_args(Head):
+        raise UserError(
+            f"evaluate.methods: {name}: objectives are {', '.join(known)}, heads are {', '.join(get_args(Head))}"
+        )
+    return Variant(name, _name(method, {k: v for k, v in given.items() if k != "beta"}), chosen, objective, head)
+
+
+def _name(method: str, given: dict[str, str]) -> str:
+    return " ".join([method, *(f"{key}={value}" for key, value in given.items())])

@@ -1,0 +1,110 @@
+"""TextReward: any classifier of text as a reward model, whatever its tokenizer and architecture, by plain forwards."""
+
+from typing import Any
+
+import torch
+from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
+
+from rgtg.chat import Prompt, render
+from rgtg.errors import UserError
+from rgtg.models.loading import (
+    context_length,
+    load_config,
+    load_tokenizer,
+    load_weights,
+    num_embeddings,
+    resolve_device,
+    resolve_dtype,
+)
+
+BATCH = 16
+
+
+class TextReward:
+    """The reward of whole texts, read anew by the model's own tokenizer: encoders, other vocabularies, hub models.
+
+    A classifier with one label gives its logit; with two, the second over the first one.
+    """
+
+    def __init__(self, model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        # Encoders of the BERT family start counting positions behind the padding token.
+        offset = 2 if model.config.model_type in ("roberta", "xlm-roberta", "camembert", "longformer") else 0
+        self.context = context_length(model.config) - offset
+
+    @staticmethod
+    def check(place: str, what: str, trust_remote_code: bool = False) -> None:
+        """Raises UserError unless `place` holds a classifier of text; reads no weights."""
+        config = load_config(place, what, trust_remote_code=trust_remote_code)
+        architecture = (config.architectures or ["model of unknown architecture"])[0]
+        if not architecture.endswith("ForSequenceClassification") or config.num_labels not in (1, 2):
+            raise UserError(
+                f"{what}: {place!r} holds a {architecture} with {config.num_labels} labels; a reward model is a "
+                "sequence classifier with one label, or two"
+            )
+
+    @classmethod
+    def load(
+        cls, place: str, *, device: str = "auto", dtype: str = "auto", trust_remote_code: bool = False, what: str
+    ) -> "TextReward":
+        cls.check(place, what, trust_remote_code)
+        target = resolve_device(device)
+        model = load_weights(
+            AutoModelForSequenceClassification,
+            place,
+            what,
+            trust_remote_code=trust_remote_code,
+            dtype=resolve_dtype(dtype, target),
+        )
+        return cls(model.to(target), load_tokenizer(place, what, trust_remote_code=trust_remote_code))
+
+    def score(self, prompts: list[Prompt], completions: list[str]) -> list[float]:
+        """Rewards of completions behind their prompts; of a text beyond the context, its end counts."""
+        return self.score_texts([self.prompt(p) + text for p, text in zip(prompts, completions, strict=True)])
+
+    def prompt(self, prompt: Prompt) -> str:
+        """A prompt as the model reads it, messages by its own chat template."""
+        return render(self.tokenizer, prompt)
+
+    def score_texts(self, texts: list[str]) -> list[float]:
+        """Rewards of whole texts."""
+        ids = [self._encode(text) for text in texts]
+        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))  # like lengths together: little padding
+        rewards = [0.0] * len(ids)
+        for start in range(0, len(order), BATCH):
+            rows = order[start : start + BATCH]
+            for row, reward in zip(rows, self.forward([ids[row] for row in rows]), strict=True):
+                rewards[row] = reward
+        return rewards
+
+    def forward_texts(self, texts: list[str]) -> list[float]:
+        """Rewards of whole texts by one forward, whose shape depends on no other texts."""
+        return self.forward([self._encode(text) for text in texts], multiple=32)
+
+    @torch.inference_mode()
+    def forward(self, ids: list[list[int]], multiple: int = 1) -> list[float]:
+        """Rewards of token ids, in one forward."""
+        width = min(-(-max(map(len, ids)) // multiple) * multiple, self.context)
+        batch = torch.zeros(len(ids), width, dtype=torch.long)
+        mask = torch.zeros(len(ids), width, dtype=torch.long)
+        pad = self.model.config.get_text_config().pad_token_id
+        if pad is not None:
+            batch.fill_(pad)
+        for row, tokens in enumerate(ids):
+            batch[row, : len(tokens)], mask[row, : len(tokens)] = torch.tensor(tokens), 1
+        batch, mask = batch.to(self.model.device), mask.to(self.model.device)
+        head = getattr(self.model, "score", None)
+        if isinstance(head, torch.nn.Linear):  # a causal classifier: by position, since pooling stumbles over EOS
+            hidden = self.model.base_model(input_ids=batch, attention_mask=mask).last_hidden_state
+            last = mask.sum(-1) - 1
+            logits = head(hidden[torch.arange(len(ids), device=last.device), last])
+        else:
+            logits = self.model(input_ids=batch, attention_mask=mask).logits
+        logits = logits.float()
+        return (logits[:, 0] if logits.shape[1] == 1 else logits[:, 1] - logits[:, 0]).tolist()
+
+    def _encode(self, text: str) -> list[int]:
+        ids = self.tokenizer(text).input_ids or [0]
+        vocabulary = num_embeddings(self.model)
+        ids = [i if i < vocabulary else self.tokenizer.unk_token_id or 0 for i in ids]
+        return ids[-self.context :]

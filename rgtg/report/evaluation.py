@@ -1,0 +1,116 @@
+"""The table and the pictures of a comparison."""
+
+import io
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from typing import Any
+
+from rich.table import Table
+
+from rgtg.evaluation.means import Mean
+from rgtg.evaluation.results import Result, at_kl
+
+KLS = (1.0, 2.0, 5.0, 10.0, 20.0)
+
+
+def header(results: Sequence[Result]) -> list[str]:
+    scorers = [name for name in results[0].scores if name != "reward"]
+    return [
+        *("method", "own reward", *scorers, "KL"),
+        *("tokens", "distinct-2", "ROUGE-L", "LM calls", "RM calls", "seconds", "tokens/s"),
+    ]
+
+
+def rows(results: Sequence[Result]) -> list[list[str]]:
+    """What the table says of each variant, by `header`."""
+    return [
+        [
+            r.name,
+            *(_mean(r.scores[name]) for name in ("reward", *(n for n in results[0].scores if n != "reward"))),
+            f"{'≤ ' if r.kl_is_bound else ''}{r.kl.value:.1f}" if r.kl else "",
+            f"{r.tokens:.1f}",
+            f"{r.distinct_2:.2f}",
+            "" if r.rouge_l is None else f"{r.rouge_l:.2f}",
+            f"{r.language_calls:.0f}",
+            f"{r.reward_calls:.0f}",
+            f"{r.seconds:.0f}",
+            f"{r.tokens_per_second:,.0f}",
+        ]
+        for r in results
+    ]
+
+
+def at_equal_kl(results: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
+    """Scores of each family that was run at several strengths, interpolated at equal KL; for each judge a row."""
+    lines = []
+    for family, members in families(results).items():
+        for scorer in [name for name in results[0].scores if name != "reward"] or ["reward"]:
+            values = [at_kl(members, scorer, kl) for kl in KLS]
+            if any(values):
+                lines.append([family, scorer, *map(_mean, values)])
+    return ["family", "score", *(f"KL {kl:g}" for kl in KLS)], lines
+
+
+def by_part(accuracies: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Accuracy of each reward model where it has seen a part of the responses."""
+    parts = next(iter(accuracies.values()))["by_fraction"]
+    lines = [[name, *(f"{a['by_fraction'][part]:.3f}" for part in parts)] for name, a in accuracies.items()]
+    return ["reward model", *(f"{float(part):.0%}" for part in parts)], lines
+
+
+def families(results: Sequence[Result]) -> dict[str, list[Result]]:
+    ordered = sorted(results, key=lambda r: (r.family, r.beta))
+    return {family: list(members) for family, members in groupby(ordered, key=lambda r: r.family)}
+
+
+def as_table(results: Sequence[Result]) -> Table:
+    table = Table(title="methods compared", title_justify="left")
+    for i, name in enumerate(header(results)):
+        table.add_column(name, justify="right" if i else "left", no_wrap=not i)
+    for row in rows(results):
+        table.add_row(*row)
+    return table
+
+
+def as_markdown(results: Sequence[Result], accuracies: Mapping[str, Any], notes: Sequence[str]) -> str:
+    parts = ["# Methods compared", _markdown(header(results), rows(results))]
+    names, lines = at_equal_kl(results)
+    if lines:
+        parts += ["## At equal distance from the language model", _markdown(names, lines)]
+    if accuracies:
+        parts += ["## Accuracy of reward models on held-out pairs", _markdown(*by_part(accuracies))]
+    return "\n\n".join([*parts, *notes]) + "\n"
+
+
+def picture(results: Sequence[Result], cost: str = "kl") -> bytes:
+    """A PNG of scores against `cost`, `kl` or `reward_calls`: a line a family, a panel a judge. Needs matplotlib."""
+    from matplotlib.figure import Figure
+
+    scorers = [name for name in results[0].scores if name != "reward"] or ["reward"]
+    figure = Figure(figsize=(6 * len(scorers), 4.5), layout="constrained")
+    for axes, scorer in zip(figure.subplots(1, len(scorers), squeeze=False)[0], scorers, strict=True):
+        for family, members in families(results).items():
+            points = [
+                (r.kl.value if cost == "kl" and r.kl else r.reward_calls, score.value, score.error)
+                for r in members
+                if (score := r.scores.get(scorer)) and (cost != "kl" or r.kl)
+            ]
+            if points:
+                x, y, error = zip(*points, strict=True)
+                axes.errorbar(x, y, yerr=error, marker="o", capsize=2, label=family)
+        if cost != "kl":
+            axes.set_xscale("symlog")
+        axes.set_xlabel("KL from the language model (nats)" if cost == "kl" else "reward calls per completion")
+        axes.set_ylabel(scorer)
+        axes.legend(fontsize="small")
+    image = io.BytesIO()
+    figure.savefig(image, format="png", dpi=120)
+    return image.getvalue()
+
+
+def _mean(mean: Mean | None) -> str:
+    return f"{mean.value:+.3f} ± {mean.error:.3f}" if mean else ""
+
+
+def _markdown(names: list[str], lines: list[list[str]]) -> str:
+    return "\n".join(f"| {' | '.join(line)} |" for line in [names, ["---"] * len(names), *lines])

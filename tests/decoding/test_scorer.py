@@ -1,0 +1,115 @@
+"""Reward models that read text, and several of them as one, against the plain loop and against sums by hand."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from rgtg.chat import prompt_id
+from rgtg.decoding.decoder import Decoder
+from rgtg.decoding.policy import gumbel, row_key
+from rgtg.errors import UserError
+from rgtg.models.ensemble import combine
+from tests.decoding.test_decoder_reference import PROMPTS, Reference, compare, without_padding
+
+
+@dataclass
+class TextReference(Reference):
+    """The reward of the decoded text, read by plain transformers with the reward model's own tokenizer."""
+
+    own: object = None
+    ours: object = None
+
+    @torch.no_grad()
+    def reward_of_text(self, prompt, ids):
+        text = prompt + self.ours.decode(ids, skip_special_tokens=True).rstrip("\ufffd")
+        return self.classifier(**self.own(text, return_tensors="pt")).logits[0, 0].item()
+
+
+@pytest.mark.parametrize("arch", ["bert", "qwen2"])
+def test_a_reward_model_with_another_tokenizer_reads_every_candidates_text(
+    make_reward, make_tokenizer, plain, tokenizer_of, language_dir, arch
+):
+    reward_dir = make_reward(make_tokenizer("abcdefghijklmnopqrstuvwxyz .,:;!?", bos=False), arch=arch, seed=4)
+    decoder = Decoder.load(language_dir, reward_dir, "pargs", reward_reads="text", k=4, beta=1.0, slots=3)
+    ours = tokenizer_of(language_dir)
+    reference = TextReference(
+        plain(language_dir),
+        without_padding(plain(reward_dir)),
+        ours.eos_token_id,
+        own=tokenizer_of(reward_dir),
+        ours=ours,
+    )
+    for prompt, row in zip(
+        PROMPTS[:4], decoder.generate(PROMPTS[:4], samples=2, max_new_tokens=6, seed=3), strict=True
+    ):
+        if not prompt:
+            continue  # a text of nothing has no reward to compare with
+        for sample, completion in enumerate(row):
+            ids, rewards = [], []
+            while len(ids) < 6 and 2 not in ids:
+                logprobs = reference.logprobs(ours(prompt).input_ids + ids)
+                among = logprobs.argsort(descending=True)[:4]
+                seen = torch.tensor([reference.reward_of_text(prompt, [*ids, v]) for v in among.tolist()])
+                key = row_key(3, prompt_id(prompt), sample)
+                noise = gumbel(torch.tensor([key]), torch.tensor([len(ids)]), among[None])[0]
+                choice = (logprobs[among] + seen + noise).argmax()
+                ids.append(among[choice].item())
+                rewards.append(seen[choice].item())
+            assert completion.token_ids == ids
+            assert completion.token_rewards == pytest.approx(rewards, abs=1e-4)
+            assert completion.reward_calls == 4 * len(ids)
+
+
+def test_text_that_is_read_whole_has_one_reward(make_reward, make_tokenizer, language_dir):
+    reward_dir = make_reward(make_tokenizer("abcdefgh ", bos=False), arch="bert")
+    decoder = Decoder.load(language_dir, reward_dir, "best-of-n", reward_reads="text", proposals=3, slots=8)
+    (completion,) = decoder.generate(["some text"], max_new_tokens=6)[0]
+    assert completion.token_rewards is None
+    assert completion.reward_calls == 3
+    assert decoder.score(["some text"], [completion.text]) == [[pytest.approx(completion.reward, abs=1e-4)]]
+
+
+def test_another_tokenizer_is_refused_unless_text_is_read(make_reward, make_tokenizer, language_dir):
+    other = make_reward(make_tokenizer("abcdefgh "))
+    with pytest.raises(UserError, match="reward_reads=text"):
+        Decoder.load(language_dir, other, "pargs")
+    with pytest.raises(UserError, match="scalar head"):
+        Decoder.load(language_dir, other, "farma", reward_reads="text")
+
+
+@dataclass
+class EnsembleReference(Reference):
+    others: tuple = ()
+
+    def reward(self, prompt_ids, response_ids):
+        row = torch.tensor([prompt_ids + response_ids])
+        with torch.no_grad():
+            rewards = [
+                m(row, attention_mask=torch.ones_like(row)).logits[0, 0] for m in (self.classifier, *self.others)
+            ]
+        mean = sum(rewards) / len(rewards)
+        deviation = (sum((r - mean) ** 2 for r in rewards) / len(rewards)) ** 0.5
+        return (mean - 0.5 * deviation).item()
+
+
+def test_an_ensemble_guides_by_its_combined_reward(make_reward, plain, tokenizer_of, language_dir, reward_dir):
+    places = [reward_dir, make_reward(seed=11, arch="gpt2"), make_reward(seed=12)]
+    models = [without_padding(plain(place)) for place in places]
+    tokenizer = tokenizer_of(language_dir)
+    reference = EnsembleReference(plain(language_dir), models[0], tokenizer.eos_token_id, others=tuple(models[1:]))
+    options = {"combine": "lower-bound", "bound_width": 0.5}
+    decoder = Decoder.load(language_dir, places, "pargs", k=4, beta=1.5, slots=5, **options)
+    compare(reference, decoder, tokenizer, PROMPTS[:4], samples=2, max_new_tokens=6, seed=3)
+    (completion,) = decoder.generate(["count"], max_new_tokens=3)[0]
+    assert completion.reward_calls == 3 * 4 * completion.num_tokens
+    scored = decoder.score(["hi"], ["you"])[0][-1]
+    assert scored == pytest.approx(reference.reward([1], tokenizer("hiyou").input_ids[1:]), abs=1e-4)
+
+
+def test_how_rewards_are_combined():
+    rewards = torch.tensor([[1.0, 2.0], [3.0, 2.0], [5.0, -1.0]])
+    assert combine(rewards, "mean").tolist() == [3.0, 1.0]
+    assert combine(rewards, "min").tolist() == [1.0, -1.0]
+    bound = combine(rewards, "lower-bound", 2.0).tolist()
+    assert bound == pytest.approx([3.0 - 2 * (8 / 3) ** 0.5, 1.0 - 2 * 2**0.5])
