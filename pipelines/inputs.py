@@ -99,7 +99,7 @@ def reward_place(config: Config, directory: RunDirectory) -> str | None:
         return config.models.reward
     if directory.is_done("train_reward"):
         return directory.path("reward_model")
-    if METHODS[config.generate.method].guidance != "none":
+    if METHODS[config.generate.method].needs_reward:
         raise UserError(
             f"the method {config.generate.method!r} needs a reward model: run train-reward in this run first, or set "
             "models.reward"

@@ -69,7 +69,7 @@ def _baseline(config: Config) -> None:
     if directory.begin(BASELINE, inputs) == "done":
         return
     begun = time.monotonic()
-    settings = config.generate.model_copy(update={"method": "unguided", "beta": None})
+    settings = config.generate.by("unguided", k=config.generate.k)
     target = directory.path("completions_unguided")
     storage.remove(target)  # small, and without a checkpoint: it is done as a whole
     counts = generate.complete(

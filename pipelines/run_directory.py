@@ -16,6 +16,7 @@ import yaml
 from rgtg import storage
 from rgtg.config import Config
 from rgtg.errors import UserError
+from rgtg.models.adapters import describe, is_adapter
 
 PACKAGES = ("rgtg", "ray", "torch", "transformers", "pyarrow")
 
@@ -123,8 +124,11 @@ def listing(places: list[str], suffixes: tuple[str, ...]) -> list[dict[str, Any]
 
 def model_digest(place: str) -> str:
     """What stands for the contents of a model in a fingerprint: a directory's digest, or a hub id with its commit."""
-    is_directory = "://" in place or storage.exists(place)
-    return f"sha256:{storage.digest(storage.local_copy(place))}" if is_directory else place
+    if "://" not in place and not storage.exists(place):
+        return place
+    directory = storage.local_copy(place)
+    digest = f"sha256:{storage.digest(directory)}"
+    return f"{digest} on {model_digest(describe(directory, place)[0])}" if is_adapter(directory) else digest
 
 
 def _changes(before: Inputs, now: Inputs) -> str:

@@ -112,6 +112,10 @@ class TrainReward(Section):
     """Pairs of an optimizer step, over all workers."""
     micro_batch_size: Positive | None = None
     """Pairs of one forward of a worker; fewer accumulate gradients and save memory. Default: no accumulation."""
+    lora_rank: Positive | None = None
+    """Train low-rank adapters (LoRA) of this rank instead of all weights; they are merged where the model is saved."""
+    lora_alpha: float = Field(16.0, gt=0)
+    """Adapters count `lora_alpha / lora_rank` times."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass instead of keeping them: less memory, a third more work."""
     learning_rate: float = Field(1e-5, gt=0)
@@ -196,6 +200,11 @@ class Generate(Section):
     """Completions that an actor decodes at once."""
     threads: Positive = 1
     """CPU threads, and so cores, of an actor. Another number may round, and so rarely choose, differently."""
+
+    def by(self, method: str, **changes: Any) -> "Generate":
+        """The same by another method, whose own settings are its defaults but for `changes`."""
+        own = ("beta", "k", "proposals", "segment_tokens", "segment_entropy", "target_reward")
+        return Generate.model_validate(self.model_dump() | dict.fromkeys(own) | {"method": method} | changes)
 
     @field_validator("method")
     @classmethod

@@ -78,7 +78,7 @@ class Decoder:
             segments = with_segments(method, proposals, segment_tokens, segment_entropy, target_reward)
         except ValueError as error:
             raise UserError(str(error)) from error
-        if (preset.guidance != "none" or segments) and scorer is None:
+        if preset.needs_reward and scorer is None:
             raise UserError(f"the method {method!r} needs a reward model; give one, or use the method 'unguided'")
         self.language, self.scorer, self.method = language, scorer, method
         self.max_prompt_tokens = max_prompt_tokens

@@ -37,6 +37,10 @@ class Method(NamedTuple):
     reading: Reading = "as it is"  # how a reward enters the policy
     segments: Segments | None = None  # what is searched above the token
 
+    @property
+    def needs_reward(self) -> bool:
+        return self.guidance != "none" or self.segments is not None
+
 
 METHODS: dict[str, Method] = {
     # The language model itself, top-k sampling.

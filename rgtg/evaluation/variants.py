@@ -13,8 +13,11 @@ from rgtg.decoding.methods import METHODS
 from rgtg.errors import UserError
 
 # What an entry may say: settings of `generate` that are the method's, and how its reward model is trained.
-METHOD_KEYS = ("beta", "k", "proposals", "segment_tokens", "segment_entropy", "target_reward")
-KEYS = (*METHOD_KEYS, "temperature", "top_p", "objective", "head")
+KEYS = (
+    *("beta", "k", "temperature", "top_p"),
+    *("proposals", "segment_tokens", "segment_entropy", "target_reward"),
+    *("objective", "head"),
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,9 +58,8 @@ def variants(entries: Iterable[str], settings: Generate) -> list[Variant]:
 def _variant(method: str, given: dict[str, str], settings: Generate) -> Variant:
     name = _name(method, given)
     own = {key: yaml.safe_load(value) for key, value in given.items() if key not in ("objective", "head")}
-    common = settings.model_dump() | dict.fromkeys(METHOD_KEYS)
     try:
-        chosen = Generate.model_validate(common | {"method": method} | own)
+        chosen = settings.by(method, **own)
     except ValidationError as error:
         raise UserError(f"evaluate.methods: {name}: {sentence(error)}") from error
     preset = METHODS[method]

@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 from transformers.utils.logging import disable_progress_bar
 
 from rgtg.errors import UserError
+from rgtg.models import adapters
 from rgtg.models.places import local_directory
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -43,6 +44,12 @@ def has_fast_bfloat16(device: torch.device) -> bool:
 def load_config(place: str, what: str, *, trust_remote_code: bool = False) -> PreTrainedConfig:
     """The config of the model at `place`. Raises UserError, before any weight is read, where there is none."""
     directory = local_directory(place, what)
+    if adapters.is_adapter(directory):
+        base, classifies = adapters.describe(directory, what)
+        config = load_config(base, f"{what} (base of the adapters in {place!r})", trust_remote_code=trust_remote_code)
+        if classifies and is_language_model(config):
+            config.architectures, config.num_labels = ["AdaptersForSequenceClassification"], 1
+        return config
     if not Path(directory, "config.json").is_file():
         raise UserError(f"{what}: {place!r} has no config.json; give a Hugging Face model directory or a hub id")
     try:
@@ -53,6 +60,8 @@ def load_config(place: str, what: str, *, trust_remote_code: bool = False) -> Pr
 
 def load_tokenizer(place: str, what: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     directory = local_directory(place, what)
+    if adapters.is_adapter(directory) and not Path(directory, "tokenizer_config.json").is_file():
+        directory = local_directory(adapters.describe(directory, what)[0], what)
     try:
         return AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -63,6 +72,10 @@ def load_weights(auto_class: Any, place: str, what: str, *, trust_remote_code: b
     """A model in eval mode, from safetensors only: nothing of a model directory is unpickled."""
     disable_progress_bar()  # every actor and worker loads its own: the bars would fill a job's log
     directory = local_directory(place, what, weights=True)
+    if adapters.is_adapter(directory):
+        base, _ = adapters.describe(directory, what)
+        model = load_weights(auto_class, base, what, trust_remote_code=trust_remote_code, **options)
+        return adapters.merge_into(model, directory, what).eval()
     options |= {"use_safetensors": True, "trust_remote_code": trust_remote_code}
     try:
         model = auto_class.from_pretrained(directory, **options)

@@ -28,6 +28,7 @@ from transformers.utils import logging as hf_logging
 from rgtg.config import Head
 from rgtg.decoding.methods import METHODS
 from rgtg.errors import UserError
+from rgtg.models.adapters import Adapters
 from rgtg.models.cache import ATTENTION
 from rgtg.models.loading import (
     check_cacheable,
@@ -50,6 +51,11 @@ class RewardModel(nn.Module):
         self.model: Any = model
         self.tokenizer = tokenizer
         self.head_kind = head_kind
+        self.adapters: Adapters | None = None
+
+    def add_adapters(self, rank: int, alpha: float) -> None:
+        """Train low-rank adapters of the backbone, and the head, and nothing else."""
+        self.adapters = Adapters(self.backbone, rank, alpha)
 
     @staticmethod
     def check(place: str, what: str, trust_remote_code: bool = False, head: Head | None = None) -> Head | None:
@@ -177,6 +183,8 @@ class RewardModel(nn.Module):
 
         `state` is the state dict of this module where training has sharded its own.
         """
+        if self.adapters:
+            state = self.adapters.merged(state or self.state_dict())
         weights = state and {name.removeprefix("model."): value for name, value in state.items()}
         self.model.save_pretrained(directory, state_dict=weights)
         self.tokenizer.save_pretrained(directory)

@@ -40,6 +40,8 @@ class Learner:
     """The reward model, its optimizer and its schedule on one worker; the owner of all that a checkpoint holds."""
 
     def __init__(self, reward_model: RewardModel, settings: TrainReward, num_steps: int, device: torch.device) -> None:
+        if settings.lora_rank:
+            reward_model.add_adapters(settings.lora_rank, settings.lora_alpha)
         self.reward_model = reward_model.train()
         self.settings, self.num_steps, self.device, self.step = settings, num_steps, device, 0
         by_pair = settings.objective == "partial" and settings.average == "pair"
@@ -60,9 +62,8 @@ class Learner:
             self.model = DistributedDataParallel(
                 self.reward_model, device_ids=[device] if device.type == "cuda" else None
             )
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
-        )
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.AdamW(trained, lr=settings.learning_rate, weight_decay=settings.weight_decay)
 
     def train_step(self, pairs: list[TokenizedPair]) -> StepResult:
         """One optimizer step on this worker's pairs. Every worker calls it equally often.

@@ -33,18 +33,10 @@ def test_a_reward_model_with_another_tokenizer_reads_every_candidates_text(
     reward_dir = make_reward(make_tokenizer("abcdefghijklmnopqrstuvwxyz .,:;!?", bos=False), arch=arch, seed=4)
     decoder = Decoder.load(language_dir, reward_dir, "pargs", reward_reads="text", k=4, beta=1.0, slots=3)
     ours = tokenizer_of(language_dir)
-    reference = TextReference(
-        plain(language_dir),
-        without_padding(plain(reward_dir)),
-        ours.eos_token_id,
-        own=tokenizer_of(reward_dir),
-        ours=ours,
-    )
-    for prompt, row in zip(
-        PROMPTS[:4], decoder.generate(PROMPTS[:4], samples=2, max_new_tokens=6, seed=3), strict=True
-    ):
-        if not prompt:
-            continue  # a text of nothing has no reward to compare with
+    models = plain(language_dir), without_padding(plain(reward_dir))
+    reference = TextReference(*models, ours.eos_token_id, own=tokenizer_of(reward_dir), ours=ours)
+    prompts = [PROMPTS[0], *PROMPTS[2:5]]  # without the empty one: of it, the encoder has nothing to read
+    for prompt, row in zip(prompts, decoder.generate(prompts, samples=2, max_new_tokens=6, seed=3), strict=True):
         for sample, completion in enumerate(row):
             ids, rewards = [], []
             while len(ids) < 6 and 2 not in ids:
@@ -85,9 +77,8 @@ class EnsembleReference(Reference):
     def reward(self, prompt_ids, response_ids):
         row = torch.tensor([prompt_ids + response_ids])
         with torch.no_grad():
-            rewards = [
-                m(row, attention_mask=torch.ones_like(row)).logits[0, 0] for m in (self.classifier, *self.others)
-            ]
+            models = self.classifier, *self.others
+            rewards = [m(row, attention_mask=torch.ones_like(row)).logits[0, 0] for m in models]
         mean = sum(rewards) / len(rewards)
         deviation = (sum((r - mean) ** 2 for r in rewards) / len(rewards)) ** 0.5
         return (mean - 0.5 * deviation).item()

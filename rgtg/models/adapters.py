@@ -1,0 +1,77 @@
+"""LoRA (arXiv 2106.09685): low-rank adapters in training; where a model is saved or loaded they are merged, so that
+everything else meets plain weights. Needs peft, which is not installed by default.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from rgtg.errors import UserError
+
+DESCRIPTION, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+class Adapters:
+    """The adapters that were added to a module: which they are, and what its weights are with them."""
+
+    def __init__(self, backbone: nn.Module, rank: int, alpha: float) -> None:
+        """Give every linear layer of `backbone` an adapter, and freeze all but the adapters.
+
+        They begin as zero: the module computes what it did. Raises UserError where peft is missing.
+        """
+        peft = _peft()
+        linear = {name: module for name, module in backbone.named_modules() if isinstance(module, nn.Linear | Conv1D)}
+        self.scaling = alpha / rank
+        self.transposed = {name for name, module in linear.items() if isinstance(module, Conv1D)}  # those of GPT-2
+        config = peft.LoraConfig(
+            r=rank, lora_alpha=alpha, target_modules=list(linear), fan_in_fan_out=bool(self.transposed)
+        )
+        peft.inject_adapter_in_model(config, backbone)
+        for name, parameter in backbone.named_parameters():
+            parameter.requires_grad_("lora_" in name)
+
+    def merged(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A state dict of a module that holds the backbone as that of one without adapters: W + alpha / rank * B A."""
+        weights = {}
+        for key, value in state.items():
+            if ".lora_A." in key or ".lora_B." in key:
+                continue
+            layer, base, kind = key.partition(".base_layer.")
+            if base and kind == "weight":
+                change = state[f"{layer}.lora_B.default.weight"] @ state[f"{layer}.lora_A.default.weight"]
+                turned = any(layer.endswith(f".{name}") for name in self.transposed)
+                value = value + self.scaling * (change.T if turned else change)
+            weights[f"{layer}.{kind}" if base else key] = value
+        return weights
+
+
+def is_adapter(directory: str | Path) -> bool:
+    return Path(directory, DESCRIPTION).is_file() and not Path(directory, "config.json").is_file()
+
+
+def describe(directory: str | Path, what: str) -> tuple[str, bool]:
+    """What the adapters in `directory` are for: the place of their base model, and whether they make a classifier."""
+    try:
+        config = json.loads(Path(directory, DESCRIPTION).read_text())
+        return str(config["base_model_name_or_path"]), config.get("task_type") == "SEQ_CLS"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{what}: the {DESCRIPTION} in {str(directory)!r} is broken: {error}") from error
+
+
+def merge_into(model: Any, directory: str | Path, what: str) -> Any:
+    """The base model with the adapters in `directory` merged into its weights. Reads safetensors alone."""
+    peft = _peft()
+    if not Path(directory, WEIGHTS).is_file():
+        raise UserError(f"{what}: there is no {WEIGHTS} in {str(directory)!r}; pickled weights are not read")
+    return peft.PeftModel.from_pretrained(model, str(directory)).merge_and_unload()
+
+
+def _peft() -> Any:
+    try:
+        import peft
+    except ImportError as error:
+        raise UserError("LoRA adapters need peft: pip install 'rgtg[lora]'") from error
+    return peft

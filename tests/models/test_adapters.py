@@ -1,0 +1,108 @@
+"""Adapters against peft's own merging, and models that are adapters on another directory."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from rgtg.config import TrainReward
+from rgtg.errors import UserError
+from rgtg.models.language import LanguageModel
+from rgtg.models.reward import RewardModel
+from rgtg.training.loop import Learner
+from tests.training.test_learner import make_pairs
+
+peft = pytest.importorskip("peft")
+IDS = torch.tensor([[1, 40, 50, 60, 2]])
+
+
+def learner(reward_model, **settings):
+    settings = TrainReward(learning_rate=1e-2, precision="float32", lora_rank=4, **settings)
+    return Learner(reward_model, settings, 10, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("arch", ["llama", "gpt2"])
+@pytest.mark.parametrize("head", ["scalar", "next-token"])
+def test_training_moves_the_adapters_and_the_head_and_saves_plain_weights(make_language, plain, tmp_path, arch, head):
+    place = make_language(arch=arch, seed=6)
+    before = RewardModel.load(place, head=head).model.state_dict()
+    objective = "partial" if head == "scalar" else "farma"
+    trained = learner(RewardModel.load(place, head=head), objective=objective)
+    with torch.no_grad():
+        untouched = trained.reward_model(IDS)
+        torch.testing.assert_close(untouched, RewardModel.load(place, head=head)(IDS))
+    for step in range(4):
+        trained.train_step(make_pairs(8, seed=step))
+    frozen = [n for n, p in trained.reward_model.named_parameters() if not p.requires_grad]
+    assert frozen
+    assert all(
+        not torch.equal(p, before[n.removeprefix("model.")])
+        for n, p in trained.reward_model.named_parameters()
+        if p.requires_grad and "lora_" not in n
+    ), "the head is trained"
+    trained.reward_model.save(tmp_path / "saved")
+    saved = RewardModel.load(str(tmp_path / "saved"))
+    with torch.no_grad():
+        rewards = trained.reward_model.eval()(IDS)
+        torch.testing.assert_close(saved(IDS), rewards, atol=1e-5, rtol=0)
+    assert (rewards - untouched).abs().max() > 1e-2
+    assert saved.model.state_dict().keys() == before.keys()
+    assert not any("lora" in name or "base_layer" in name for name in plain(tmp_path / "saved").state_dict())
+
+
+def test_training_goes_on_from_a_state(reward_dir):
+    def steps(learner, seeds):
+        for seed in seeds:
+            learner.train_step(make_pairs(8, seed=seed))
+        return learner.reward_model.state_dict()
+
+    torch.manual_seed(0)
+    whole = steps(learner(RewardModel.load(reward_dir)), range(4))
+    torch.manual_seed(0)
+    first = learner(RewardModel.load(reward_dir))
+    steps(first, range(2))
+    second = learner(RewardModel.load(reward_dir))
+    second.restore(first.state())
+    for name, value in steps(second, range(2, 4)).items():
+        torch.testing.assert_close(value, whole[name], atol=1e-6, rtol=0)
+
+
+def adapter(base, place, auto, task, tokenizer=None):
+    """Adapters of random weights as peft saves them; the merged model's output."""
+    model = auto.from_pretrained(base, dtype=torch.float32, **({"num_labels": 1} if task == "SEQ_CLS" else {}))
+    adapted = peft.get_peft_model(model, peft.LoraConfig(r=2, task_type=task, init_lora_weights=False))
+    adapted.save_pretrained(place)
+    with torch.no_grad():
+        return adapted.eval()(IDS, attention_mask=torch.ones_like(IDS)).logits
+
+
+def test_a_language_model_that_is_adapters(language_dir, tmp_path):
+    expected = adapter(language_dir, tmp_path, AutoModelForCausalLM, "CAUSAL_LM")
+    model = LanguageModel.load(str(tmp_path), device="cpu")
+    with torch.inference_mode():
+        torch.testing.assert_close(model.model(IDS).logits, expected, atol=1e-4, rtol=0)
+    assert model.tokenizer.eos_token_id == 2
+
+
+def test_a_reward_model_that_is_adapters_on_a_language_model(language_dir, tmp_path):
+    expected = adapter(language_dir, tmp_path, AutoModelForSequenceClassification, "SEQ_CLS")
+    assert RewardModel.check(str(tmp_path), "reward") == "scalar"
+    reward = RewardModel.load(str(tmp_path))
+    with torch.no_grad():
+        torch.testing.assert_close(reward(IDS)[0, -1], expected[0, 0], atol=1e-4, rtol=0)
+
+
+def test_adapters_whose_base_is_gone_or_whose_weights_are_pickled(language_dir, tmp_path):
+    adapter(language_dir, tmp_path, AutoModelForCausalLM, "CAUSAL_LM")
+    Path(tmp_path, "adapter_model.safetensors").rename(tmp_path / "adapter_model.bin")
+    with pytest.raises(UserError, match="pickled"):
+        LanguageModel.load(str(tmp_path), device="cpu")
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": "/no/such/place"}))
+    with pytest.raises(UserError, match="base of the adapters"):
+        LanguageModel.load(str(tmp_path), device="cpu")
+    (tmp_path / "adapter_config.json").write_text("{")
+    with pytest.raises(UserError, match="broken"):
+        LanguageModel.load(str(tmp_path), device="cpu")
