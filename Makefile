@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install nightly test test-slow check format clean
+.PHONY: install nightly methods test test-slow check format clean
 
 install: $(INSTALLED)
 
@@ -23,6 +23,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 nightly: install
 	$(BIN)/rgtg nightly
+
+# Every method on the sandbox, one after the other: the README's table of methods.
+methods: install
+	$(BIN)/rgtg evaluate --config cluster/examples/methods.yaml
 
 test: install
 	$(BIN)/python -m pytest

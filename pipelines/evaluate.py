@@ -22,11 +22,13 @@ from rgtg.chat import Prompt
 from rgtg.config import SANDBOX, Config, TrainReward
 from rgtg.errors import UserError
 from rgtg.evaluation.endpoint import Endpoint
-from rgtg.evaluation.results import Result, measure
+from rgtg.evaluation.likelihood import logprobs as likelihood
+from rgtg.evaluation.results import Result, Scores, measure
 from rgtg.evaluation.variants import Variant, variants
+from rgtg.models.language import LanguageModel
 from rgtg.models.places import pinned
 from rgtg.models.text_reward import TextReward
-from rgtg.report.evaluation import as_markdown, as_table, picture
+from rgtg.report.evaluation import COSTS, as_markdown, as_table, picture
 from rgtg.sandbox.world import true_reward
 
 STAGE = "evaluate"
@@ -52,7 +54,8 @@ def run(config: Config, judges: Mapping[str, Judge] | None = None) -> list[Resul
     if endpoint:
         for way in ways:
             judged[way][f"wins against {ways[0].name}"] = _wins(endpoint, rows[way], rows[ways[0]])
-    results = [measure(way, rows[way], judged[way], done[way][1]) for way in ways]
+    logprobs = {way: _judged(_by_language(config), rows[way], "token_ids") for way in ways if way.language}
+    results = [measure(way, rows[way], judged[way], done[way][1], logprobs.get(way)) for way in ways]
     _report(config, directory, results)
     return results
 
@@ -72,8 +75,12 @@ def _judging(config: Config) -> tuple[list[str], Endpoint | None]:
 
 
 def _config_of(way: Variant, config: Config) -> Config:
-    train = config.train_reward.model_dump() | {"objective": way.objective, "head": way.head}
-    changes = {"generate": way.settings, "train_reward": TrainReward.model_validate(train)}
+    init = config.train_reward.init or config.models.language
+    train = config.train_reward.model_dump() | {"objective": way.objective, "head": way.head, "init": init}
+    changes: dict[str, Any] = {"generate": way.settings, "train_reward": TrainReward.model_validate(train)}
+    if way.language:
+        place = pinned(storage.absolute(way.language), "language in evaluate.methods")
+        changes["models"] = config.models.model_copy(update={"language": place})
     return config.model_copy(update=changes)
 
 
@@ -98,9 +105,10 @@ def _rows(place: str) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: row["prompt_id"])
 
 
-def _judged(judge: Judge, rows: Sequence[Mapping[str, Any]]) -> list[list[float]]:
-    texts = [(row["prompt"], c["text"]) for row in rows for c in row["completions"] or []]
-    scores = iter(judge([prompt for prompt, _ in texts], [text for _, text in texts]))
+def _judged(judge: Callable[..., list[float]], rows: Sequence[Mapping[str, Any]], column: str = "text") -> Scores:
+    """What a judge of completions says of those of `rows`."""
+    given = [(row["prompt"], c[column]) for row in rows for c in row["completions"] or []]
+    scores = iter(judge([prompt for prompt, _ in given], [completion for _, completion in given]))
     return [[next(scores) for _ in row["completions"] or []] for row in rows]
 
 
@@ -124,23 +132,36 @@ def _true_rewards(given: list[Prompt], texts: list[str]) -> list[float]:
 
 
 def _by_model(config: Config, place: str) -> Judge:
-    """A reward model that judges on a worker of its own, where the devices are."""
+    """A reward model that judges."""
 
-    @ray.remote(num_gpus=1 if on_gpu(config.models) else 0, num_cpus=1)
     def score(given: list[Prompt], texts: list[str]) -> list[float]:
-        model = TextReward.load(
-            place,
-            device=config.models.device,
-            trust_remote_code=config.models.trust_remote_code,
-            what="evaluate.judges",
-        )
-        return model.score(given, texts)
+        models = config.models
+        options: dict[str, Any] = {"device": models.device, "trust_remote_code": models.trust_remote_code}
+        return TextReward.load(place, what="evaluate.judges", **options).score(given, texts)
 
-    def judge(given: list[Prompt], texts: list[str]) -> list[float]:
+    return _on_a_worker(score, config)
+
+
+def _by_language(config: Config) -> Callable[[list[Prompt], list[list[int]]], list[float]]:
+    """The run's language model, which says how likely completions are."""
+
+    def score(given: list[Prompt], ids: list[list[int]]) -> list[float]:
+        models = config.models
+        options: dict[str, Any] = {"device": models.device, "trust_remote_code": models.trust_remote_code}
+        return likelihood(LanguageModel.load(models.language, **options), given, ids)
+
+    return _on_a_worker(score, config)
+
+
+def _on_a_worker(score: Callable[..., list[float]], config: Config) -> Callable[..., list[float]]:
+    """`score` where the devices are."""
+
+    def judge(*given: Any) -> list[float]:
         ray_session.start(config)
+        remote = ray.remote(num_gpus=1 if on_gpu(config.models) else 0, num_cpus=1)(score)
         with ray_session.explained("judging"):
-            scores: list[float] = ray.get(score.remote(given, texts))
-            return scores
+            scores: list[float] = ray.get(remote.remote(*given))
+        return scores
 
     return judge
 
@@ -159,8 +180,8 @@ def _report(config: Config, directory: RunDirectory, results: Sequence[Result]) 
     accuracies = train_reward.accuracies(directory)
     storage.write_bytes(f"{place}/results.md", as_markdown(results, accuracies, notes).encode())
     if find_spec("matplotlib"):
-        storage.write_bytes(f"{place}/frontier.png", picture(results))
-        storage.write_bytes(f"{place}/calls.png", picture(results, "reward_calls"))
+        for cost in COSTS:
+            storage.write_bytes(f"{place}/by_{cost}.png", picture(results, cost))
     Console().print(as_table(results))
     drawn = (
         "pictures" if find_spec("matplotlib") else "no pictures, which need matplotlib: pip install 'rgtg[evaluate]'"

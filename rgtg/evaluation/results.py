@@ -37,15 +37,26 @@ class Result:
 
 
 Rows = Sequence[Mapping[str, Any]]
+Scores = Sequence[Sequence[float]]  # of each completion of each row
 
 
-def measure(variant: Variant, rows: Rows, judged: Mapping[str, Sequence[Sequence[float]]], seconds: float) -> Result:
-    """Measure rows of completions/; `judged` has the scores of each judge, as lists per row and completion."""
+def measure(
+    variant: Variant,
+    rows: Rows,
+    judged: Mapping[str, Scores],
+    seconds: float,
+    logprobs: Scores | None = None,
+) -> Result:
+    """Measure rows of completions/; `judged` has the scores of each judge, as lists per row and completion.
+
+    `logprobs` are the run's language model's, where another one completed.
+    """
     good = [row["completions"] or [] for row in rows]
     every = [c for completions in good for c in completions]
+    logprobs = logprobs or [[c["logprob"] for c in completions] for completions in good]
     kls = [
-        [c["guided_logprob"] - c["logprob"] for c in completions if c["guided_logprob"] is not None]
-        for completions in good
+        [c["guided_logprob"] - p for c, p in zip(cs, ps, strict=True) if c["guided_logprob"] is not None]
+        for cs, ps in zip(good, logprobs, strict=True)
     ]
     scores = {"reward": [[c["reward"] for c in cs if c["reward"] is not None] for cs in good], **judged}
     rouges = [score for cs in good if (score := self_rouge_l([c["text"] for c in cs])) is not None]

@@ -12,11 +12,13 @@ from rgtg.config import HEADS, Generate, Head, TrainReward, sentence
 from rgtg.decoding.methods import METHODS
 from rgtg.errors import UserError
 
-# What an entry may say: settings of `generate` that are the method's, and how its reward model is trained.
+# What an entry may say: settings of `generate` that are the method's; and how its reward model is trained, or which
+# language model stands in for the run's.
+OTHERS = ("objective", "head", "language")
 KEYS = (
     *("beta", "k", "temperature", "top_p"),
     *("proposals", "segment_tokens", "segment_entropy", "target_reward"),
-    *("objective", "head"),
+    *OTHERS,
 )
 
 
@@ -29,6 +31,7 @@ class Variant:
     settings: Generate
     objective: str
     head: Head
+    language: str | None = None  # another language model, such as a fine-tuned one, in place of the run's
 
     @property
     def beta(self) -> float:
@@ -57,7 +60,7 @@ def variants(entries: Iterable[str], settings: Generate) -> list[Variant]:
 
 def _variant(method: str, given: dict[str, str], settings: Generate) -> Variant:
     name = _name(method, given)
-    own = {key: yaml.safe_load(value) for key, value in given.items() if key not in ("objective", "head")}
+    own = {key: yaml.safe_load(value) for key, value in given.items() if key not in OTHERS}
     try:
         chosen = settings.by(method, **own)
     except ValidationError as error:
@@ -70,7 +73,8 @@ def _variant(method: str, given: dict[str, str], settings: Generate) -> Variant:
         raise UserError(
             f"evaluate.methods: {name}: objectives are {', '.join(known)}, heads are {', '.join(get_args(Head))}"
         )
-    return Variant(name, _name(method, {k: v for k, v in given.items() if k != "beta"}), chosen, objective, head)
+    family = _name(method, {key: value for key, value in given.items() if key != "beta"})
+    return Variant(name, family, chosen, objective, head, given.get("language"))
 
 
 def _name(method: str, given: dict[str, str]) -> str:

@@ -1,7 +1,7 @@
 """The table and the pictures of a comparison."""
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -82,27 +82,36 @@ def as_markdown(results: Sequence[Result], accuracies: Mapping[str, Any], notes:
     return "\n\n".join([*parts, *notes]) + "\n"
 
 
-def picture(results: Sequence[Result], cost: str = "kl") -> bytes:
-    """A PNG of scores against `cost`, `kl` or `reward_calls`: a line a family, a panel a judge. Needs matplotlib."""
+# What a score can be drawn against: a label, and the figure.
+COSTS: dict[str, tuple[str, Callable[[Result], float | None]]] = {
+    "kl": ("KL from the language model (nats)", lambda r: r.kl.value if r.kl else None),
+    "reward_calls": ("reward calls per completion", lambda r: r.reward_calls),
+    "seconds": ("seconds per 1,000 completions", lambda r: 1000 * r.seconds / max(1, r.completions)),
+}
+
+
+def picture(results: Sequence[Result], cost: str) -> bytes:
+    """A PNG of scores against one of COSTS: a line a family, a panel a judge. Needs matplotlib."""
     from matplotlib.figure import Figure
 
+    label, figure_of = COSTS[cost]
     scorers = [name for name in results[0].scores if name != "reward"] or ["reward"]
-    figure = Figure(figsize=(6 * len(scorers), 4.5), layout="constrained")
+    figure = Figure(figsize=(7 * len(scorers), 5), layout="constrained")
     for axes, scorer in zip(figure.subplots(1, len(scorers), squeeze=False)[0], scorers, strict=True):
         for family, members in families(results).items():
             points = [
-                (r.kl.value if cost == "kl" and r.kl else r.reward_calls, score.value, score.error)
+                (x, score.value, score.error)
                 for r in members
-                if (score := r.scores.get(scorer)) and (cost != "kl" or r.kl)
+                if (score := r.scores.get(scorer)) and (x := figure_of(r)) is not None
             ]
             if points:
-                x, y, error = zip(*points, strict=True)
-                axes.errorbar(x, y, yerr=error, marker="o", capsize=2, label=family)
+                costs, values, errors = zip(*sorted(points), strict=True)
+                axes.errorbar(costs, values, yerr=errors, marker="o", capsize=2, label=family)
         if cost != "kl":
             axes.set_xscale("symlog")
-        axes.set_xlabel("KL from the language model (nats)" if cost == "kl" else "reward calls per completion")
+        axes.set_xlabel(label)
         axes.set_ylabel(scorer)
-        axes.legend(fontsize="small")
+        axes.legend(fontsize="x-small")
     image = io.BytesIO()
     figure.savefig(image, format="png", dpi=120)
     return image.getvalue()

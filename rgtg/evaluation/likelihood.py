@@ -1,0 +1,29 @@
+"""What a language model thinks of given completions."""
+
+import torch
+
+from rgtg.chat import Prompt, encode_prompt
+from rgtg.models.language import LanguageModel
+
+BATCH = 16
+
+
+@torch.inference_mode()
+def logprobs(model: LanguageModel, prompts: list[Prompt], completions: list[list[int]]) -> list[float]:
+    """log p(y | x) of completions, as token ids, in nats."""
+    prompt_ids = [encode_prompt(model.tokenizer, prompt) for prompt in prompts]
+    totals = [0.0] * len(completions)
+    order = sorted(range(len(totals)), key=lambda i: len(prompt_ids[i]) + len(completions[i]))  # little padding
+    for start in range(0, len(order), BATCH):
+        rows = order[start : start + BATCH]
+        texts = [prompt_ids[row] + completions[row] for row in rows]
+        ids = torch.zeros(len(rows), max(map(len, texts)), dtype=torch.long, device=model.device)
+        for i, text in enumerate(texts):
+            ids[i, : len(text)] = torch.tensor(text)
+        # Padding is on the right, where a causal model does not look.
+        every = model.model(ids, use_cache=False).logits[:, :-1].float().log_softmax(-1)
+        taken = every.gather(-1, ids[:, 1:, None])[..., 0].double()
+        for i, row in enumerate(rows):
+            begin = len(prompt_ids[row]) - 1
+            totals[row] = float(taken[i, begin : begin + len(completions[row])].sum())
+    return totals
