@@ -33,7 +33,20 @@ def _job(module: str, config_file: str | None, overrides: list[str] | None) -> N
     from rgtg import config
 
     settings = config.load(config_file, overrides or [])
-    importlib.import_module(f"pipelines.{module}").run(settings)
+    _run(importlib.import_module(f"pipelines.{module}").run, settings)
+
+
+def _run(job: Callable[[Any], Any], settings: Any) -> None:
+    """Run a job while no other one writes to its run directory."""
+    from rgtg import lease, storage
+
+    def lost(sentence: str) -> None:
+        print(f"failed: {sentence}", file=sys.stderr, flush=True)
+        os._exit(1)
+
+    root = storage.absolute(settings.run.root, must_exist=False)
+    with lease.held(storage.join(root, settings.run.id), lost):
+        job(settings)
 
 
 @app.command()
@@ -86,7 +99,10 @@ def settings() -> None:
 @app.command()
 def doctor(config: ConfigFile = None, overrides: Overrides = None) -> None:
     """Say what this machine has, and whether the configured inputs can be reached."""
-    _job("doctor", config, overrides)
+    from pipelines import doctor as job
+    from rgtg import config as settings
+
+    job.run(settings.load(config, overrides or []))
 
 
 def entry() -> None:
@@ -94,13 +110,14 @@ def entry() -> None:
     guarded(app)
 
 
-def main(run: Callable[[Any], Any]) -> None:
+def main(run: Callable[[Any], Any], *, writes: bool = True) -> None:
     """`python -m pipelines.<job>`: the same options as the job's command."""
 
     def job(config: ConfigFile = None, overrides: Overrides = None) -> None:
         from rgtg import config as settings
 
-        run(settings.load(config, overrides or []))
+        given = settings.load(config, overrides or [])
+        _run(run, given) if writes else run(given)
 
     job.__doc__ = sys.modules[run.__module__].__doc__
     guarded(lambda: typer.run(job))

@@ -87,4 +87,4 @@ def _checks(config: Config) -> list[tuple[str, Callable[[], str]]]:
 if __name__ == "__main__":
     from pipelines.cli import main
 
-    main(run)
+    main(run, writes=False)

@@ -56,7 +56,7 @@ def test_on_a_cluster_a_local_run_root_is_refused(tmp_path, language_dir):
     assert result.returncode == 2
     assert "run.root is" in result.stderr
     assert "use s3://, or set RGTG_SHARED_DISK=1" in result.stderr
-    settings[0] = "run.root=s3://bucket/runs"
+    settings[0] = "run.root=gs://bucket/runs"
     result = rgtg("generate", *settings, RAY_ADDRESS="127.0.0.1:1")
     assert result.returncode == 2
     assert "models.language is" in result.stderr

@@ -1,0 +1,252 @@
+"""Lease: one job at a time writes to a run directory, and a job that died holds nobody up for long.
+
+A small file names its holder and changes every few seconds while the holder lives. Whoever meets it watches: one that
+changes belongs to a job that lives, one that stays as it is may be taken over. So no clocks are compared. Every change
+is conditional on what was there before: under a lock of the file on a disk, by If-Match on S3.
+"""
+
+import errno
+import fcntl
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, suppress
+from pathlib import Path
+from typing import Any
+
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    NoCredentialsError,
+    PartialCredentialsError,
+    ProfileNotFound,
+)
+
+from rgtg import storage
+from rgtg.errors import Unavailable, UserError
+
+NAME = "_lease.json"
+RENEW_S = 5.0
+EXPIRES_S = 60.0  # many renewals: a holder may be slow, or its store
+
+
+class Lease:
+    """A context manager around a job on `place`. On entering it raises UserError where another job is at work there.
+
+    Should the lease be lost on the way (the machine slept, and another job took over), `on_loss` is called from a
+    thread: what the job would write now is no longer its own.
+    """
+
+    def __init__(
+        self, place: str, on_loss: Callable[[str], None], renew_s: float = RENEW_S, expires_s: float = EXPIRES_S
+    ) -> None:
+        self.place, self.on_loss, self.renew_s, self.expires_s = place, on_loss, renew_s, expires_s
+        self.file = _file(storage.join(place, NAME))
+        self.holder = {"host": socket.gethostname(), "pid": os.getpid(), "began": int(time.time())}
+        self.holder |= {"id": uuid.uuid4().hex, "process": _started(os.getpid())}
+        self.count = 0
+        self.version: str | None = None
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
+
+    def __enter__(self) -> "Lease":
+        found, version = self.file.read()
+        if found and not _is_dead(found):
+            version = self._watch(found, version)
+        self.version = self.file.replace(self._content(), version)
+        if self.version is None:
+            raise UserError(_sentence(self.place, self.file.read()[0]))
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._ended.set()
+        self._thread.join()
+        if self.version is not None:
+            with suppress(Unavailable, OSError):  # it would only keep the next job waiting
+                self.file.delete(self.version)
+
+    def _watch(self, found: dict[str, Any], version: str | None) -> str | None:
+        """The version that may be replaced, after it stayed as it is for long enough."""
+        print(
+            f"waiting for at most {self.expires_s:.0f} s: {_who(found)} may still write to {self.place!r}", flush=True
+        )
+        until = time.monotonic() + self.expires_s
+        while time.monotonic() < until:
+            self._ended.wait(min(1.0, self.renew_s))
+            now, current = self.file.read()
+            if current is None:
+                return None
+            if current != version:
+                raise UserError(_sentence(self.place, now))
+        return version
+
+    def _renew(self) -> None:
+        failed_since: float | None = None
+        while not self._ended.wait(self.renew_s):
+            self.count += 1
+            try:
+                version = self.file.replace(self._content(), self.version)
+            except (Unavailable, OSError):  # the store may come back, for as long as nobody else can take over
+                failed_since = failed_since or time.monotonic()
+                if time.monotonic() - failed_since < self.expires_s / 2:
+                    continue
+                version = None
+            else:
+                failed_since = None
+            if version is None:
+                self.version = None
+                self.on_loss(
+                    f"the run {self.place!r} was taken over by another job, or its lease could not be renewed"
+                )
+                return
+            self.version = version
+
+    def _content(self) -> bytes:
+        return json.dumps(self.holder | {"count": self.count}).encode()
+
+
+def _sentence(place: str, found: dict[str, Any] | None) -> str:
+    return f"{_who(found)} is at work on the run {place!r}; wait for it, stop it, or give another run.id"
+
+
+def _who(found: dict[str, Any] | None) -> str:
+    if not found:
+        return "another job"
+    began = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(found.get("began", 0)))
+    return f"another job (process {found.get('pid')} on {found.get('host')}, since {began})"
+
+
+def _is_dead(holder: dict[str, Any]) -> bool:
+    """Whether a holder of this very machine is no more, which is known at once."""
+    pid = holder.get("pid")
+    if holder.get("host") != socket.gethostname() or not isinstance(pid, int):
+        return False
+    return _started(pid) != holder.get("process")
+
+
+def _started(pid: int) -> str | None:
+    """When a process of this machine began, since ids are used again; None where there is no such process."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        try:
+            os.kill(pid, 0)
+        except OSError as error:
+            return None if error.errno == errno.ESRCH else "alive"
+        return "alive"
+    return None if status[0] == "Z" else f"{boot}/{status[19]}"
+
+
+class _Local:
+    """A file that changes under its own lock."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def read(self) -> tuple[dict[str, Any] | None, str | None]:
+        try:
+            with open(self.path, "rb") as stream:
+                fcntl.flock(stream, fcntl.LOCK_SH)
+                return _parsed(stream.read())
+        except FileNotFoundError:
+            return None, None
+
+    def replace(self, content: bytes, version: str | None) -> str | None:
+        """Write `content` if what is there is `version`; the new version, or None where something else is there."""
+        os.makedirs(os.path.dirname(self.path), exist_ok=True)
+        while True:
+            with open(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644), "r+b") as stream:
+                fcntl.flock(stream, fcntl.LOCK_EX)
+                try:
+                    if not os.path.samestat(os.fstat(stream.fileno()), os.stat(self.path)):
+                        continue  # it was deleted, and made anew, before its lock was ours
+                except FileNotFoundError:
+                    continue
+                if _parsed(stream.read())[1] != version:
+                    return None
+                stream.seek(0)
+                stream.write(content)
+                stream.truncate()
+                stream.flush()
+                return _parsed(content)[1]
+
+    def delete(self, version: str) -> None:
+        with suppress(FileNotFoundError), open(self.path, "rb") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX)
+            if _parsed(stream.read())[1] == version:
+                os.unlink(self.path)
+        with suppress(OSError):  # a job that was refused leaves no empty directory
+            os.rmdir(os.path.dirname(self.path))
+
+
+class _S3:
+    """An object that changes by conditional writes."""
+
+    def __init__(self, place: str) -> None:
+        import boto3
+
+        bucket, _, key = place.removeprefix("s3://").partition("/")
+        self.client, self.object = boto3.client("s3"), {"Bucket": bucket, "Key": key}
+        self.place = place
+
+    def read(self) -> tuple[dict[str, Any] | None, str | None]:
+        answer = self._ask("get_object")
+        return (_parsed(answer["Body"].read())[0], answer["ETag"]) if answer else (None, None)
+
+    def replace(self, content: bytes, version: str | None) -> str | None:
+        condition = {"IfMatch": version} if version else {"IfNoneMatch": "*"}
+        try:
+            answer = self._ask("put_object", Body=content, **condition)
+        except NotImplementedError:  # a store without conditional writes: the best that it allows
+            answer = self._ask("put_object", Body=content) if self.read()[1] == version else None
+        return str(answer["ETag"]) if answer else None
+
+    def delete(self, version: str) -> None:
+        if self.read()[1] == version:
+            self._ask("delete_object")
+
+    def _ask(self, name: str, **options: Any) -> dict[str, Any] | None:
+        """The store's answer; None where there is no such object, or another one than was expected."""
+        try:
+            answer: dict[str, Any] = getattr(self.client, name)(**self.object, **options)
+            return answer
+        except ClientError as error:
+            status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+            code = error.response.get("Error", {}).get("Code", "")
+            if code == "NoSuchKey" or status in (409, 412):
+                return None
+            if status == 501:
+                raise NotImplementedError from error
+            sentence = f"cannot reach {self.place!r}: {code or status}"
+            if status in (400, 401, 403, 404):
+                raise UserError(sentence) from error
+            raise Unavailable(f"{sentence}; try again later") from error
+        except (NoCredentialsError, PartialCredentialsError, ProfileNotFound) as error:
+            raise UserError(f"cannot reach {self.place!r}: {error}") from error
+        except BotoCoreError as error:
+            raise Unavailable(f"cannot reach {self.place!r}: {error}; try again later") from error
+
+
+def held(place: str, on_loss: Callable[[str], None]) -> AbstractContextManager:
+    """The lease of a run directory; nothing on stores that have neither locks nor conditional writes."""
+    return Lease(place, on_loss) if place.startswith("s3://") or storage.is_local(place) else nullcontext()
+
+
+def _file(place: str) -> "_Local | _S3":
+    return _S3(place) if place.startswith("s3://") else _Local(storage.resolve(place)[1])
+
+
+def _parsed(content: bytes) -> tuple[dict[str, Any] | None, str | None]:
+    """A holder, and its version; nothing of an empty file, which is one that is being made."""
+    if not content:
+        return None, None
+    try:
+        return json.loads(content), content.decode()
+    except ValueError:
+        return {}, content.decode(errors="replace")

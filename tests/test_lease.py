@@ -1,0 +1,144 @@
+"""One job at a time on a run directory: real processes, on a disk and on an S3 server of the test's own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import boto3
+import pytest
+from moto.server import ThreadedMotoServer
+
+from rgtg import storage
+from rgtg.errors import UserError
+from rgtg.lease import NAME, Lease
+
+RENEW, EXPIRES = 0.1, 1.5
+
+HOLDER = f"""
+import sys
+from rgtg.lease import Lease
+with Lease(sys.argv[1], lambda sentence: print("lost:", sentence, flush=True), {RENEW}, {EXPIRES}):
+    print("held", flush=True)
+    sys.stdin.read()
+print("released", flush=True)
+"""
+
+
+@pytest.fixture(params=["disk", "s3"])
+def place(request, tmp_path, monkeypatch):
+    if request.param == "disk":
+        yield str(tmp_path / "runs" / "night")
+        return
+    server = ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    for name, value in {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "id",
+        "AWS_SECRET_ACCESS_KEY": "planted-secret",
+        "AWS_REGION": "us-east-1",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    boto3.client("s3").create_bucket(Bucket="bucket")
+    yield "s3://bucket/runs/night"
+    server.stop()
+
+
+@pytest.fixture
+def start():
+    """Start a process that holds the lease of a place until its input closes."""
+    processes = []
+
+    def run(place):
+        process = subprocess.Popen(
+            [sys.executable, "-c", HOLDER, place], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        processes.append(process)
+        assert process.stdout.readline() == "held\n"
+        return process
+
+    yield run
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def take(place, on_loss=lambda sentence: None):
+    return Lease(place, on_loss, RENEW, EXPIRES)
+
+
+def test_the_second_job_is_refused_while_the_first_lives(place, start):
+    first = start(place)
+    with pytest.raises(UserError, match=f"process {first.pid} on .* is at work on the run"), take(place):
+        raise AssertionError("two jobs hold the lease")
+    assert first.communicate()[0] == "released\n"
+    with take(place):
+        assert storage.exists(storage.join(place, NAME))
+    assert not storage.exists(storage.join(place, NAME))
+
+
+def test_a_holder_of_this_machine_that_was_killed_holds_nobody_up(place, start, capsys):
+    first = start(place)
+    os.kill(first.pid, signal.SIGKILL)
+    first.wait()
+    with take(place):
+        pass
+    assert "waiting" not in capsys.readouterr().out
+
+
+def test_a_dead_holder_of_another_machine_is_waited_for_and_replaced(place, capsys):
+    gone = {"host": "elsewhere", "pid": 1, "began": 0, "process": "x", "id": "y", "count": 7}
+    storage.write_bytes(storage.join(place, NAME), json.dumps(gone).encode())
+    with take(place):
+        pass
+    assert "process 1 on elsewhere, since 1970" in capsys.readouterr().out
+
+
+def test_a_lease_that_is_torn_is_no_obstacle(place):
+    storage.write_bytes(storage.join(place, NAME), b'{"host"')
+    with take(place):
+        pass
+
+
+def test_of_two_that_take_over_one_wins(place):
+    gone = {"host": "elsewhere", "pid": 1, "began": 0, "process": "x", "id": "y", "count": 7}
+    storage.write_bytes(storage.join(place, NAME), json.dumps(gone).encode())
+    both, outcome = threading.Barrier(4), []
+
+    def run():
+        try:
+            both.wait()
+            with take(place):
+                outcome.append("held")
+                both.wait(timeout=20)
+        except UserError:
+            outcome.append("refused")
+            both.wait(timeout=20)
+
+    threads = [threading.Thread(target=run) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(outcome) == ["held", "refused", "refused", "refused"]
+
+
+def test_a_holder_hears_that_its_lease_is_lost(place):
+    lost = threading.Event()
+    with take(place, lambda sentence: lost.set()):
+        storage.write_bytes(storage.join(place, NAME), json.dumps({"host": "other", "pid": 2}).encode())
+        assert lost.wait(timeout=20)
+    assert b"other" in storage.read_bytes(storage.join(place, NAME)), "what is another's is left alone"
+
+
+def test_a_refused_job_leaves_no_empty_directory(tmp_path):
+    place = tmp_path / "runs" / "night"
+    with take(str(place)):
+        assert place.exists()
+    assert not place.exists()
+    assert Path(tmp_path, "runs").exists()
