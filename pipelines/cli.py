@@ -1,5 +1,6 @@
 """The `rgtg` command: every job, with one config file and section.key=value overrides."""
 
+import itertools
 import os
 import sys
 import traceback
@@ -26,26 +27,38 @@ Overrides = Annotated[
 ]
 
 
-def _job(module: str, config_file: str | None, overrides: list[str] | None) -> None:
+NewRun = Annotated[
+    bool,
+    typer.Option("--new-run", help="Where the run exists, start beside it as <run id>-2, -3 ...: other settings."),
+]
+
+
+def _job(module: str, config_file: str | None, overrides: list[str] | None, new_run: bool) -> None:
     """Run one job. Its imports wait until the settings are known to be right: Ray and torch take seconds."""
     import importlib
 
     from rgtg import config
 
     settings = config.load(config_file, overrides or [])
-    _run(importlib.import_module(f"pipelines.{module}").run, settings)
+    _run(importlib.import_module(f"pipelines.{module}").run, settings, new_run)
 
 
-def _run(job: Callable[[Any], Any], settings: Any) -> None:
+def _run(job: Callable[[Any], Any], settings: Any, new_run: bool) -> None:
     """Run a job while no other one writes to its run directory."""
     from rgtg import lease, storage
+
+    root = storage.absolute(settings.run.root, must_exist=False)
+    run_id = settings.run.id
+    if new_run:
+        names = (f"{run_id}-{n}" if n > 1 else run_id for n in itertools.count(1))
+        run_id = next(name for name in names if not storage.exists(storage.join(root, name)))
+        settings = settings.model_copy(update={"run": settings.run.model_copy(update={"id": run_id})})
 
     def lost(sentence: str) -> None:
         print(f"failed: {sentence}", file=sys.stderr, flush=True)
         os._exit(1)
 
-    root = storage.absolute(settings.run.root, must_exist=False)
-    with lease.held(storage.join(root, settings.run.id), lost):
+    with lease.held(storage.join(root, run_id), lost):
         job(settings)
 
 
@@ -59,33 +72,33 @@ def sandbox() -> None:
 
 
 @app.command(name="train-reward")
-def train_reward(config: ConfigFile = None, overrides: Overrides = None) -> None:
+def train_reward(config: ConfigFile = None, overrides: Overrides = None, new_run: NewRun = False) -> None:
     """Fit the reward model on partial sequences (Ray Train): train_reward.pairs to <run>/reward_model."""
-    _job("train_reward", config, overrides)
+    _job("train_reward", config, overrides, new_run)
 
 
 @app.command()
-def generate(config: ConfigFile = None, overrides: Overrides = None) -> None:
+def generate(config: ConfigFile = None, overrides: Overrides = None, new_run: NewRun = False) -> None:
     """Complete the prompts under guidance (Ray Data): generate.prompts to <run>/completions."""
-    _job("generate", config, overrides)
+    _job("generate", config, overrides, new_run)
 
 
 @app.command()
-def preferences(config: ConfigFile = None, overrides: Overrides = None) -> None:
+def preferences(config: ConfigFile = None, overrides: Overrides = None, new_run: NewRun = False) -> None:
     """Select chosen and rejected of each prompt: <run>/completions to <run>/preferences. Cheap to run again."""
-    _job("preferences", config, overrides)
+    _job("preferences", config, overrides, new_run)
 
 
 @app.command()
-def nightly(config: ConfigFile = None, overrides: Overrides = None) -> None:
+def nightly(config: ConfigFile = None, overrides: Overrides = None, new_run: NewRun = False) -> None:
     """All stages of one run, in order; a stage that is done is not done again. Ends with a summary."""
-    _job("nightly", config, overrides)
+    _job("nightly", config, overrides, new_run)
 
 
 @app.command()
-def evaluate(config: ConfigFile = None, overrides: Overrides = None) -> None:
+def evaluate(config: ConfigFile = None, overrides: Overrides = None, new_run: NewRun = False) -> None:
     """Compare methods on the same prompts: rewards by guide and judges, KL, diversity, calls, time."""
-    _job("evaluate", config, overrides)
+    _job("evaluate", config, overrides, new_run)
 
 
 @app.command()
@@ -113,11 +126,11 @@ def entry() -> None:
 def main(run: Callable[[Any], Any], *, writes: bool = True) -> None:
     """`python -m pipelines.<job>`: the same options as the job's command."""
 
-    def job(config: ConfigFile = None, overrides: Overrides = None) -> None:
+    def job(config: ConfigFile = None, overrides: Overrides = None, new_run: NewRun = False) -> None:
         from rgtg import config as settings
 
         given = settings.load(config, overrides or [])
-        _run(run, given) if writes else run(given)
+        _run(run, given, new_run) if writes else run(given)
 
     job.__doc__ = sys.modules[run.__module__].__doc__
     guarded(lambda: typer.run(job))

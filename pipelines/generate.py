@@ -28,7 +28,7 @@ STAGE = "generate"
 ATTEMPTS = 3
 # Settings that may change in a run: they leave every row as it is.
 ANY_ROWS_ALIKE = {
-    *("prompts", "max_error_rate", "block_rows", "min_actors", "max_actors"),
+    *("prompts", "incremental", "max_error_rate", "block_rows", "min_actors", "max_actors"),
     *("slots", "threads"),  # these may round differently: see the README
 }
 
@@ -39,10 +39,12 @@ def run(config: Config) -> RunDirectory:
     directory = prompts.run(config)
     reward = reward_place(config, directory)
     check_models(config, reward, directory)
-    state = directory.begin(STAGE, inputs_of(config, reward, directory))
+    inputs = inputs_of(config, reward, directory)
+    grew = config.generate.incremental and directory.changed(STAGE, inputs) == {"prompts"}
+    state = directory.begin(STAGE, inputs, rerunnable=grew)
     if state == "done":
         return directory
-    if state == "resume":
+    if state == "resume" or grew:
         print("generate: goes on from the rows that are committed", flush=True)
     begun = time.monotonic()
     target, checkpoint = directory.path("completions"), directory.path("_checkpoint")

@@ -66,7 +66,7 @@ def _baseline(config: Config) -> None:
         "completions": directory.fingerprint_of(generate.STAGE),
         "nightly.baseline_prompts": config.nightly.baseline_prompts,
     }
-    if directory.begin(BASELINE, inputs) == "done":
+    if directory.begin(BASELINE, inputs, rerunnable=True) == "done":
         return
     begun = time.monotonic()
     settings = config.generate.by("unguided", k=config.generate.k)

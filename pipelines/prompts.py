@@ -32,7 +32,8 @@ def run(config: Config) -> RunDirectory:
     directory = RunDirectory(config)
     begun = time.monotonic()
     files = listing(config.generate.prompts, SUFFIXES)
-    if directory.begin(STAGE, {"generate.prompts": files}, rerunnable=not directory.has_begun("generate")) == "done":
+    free = not directory.has_begun("generate") or (config.generate.incremental and _grew(directory, files))
+    if directory.begin(STAGE, {"generate.prompts": files}, rerunnable=free) == "done":
         return directory
     counts = take_in(config.generate.prompts, directory.path("prompts"))
     directory.finish(STAGE, counts, time.monotonic() - begun)
@@ -43,6 +44,12 @@ def run(config: Config) -> RunDirectory:
         flush=True,
     )
     return directory
+
+
+def _grew(directory: RunDirectory, files: list[dict[str, Any]]) -> bool:
+    """Whether every file that was taken in is still there as it was."""
+    before = directory.manifest["stages"].get(STAGE, {}).get("inputs", {}).get("generate.prompts", [])
+    return all(file in files for file in before)
 
 
 def take_in(places: list[str], target: str) -> dict[str, Any]:

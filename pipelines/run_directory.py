@@ -55,7 +55,7 @@ class RunDirectory:
         if entry and entry["inputs"] != now and not rerunnable:
             raise UserError(
                 f"the run {self.place!r} has {_changes(entry['inputs'], now)} in its stage {stage!r}; "
-                "give those settings again to go on with it, or another run.id to start beside it"
+                "give those settings again to go on with it, or another run.id (--new-run) to start beside it"
             )
         if entry and entry["inputs"] == now and entry["status"] == "done":
             return "done"
@@ -71,6 +71,11 @@ class RunDirectory:
         }
         self._save()
         return "new"
+
+    def changed(self, stage: str, inputs: Inputs) -> set[str]:
+        """The names of inputs that are not as they were when `stage` began; none where it did not."""
+        before, now = self.manifest["stages"].get(stage, {}).get("inputs"), json.loads(json.dumps(inputs))
+        return {name for name in {**before, **now} if before.get(name) != now.get(name)} if before else set()
 
     def finish(self, stage: str, counts: dict[str, Any], seconds: float) -> None:
         entry = self.manifest["stages"][stage]

@@ -188,6 +188,8 @@ class Generate(Section):
     """Longest completion in tokens."""
     max_prompt_tokens: Positive = 2048
     """A longer prompt is a row with an error: every slot of an actor needs room for the longest one."""
+    incremental: bool = False
+    """Go on with a run whose prompts have grown by files beside the others: only the new ones are completed."""
     max_error_rate: float = Field(0.1, ge=0, le=1)
     """A run in which a larger part of the prompts has an error fails, with all rows written."""
     block_rows: Positive = 64

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from rgtg.lease import Lease
+
 
 def rgtg(*arguments: str, module: str = "pipelines.cli", **env: str) -> subprocess.CompletedProcess:
     return subprocess.run(
@@ -81,3 +83,22 @@ def test_settings_are_a_config_file(tmp_path):
     assert "#beta: null" in printed
     result = rgtg("generate", "--config", str(tmp_path / "config.yaml"), "generate.method=nonsense")
     assert "the method 'nonsense' is unknown" in result.stderr
+
+
+def test_a_second_job_on_a_run_is_refused_while_the_first_lives(tmp_path, language_dir):
+    settings = [f"run.root={tmp_path}", "run.id=night", f"models.language={language_dir}"]
+    with Lease(str(tmp_path / "night"), lambda sentence: None, renew_s=0.1):
+        result = rgtg("preferences", *settings)
+    assert result.returncode == 2
+    assert "is at work on the run" in result.stderr
+    assert "no finished completions" in rgtg("preferences", *settings).stderr
+
+
+def test_a_new_run_begins_beside_those_that_are_there(tmp_path, language_dir):
+    (tmp_path / "night").mkdir()
+    (tmp_path / "night-2").mkdir()
+    settings = [f"run.root={tmp_path}", "run.id=night", f"models.language={language_dir}"]
+    result = rgtg("preferences", "--new-run", *settings)
+    assert f"the run '{tmp_path}/night-3' has no finished completions" in result.stderr
+    result = rgtg("preferences", "--new-run", *settings[:1], "run.id=other", settings[2])
+    assert f"the run '{tmp_path}/other' has" in result.stderr

@@ -96,8 +96,37 @@ def test_a_finished_run_is_not_done_again_and_other_settings_are_refused(job):
     files = {file: file.stat().st_mtime_ns for file in Path(directory.path("completions")).iterdir()}
     generate.run(job())
     assert files == {file: file.stat().st_mtime_ns for file in Path(directory.path("completions")).iterdir()}
-    with pytest.raises(UserError, match=r"generate\.beta null \(now 1\.5\).*another run\.id to start beside it"):
+    with pytest.raises(
+        UserError, match=r"generate\.beta null \(now 1\.5\).*another run\.id \(--new-run\) to start beside it"
+    ):
         generate.run(job(**{"generate.beta": 1.5}))
+
+
+def test_only_new_prompts_of_input_that_grew_are_completed(configure, write_parquet, reward_dir, read_rows, ray_here):
+    def config(**changes):
+        place = str(Path(write_parquet("asked/a.parquet", prompt=PROMPTS[:9])).parent)
+        return configure(**{"models.reward": reward_dir, "generate.prompts": place, **changes})
+
+    directory = generate.run(config())
+    before = {file.name: file.read_bytes() for file in Path(directory.path("completions")).iterdir()}
+    # Beside the first file, and before it by name; some of it is known already.
+    write_parquet("asked/0.parquet", prompt=[*PROMPTS[12:], *PROMPTS[:2]])
+    with pytest.raises(UserError, match=r"generate\.prompts"):
+        generate.run(config())
+    directory = generate.run(config(**{"generate.incremental": True}))
+    after = {file.name: file.read_bytes() for file in Path(directory.path("completions")).iterdir()}
+    assert before.items() <= after.items(), "what was there is as it was"
+    rows = read_rows(directory.path("completions"))
+    assert sorted(row["prompt"] for row in rows) == sorted([*PROMPTS[:9], *PROMPTS[12:]])
+    whole = generate.run(config(**{"run.id": "whole"}))
+    assert rows == read_rows(whole.path("completions"))
+
+    write_parquet("asked/0.parquet", prompt=["another text in the same file"])
+    with pytest.raises(UserError, match=r"generate\.prompts"):
+        generate.run(config(**{"generate.incremental": True}))
+    write_parquet("asked/0.parquet", prompt=[*PROMPTS[12:], *PROMPTS[:2]])
+    with pytest.raises(UserError, match=r"generate\.beta"):
+        generate.run(config(**{"generate.incremental": True, "generate.beta": 3.0}))
 
 
 def test_a_file_that_a_kill_tore_is_written_anew(job, read_rows, tmp_path):
