@@ -1,10 +1,12 @@
 """The actor of `generate`: both models on one device, and one engine that several calls feed."""
 
+import gc
 import os
 import queue
 import threading
 import traceback
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -16,7 +18,8 @@ from ray.actor import ActorHandle
 from rgtg.config import Generate, Models
 from rgtg.decoding.decoder import Completion, Decoder
 from rgtg.decoding.request import Request
-from rgtg.errors import RowError, UserError
+from rgtg.errors import RowError
+from rgtg.models.cache import ROW_MULTIPLE
 from rgtg.tables import completions_schema
 
 # Settings of generation that are the decoder's.
@@ -90,25 +93,13 @@ class Generator:
         return future
 
     def _serve(self) -> None:
-        """The engine's thread: take what has come in, step, hand back what is finished."""
-        engine = self.decoder.engine
+        """The engine's thread: work, with fewer slots where memory runs out, until something goes wrong."""
         waiting: dict[Request, Future] = {}
         try:
             while True:
-                while not engine.busy or not self.inbox.empty():
-                    request, future = self.inbox.get()
-                    waiting[request] = future
-                    engine.submit(request)
-                for request in engine.step():
-                    future = waiting[request]
-                    try:
-                        future.set_result(self.decoder.completions(request))
-                    except RowError as error:
-                        future.set_exception(error)
-                    del waiting[request]  # only now: whatever else goes wrong above, its caller must hear of it
-        except torch.OutOfMemoryError:
-            remedy = f"lower generate.slots ({self.settings.slots}) or generate.max_prompt_tokens"
-            self._fail(waiting, UserError(f"a device ran out of memory; {remedy}"))
+                with suppress(torch.OutOfMemoryError):
+                    self._work(waiting)
+                self._shrink(waiting)  # out here, since the frames of the exception hold tensors
         except torch.AcceleratorError:
             # The device is in an unknown state and must not decode another row: the actor dies, with the reason in the
             # job's log, and Ray starts a fresh one and gives it the same blocks again.
@@ -119,6 +110,43 @@ class Generator:
                 os._exit(1)
         except BaseException as error:
             self._fail(waiting, error)
+
+    def _work(self, waiting: dict[Request, Future]) -> None:
+        """Take what has come in, step, hand back what is finished."""
+        engine = self.decoder.engine
+        while True:
+            while not engine.busy or not self.inbox.empty():
+                request, future = self.inbox.get()
+                waiting[request] = future
+                engine.submit(request)
+            for request in engine.step():
+                future = waiting[request]
+                try:
+                    future.set_result(self.decoder.completions(request))
+                except RowError as error:
+                    future.set_exception(error)
+                del waiting[request]  # only now: whatever else goes wrong above, its caller must hear of it
+
+    def _shrink(self, waiting: dict[Request, Future]) -> None:
+        """Begin what waits anew on fewer slots; what has no room alone is a row with an error, and then all slots are
+        tried again, since it was that row's doing.
+        """
+        slots = self.decoder.engine.slots
+        if slots > 1:
+            fewer = slots // 2 if slots > ROW_MULTIPLE else 1
+            self.board.say.remote(f"a device ran out of memory with {slots} slots: it goes on with {fewer}")
+        else:
+            alone = next(owner for owner in self.decoder.engine.owners if owner)[0]
+            waiting.pop(alone).set_exception(RowError("the device has no memory for this prompt, even alone"))
+            fewer = self.settings.slots
+        del self.decoder.engine  # with its caches, before there are new ones
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        self.decoder.engine = self.decoder.new_engine(fewer)
+        for request in waiting:
+            request.reset()
+            self.decoder.engine.submit(request)
 
     def _fail(self, waiting: dict[Request, Future], error: BaseException) -> None:
         """The engine stops: whoever waits for it, now or later, gets the reason."""

@@ -85,7 +85,7 @@ class Decoder:
         # Embeddings may be padded beyond the tokens, and not alike in both models.
         known = [num_embeddings(language.model), scorer.vocabulary if scorer else None]
         vocabulary = min(n for n in known if n)
-        rule = Rule(
+        self.rule = Rule(
             beta=preset.beta if beta is None else beta,
             k=min((preset.k if k is None else k) or vocabulary, vocabulary),
             greedy=preset.greedy,
@@ -94,13 +94,17 @@ class Decoder:
             reading=preset.reading,
             vocabulary=vocabulary,
         )
-        slots = round_up(slots, ROW_MULTIPLE) if slots > 1 else slots
-        guidance = scorer.guidance(method, slots, rule.k) if scorer else None
-        if segments and scorer:
-            self.engine: Engine = SearchEngine(language, guidance, rule, slots, segments, scorer)
-        else:
-            self.engine = Engine(language, guidance, rule, slots)
+        self.segments = segments
         self.context = min(n for n in (language.context, scorer.context if scorer else None) if n)
+        self.engine = self.new_engine(slots)
+
+    def new_engine(self, slots: int) -> Engine:
+        """An engine for `slots` completions at once, with caches of its own."""
+        slots = round_up(slots, ROW_MULTIPLE) if slots > 1 else slots
+        guidance = self.scorer.guidance(self.method, slots, self.rule.k) if self.scorer else None
+        if self.segments and self.scorer:
+            return SearchEngine(self.language, guidance, self.rule, slots, self.segments, self.scorer)
+        return Engine(self.language, guidance, self.rule, slots)
 
     @classmethod
     def load(

@@ -32,6 +32,10 @@ class Request:
     started: int = 0  # samples that have or had a row
     source: int = -1  # a row that holds the prompt, from which the next samples start
 
+    def reset(self) -> None:
+        """Forget what was decoded of it."""
+        self.sequences, self.started, self.source = {}, 0, -1
+
     @property
     def done(self) -> bool:
         return len(self.sequences) == self.samples

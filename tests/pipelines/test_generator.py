@@ -1,0 +1,86 @@
+"""The actor of generate, without Ray: what it does when its device runs out of memory."""
+
+from types import SimpleNamespace
+
+import pyarrow as pa
+import pytest
+import torch
+
+from pipelines.generator import Generator
+from rgtg.config import Generate, Models
+from rgtg.decoding.decoder import Decoder
+from rgtg.decoding.engine import Engine
+
+PROMPTS = ["one", "two words", "three words here", "poison", "five"]
+
+
+class Board:
+    """What the driver would print."""
+
+    def __init__(self):
+        self.lines = []
+        self.add = SimpleNamespace(remote=lambda **amounts: None)
+        self.say = SimpleNamespace(remote=self.lines.append)
+
+
+@pytest.fixture
+def generator(language_dir, reward_dir):
+    def make():
+        settings = Generate(prompts=["x"], samples=3, max_new_tokens=6, slots=32)
+        board = Board()
+        made = Generator(Models(language=language_dir, device="cpu"), reward_dir, settings, seed=5, board=board)
+        return made, board
+
+    return make
+
+
+def complete(generator, prompts):
+    batch = pa.table({"prompt_id": prompts, "prompt": prompts, "error": pa.nulls(len(prompts), pa.string())})
+    return generator(batch).to_pylist()
+
+
+@pytest.fixture
+def memory(monkeypatch):
+    """Let a step of the engine run out of memory where `full` says so."""
+    step = Engine.step
+
+    def limit(full):
+        @torch.inference_mode()
+        def stepped(engine):
+            engine._refill()
+            if full(engine):
+                raise torch.OutOfMemoryError("out of memory")
+            return step(engine)
+
+        monkeypatch.setattr(Engine, "step", stepped)
+
+    return limit
+
+
+def test_fewer_slots_where_memory_runs_out_and_the_same_completions(generator, memory, language_dir, reward_dir):
+    memory(lambda engine: engine.slots > 8)
+    made, board = generator()
+    rows = complete(made, PROMPTS)
+    assert board.lines == [
+        "a device ran out of memory with 32 slots: it goes on with 16",
+        "a device ran out of memory with 16 slots: it goes on with 8",
+    ]
+    assert all(row["error"] is None for row in rows)
+    expected = Decoder.load(language_dir, reward_dir, slots=8, device="cpu")
+    requests = [expected.request(p, samples=3, max_new_tokens=6, seed=5, prompt_id=p) for p in PROMPTS]
+    expected.engine.run(requests)
+    for row, request in zip(rows, requests, strict=True):
+        found = [c["token_ids"] for c in row["completions"]]
+        assert found == [c.token_ids for c in expected.completions(request)]
+    assert complete(made, ["more"])[0]["error"] is None, "it goes on with what has room"
+    assert len(board.lines) == 2, "said once"
+
+
+def test_a_prompt_that_has_no_room_alone_is_a_row_with_an_error(generator, memory):
+    memory(lambda engine: any(owner and owner[0].prompt_id == "poison" for owner in engine.owners))
+    made, _ = generator()
+    rows = complete(made, PROMPTS)
+    errors = {row["prompt"]: row["error"] for row in rows}
+    assert errors.pop("poison") == "the device has no memory for this prompt, even alone"
+    assert set(errors.values()) == {None}
+    assert made.decoder.engine.slots == 32, "the others have all slots again"
