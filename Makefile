@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install nightly methods test test-slow check format clean
+.PHONY: install nightly methods chaos test test-slow check format clean
 
 install: $(INSTALLED)
 
@@ -33,6 +33,10 @@ test: install
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow
+
+# Kill actors, nodes, workers and drivers while they work, and compare: some ten minutes.
+chaos: install
+	$(BIN)/python -m tests.chaos
 
 check: install
 	$(BIN)/ruff check .
