@@ -101,6 +101,18 @@ def evaluate(config: ConfigFile = None, overrides: Overrides = None, new_run: Ne
     _job("evaluate", config, overrides, new_run)
 
 
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+    help="Measure guided decoding on this machine, beside transformers and the published loops. Options: --help",
+)
+def benchmark(context: typer.Context) -> None:
+    from pipelines import benchmark as job
+
+    command = typer.Typer(add_completion=False)
+    command.command()(job.main)
+    command(context.args, prog_name="rgtg benchmark", standalone_mode=False)
+
+
 @app.command()
 def settings() -> None:
     """Print every setting with its default and what it does, as a config file to start from."""
