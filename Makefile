@@ -6,6 +6,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# By a path: a finder would lose to a folder named rgtg, as a clone is, in whose parent someone works.
+EDITABLE := --config-settings editable_mode=compat --editable '.[dev]'
 
 .PHONY: install nightly methods chaos test test-slow check format clean
 
@@ -14,10 +16,10 @@ install: $(INSTALLED)
 $(INSTALLED): pyproject.toml constraints.txt
 	@if command -v uv >/dev/null; then \
 		uv venv --allow-existing --python $(PYTHON) $(VENV) && \
-		uv pip install --python $(BIN)/python --constraints constraints.txt --editable '.[dev]'; \
+		uv pip install --python $(BIN)/python --constraints constraints.txt $(EDITABLE); \
 	else \
 		$(PYTHON) -m venv $(VENV) && \
-		$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'; \
+		$(BIN)/python -m pip install --quiet --constraint constraints.txt $(EDITABLE); \
 	fi
 	@touch $@
 

@@ -2,14 +2,23 @@
 
 import itertools
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable
+from importlib.metadata import version
 from typing import Annotated, Any
 
 import typer
 
 from rgtg.errors import Unavailable, UserError
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"rgtg {version('rgtg')}")
+        raise typer.Exit
+
 
 app = typer.Typer(
     add_completion=False,
@@ -17,6 +26,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Make preference datasets by reward-guided decoding, as batch jobs on Ray. Start with: rgtg nightly",
 )
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None: ...
+
 
 ConfigFile = Annotated[
     str | None, typer.Option("--config", "-c", metavar="FILE", help="YAML settings; without one, the sandbox.")
@@ -152,8 +170,13 @@ def guarded(command: Callable[[], Any]) -> None:
     """A user's mistake is one sentence and exit code 2; what a later attempt may mend exits with 1."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
     try:
         command()
+    except _Stopped:
+        print("stopped: the same command goes on where this one was", file=sys.stderr)
+        sys.exit(130)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -162,6 +185,14 @@ def guarded(command: Callable[[], Any]) -> None:
             traceback.print_exception(error.__cause__)
         print(f"failed: {error}", file=sys.stderr)
         sys.exit(1)
+
+
+class _Stopped(BaseException):
+    """By a person or a scheduler; everything is closed on the way out."""
+
+
+def _stop(*_: object) -> None:
+    raise _Stopped
 
 
 if __name__ == "__main__":

@@ -165,13 +165,13 @@ def _prompt_type(tables: dict[str, list[Row]]) -> pa.DataType:
     """Text or messages. Raises UserError for a mixture: one column cannot hold both."""
     first: dict[bool, str] = {}
     for name, rows in tables.items():
-        for row in rows:
+        for number, row in enumerate(rows):
             if check_prompt(row["prompt"]) is None:
-                first.setdefault(isinstance(row["prompt"], list), name)
+                first.setdefault(isinstance(row["prompt"], list), f"row {number} of {name!r}")
     if len(first) == 2:
         raise UserError(
-            f"the prompts are text in {first[False]!r} and messages in {first[True]!r}; "
-            'write text as [{"role": "user", "content": ...}], or use one kind in a run'
+            f"a run takes one kind of prompts: {first[False]} is text, {first[True]} is messages; "
+            'write text as [{"role": "user", "content": ...}], or make two runs'
         )
     return MESSAGES if True in first else pa.string()
 

@@ -3,6 +3,8 @@
 import logging
 import os
 import re
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +20,7 @@ from pipelines.inputs import on_gpu
 from rgtg.config import Config
 from rgtg.errors import Unavailable, UserError
 
+STARTS = 3
 NO_PROGRESS_S = 2 * 3600  # a cluster that grows from nothing may take long to give the first GPU
 
 
@@ -41,9 +44,9 @@ def start(config: Config) -> None:
             "log_to_driver": bool(os.environ.get("RGTG_RAY_LOGS")),
         }
         if os.environ.get("RAY_ADDRESS"):
-            ray.init(address="auto", **quiet)
+            _init(address="auto", **quiet)
         else:
-            ray.init(address="local", num_cpus=max(cores(), num_cpus), include_dashboard=False, **quiet)
+            _init(address="local", num_cpus=max(cores(), num_cpus), include_dashboard=False, **quiet)
     resources = ray.cluster_resources()
     lacking = [
         f"{need} {kind}s (it has {int(resources.get(kind, 0))})"
@@ -58,6 +61,27 @@ def start(config: Config) -> None:
     context.enable_progress_bars = False
     context.execution_no_progress_timeout_s = NO_PROGRESS_S
     logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+def _init(**options: Any) -> None:
+    """Start Ray, or connect. Raises Unavailable where that fails several times: a busy machine may be too slow for it.
+
+    Ray takes SIGTERM for itself; whoever had it before gets it back.
+    """
+    on_main = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGTERM)
+    for attempt in range(1, STARTS + 1):
+        try:
+            ray.init(**options)
+            break
+        except Exception as error:  # of no type of its own where a node is too slow
+            ray.shutdown()
+            if attempt == STARTS:
+                reason = (str(error).splitlines() or [type(error).__name__])[0]
+                raise Unavailable(f"Ray did not start, {STARTS} times ({reason}); start the job again") from error
+            print(f"Ray did not start ({attempt} of {STARTS}); once more", flush=True)
+    if on_main:
+        signal.signal(signal.SIGTERM, handler)
 
 
 @contextmanager

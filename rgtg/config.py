@@ -17,7 +17,7 @@ SANDBOX = "sandbox"
 
 # What a run on the sandbox's language model uses where the config says nothing: sizes for two cores and minutes.
 SANDBOX_SETTINGS: dict[str, dict[str, Any]] = {
-    "train_reward": {"learning_rate": 1e-3, "max_length": 96, "epochs": 2},
+    "train_reward": {"learning_rate": 1e-3, "max_length": 96, "epochs": 2, "checkpoint_every": 50},
     "nightly": {"compare_objectives": True},
 }
 
@@ -306,11 +306,17 @@ def as_yaml() -> str:
         assert isinstance(field.annotation, type)
         defaults = field.annotation()
         for name, setting in field.annotation.model_fields.items():
-            value = yaml.safe_dump(getattr(defaults, name), default_flow_style=True).split("\n")[0]
-            lines.append(f"  # {setting.description}")
+            value = _plain(getattr(defaults, name))
+            own = SANDBOX_SETTINGS.get(section, {}).get(name)
+            sandbox = "" if own is None else f" (With the sandbox's language model: {_plain(own)}.)"
+            lines.append(f"  # {setting.description}{sandbox}")
             lines.append(f"  #{name}: {value}")
         lines.append("")
     return "\n".join(lines).rstrip()
+
+
+def _plain(value: Any) -> str:
+    return yaml.safe_dump(value, default_flow_style=True, width=1000).split("\n")[0]
 
 
 def _read(file: str | Path | None) -> dict[str, Any]:

@@ -157,6 +157,8 @@ class Decoder:
         self, prompts: list[Prompt], *, samples: int = 1, max_new_tokens: int = 64, seed: int = 0
     ) -> list[list[Completion]]:
         """`samples` completions of each prompt. Equal prompts get equal completions: the noise is theirs."""
+        if isinstance(prompts, str):
+            raise UserError("prompts is one text; give a list of prompts")
         if samples < 1 or max_new_tokens < 1:
             raise UserError(f"samples ({samples}) and max_new_tokens ({max_new_tokens}) must be at least 1")
         requests = []
@@ -215,6 +217,8 @@ class Decoder:
         """
         if self.scorer is None:
             raise UserError("there is no reward model to score with")
+        if isinstance(prompts, str) or isinstance(completions, str) or len(prompts) != len(completions):
+            raise UserError("give as many completions as prompts, both as lists")
         return self.scorer.score_texts(prompts, completions, complete)
 
     def _completion(self, request: Request, sequence: Sequence, rewards: list[float]) -> Completion:

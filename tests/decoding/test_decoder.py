@@ -190,6 +190,16 @@ def test_a_reward_model_for_a_language_model(reward_dir):
         Decoder.load(reward_dir, reward_dir)
 
 
+def test_a_bare_text_is_no_list_of_prompts(decoder):
+    with pytest.raises(UserError, match="give a list of prompts"):
+        decoder.generate("Once upon")
+    with pytest.raises(UserError, match="as many completions as prompts"):
+        decoder.score(["one", "two"], ["only one"])
+    with pytest.raises(UserError, match="both as lists"):
+        decoder.score("one", "two")
+    assert decoder.generate([]) == []
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_weights_of_nan_fail_the_row(language_dir, reward_dir, method):
     language, reward = LanguageModel.load(language_dir), RewardModel.load(reward_dir)

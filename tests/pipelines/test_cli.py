@@ -1,11 +1,14 @@
 """Commands as a person runs them: one clear sentence and exit code 2 for a mistake."""
 
 import os
+import signal
 import subprocess
 import sys
 
 import pytest
 
+from pipelines import ray_session
+from rgtg.errors import Unavailable
 from rgtg.lease import Lease
 
 
@@ -83,6 +86,43 @@ def test_settings_are_a_config_file(tmp_path):
     assert "#beta: null" in printed
     result = rgtg("generate", "--config", str(tmp_path / "config.yaml"), "generate.method=nonsense")
     assert "the method 'nonsense' is unknown" in result.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_job_that_is_stopped_says_so_and_closes_what_it_holds(tmp_path, number):
+    """As a person and a scheduler do it, while the job waits."""
+    job = (
+        "import sys\n"
+        "from pipelines import cli\n"
+        "from rgtg.lease import Lease\n"
+        "def run():\n"
+        "    with Lease(sys.argv[1], print):\n"
+        "        print('ready', flush=True)\n"
+        "        sys.stdin.read()\n"
+        "cli.guarded(run)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", job, str(tmp_path / "night")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(number)
+    assert process.communicate(timeout=60)[1] == "stopped: the same command goes on where this one was\n"
+    assert process.returncode == 130
+    assert not (tmp_path / "night").exists()
+
+
+def test_ray_that_does_not_start_is_one_sentence(monkeypatch, capsys):
+    def slow(**options):
+        raise Exception("The current node timed out during startup. This could ...\nmore")
+
+    monkeypatch.setattr(ray_session.ray, "init", slow)
+    with pytest.raises(Unavailable, match=r"Ray did not start, 3 times \(The current node timed out .*start the job"):
+        ray_session._init()
+    assert capsys.readouterr().out.count("once more") == 2
 
 
 def test_a_second_job_on_a_run_is_refused_while_the_first_lives(tmp_path, language_dir):

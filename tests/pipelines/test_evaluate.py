@@ -18,9 +18,10 @@ def asked(write_parquet):
 
 
 def test_methods_side_by_side_with_a_judge_and_the_next_start_decodes_nothing(
-    configure, asked, reward_dir, make_reward, ray_here, capsys
+    configure, asked, reward_dir, make_reward, make_language, ray_here, capsys
 ):
-    methods = "[unguided, 'pargs beta=1,3', 'best-of-n proposals=3']"
+    tuned = make_language(seed=21)
+    methods = f"[unguided, 'pargs beta=1,3', 'best-of-n proposals=3', 'unguided language={tuned}']"
     config = configure(
         **{
             "models.reward": reward_dir,
@@ -31,7 +32,8 @@ def test_methods_side_by_side_with_a_judge_and_the_next_start_decodes_nothing(
     )
     lengths = {"words": lambda prompts, texts: [float(len(text)) for text in texts]}
     results = evaluate.run(config, lengths)
-    assert [r.name for r in results] == ["unguided", "pargs beta=1", "pargs beta=3", "best-of-n proposals=3"]
+    names = ["unguided", "pargs beta=1", "pargs beta=3", "best-of-n proposals=3", f"unguided language={tuned}"]
+    assert [r.name for r in results] == names
     by_name = {r.name: r for r in results}
     assert all(r.completions == 16 and r.errors == 1 for r in results)
     assert all(set(r.scores) == {"reward", "words", "judge"} for r in results)
@@ -40,6 +42,8 @@ def test_methods_side_by_side_with_a_judge_and_the_next_start_decodes_nothing(
     assert by_name["best-of-n proposals=3"].reward_calls == 3
     assert by_name["pargs beta=3"].scores["reward"].value > by_name["unguided"].scores["reward"].value
     assert by_name["pargs beta=3"].kl.value > by_name["pargs beta=1"].kl.value > by_name["unguided"].kl.value
+
+    assert by_name[f"unguided language={tuned}"].kl.value > 10, "what the run's own language model thinks of it"
 
     place = Path(config.run.directory, "evaluate")
     table = (place / "results.md").read_text()
