@@ -10,8 +10,6 @@ from rich.table import Table
 from rgtg.evaluation.means import Mean
 from rgtg.evaluation.results import Result, at_kl
 
-KLS = (1.0, 2.0, 5.0, 10.0, 20.0)
-
 
 def header(results: Sequence[Result]) -> list[str]:
     scorers = [name for name in results[0].scores if name != "reward"]
@@ -43,12 +41,27 @@ def rows(results: Sequence[Result]) -> list[list[str]]:
 def at_equal_kl(results: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
     """Scores of each family that was run at several strengths, interpolated at equal KL; for each judge a row."""
     lines = []
+    kls = kl_grid(results)
     for family, members in families(results).items():
         for scorer in [name for name in results[0].scores if name != "reward"] or ["reward"]:
-            values = [at_kl(members, scorer, kl) for kl in KLS]
+            values = [at_kl(members, scorer, kl) for kl in kls]
             if any(values):
                 lines.append([family, scorer, *map(_mean, values)])
-    return ["family", "score", *(f"KL {kl:g}" for kl in KLS)], lines
+    return ["family", "score", *(f"KL {kl:g}" for kl in kls)], lines
+
+
+def kl_grid(results: Sequence[Result]) -> list[float]:
+    """Five values of KL between the smallest and the largest of families with several members, evenly by ratio."""
+    kls = [
+        r.kl.value
+        for members in families(results).values()
+        for r in members
+        if len(members) > 1 and r.kl and r.kl.value > 0
+    ]
+    if len(kls) < 2:
+        return []
+    low, ratio = min(kls), max(kls) / min(kls)
+    return sorted({float(f"{low * ratio ** (i / 6):.2g}") for i in range(1, 6)})
 
 
 def by_part(accuracies: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import ray
 
 from pipelines import generate
 from rgtg import storage
@@ -169,6 +171,43 @@ def processes_with(setting):
             if setting.encode() in (process / "environ").read_bytes().split(b"\0"):
                 found.append(int(process.name))
     return found
+
+
+def actors_here():
+    """Ids of the actor processes of this test's own Ray."""
+    raylets = {info.process.pid for info in ray._private.worker.global_worker.node.all_processes["raylet"]}
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            parent = int((process / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent in raylets and (process / "cmdline").read_bytes().startswith(b"ray::MapWorker"):
+                found.append(int(process.name))
+    return found
+
+
+def test_an_actor_that_is_killed_is_replaced_and_every_row_is_there_once(job, read_rows):
+    prompts = [f"a longer night, prompt {i}" for i in range(60)]
+    settings = {"generate.max_new_tokens": 24, "generate.block_rows": 2}
+    whole = read_rows(generate.run(job(prompts, **{"run.id": "whole", **settings})).path("completions"))
+    config = job(prompts, **{"run.id": "killed", **settings})
+    committed, killed, ended = Path(config.run.directory, "_checkpoint"), [], threading.Event()
+
+    def kill():
+        while not killed and not ended.wait(0.02):
+            if len(list(committed.glob("*.parquet"))) >= 3:
+                killed.extend(actors_here())
+                for pid in killed:
+                    os.kill(pid, signal.SIGKILL)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    try:
+        directory = generate.run(config)
+    finally:
+        ended.set()
+        thread.join()
+    assert killed
+    assert read_rows(directory.path("completions")) == whole
 
 
 def test_lists_without_files_and_files_without_lists_are_removed(tmp_path):
