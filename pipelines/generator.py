@@ -136,7 +136,8 @@ class Generator:
             fewer = slots // 2 if slots > ROW_MULTIPLE else 1
             self.board.say.remote(f"a device ran out of memory with {slots} slots: it goes on with {fewer}")
         else:
-            alone = next(owner for owner in self.decoder.engine.owners if owner)[0]
+            # It has the only row, or was done and is being scored.
+            alone = next((owner[0] for owner in self.decoder.engine.owners if owner), None) or next(iter(waiting))
             waiting.pop(alone).set_exception(RowError("the device has no memory for this prompt, even alone"))
             fewer = self.settings.slots
         del self.decoder.engine  # with its caches, before there are new ones

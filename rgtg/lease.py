@@ -57,7 +57,7 @@ class Lease:
         found, version = self.file.read()
         if found and not _is_dead(found):
             version = self._watch(found, version)
-        self.version = self.file.replace(self._content(), version)
+        self.version = self._replace(version)
         if self.version is None:
             raise UserError(_sentence(self.place, self.file.read()[0]))
         self._thread.start()
@@ -90,7 +90,7 @@ class Lease:
         while not self._ended.wait(self.renew_s):
             self.count += 1
             try:
-                version = self.file.replace(self._content(), self.version)
+                version = self._replace(self.version)
             except (Unavailable, OSError):  # the store may come back, for as long as nobody else can take over
                 failed_since = failed_since or time.monotonic()
                 if time.monotonic() - failed_since < self.expires_s / 2:
@@ -105,6 +105,17 @@ class Lease:
                 )
                 return
             self.version = version
+
+    def _replace(self, version: str | None) -> str | None:
+        """Write what holds now over `version`; the new version, or None where another's stands there.
+
+        Ours may stand there too: a store's answer is lost, and the same write, tried again, meets the first.
+        """
+        written = self.file.replace(self._content(), version)
+        if written is None:
+            found, current = self.file.read()
+            written = current if found and found.get("id") == self.holder["id"] else None
+        return written
 
     def _content(self) -> bytes:
         return json.dumps(self.holder | {"count": self.count}).encode()

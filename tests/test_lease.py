@@ -142,3 +142,17 @@ def test_a_refused_job_leaves_no_empty_directory(tmp_path):
         assert place.exists()
     assert not place.exists()
     assert Path(tmp_path, "runs").exists()
+
+
+def test_a_write_whose_answer_was_lost_is_still_ours(place):
+    lease = take(place)
+    with lease:
+        lease._ended.set()
+        lease._thread.join()
+        old = lease.version
+        lease.count = 1000
+        assert lease._replace(old) is not None
+        # The store tries the same write again, which finds the first one there.
+        assert lease._replace(old) is not None
+        storage.write_bytes(storage.join(place, NAME), json.dumps({"host": "other", "pid": 2}).encode())
+        assert lease._replace(old) is None
