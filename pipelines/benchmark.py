@@ -78,6 +78,8 @@ def main(
     """Print tokens per second of every way, and what guidance costs."""
     if threads:
         torch.set_num_threads(threads)
+    if device not in ("auto", "cpu", "cuda"):
+        raise UserError(f"--device is {device!r}; there are auto, cpu and cuda")
     where = resolve_device(device)
     if dtype not in (*DTYPES, "auto"):
         raise UserError(f"--dtype is {dtype!r}; there are {', '.join(DTYPES)} and auto")
@@ -93,13 +95,14 @@ def main(
         for batch in batches:
             prompts = _prompts(batch, shortest, longest, vocabulary)
             ways = _engine_ways(places, prompts, new_tokens, k, batch, where, kind)
-            ways += _plain_ways(places, prompts, new_tokens, k, where, kind, loops and batch)
+            ways += _plain_ways(places, prompts, new_tokens, k, where, kind, loops)
             _print(batch, ways, _measure(ways, repeats, where))
 
 
 def _numbers(text: str, option: str, count: int | None = None) -> list[int]:
-    numbers = [int(part) for part in text.split(",") if part.strip().isdigit()]
-    if not numbers or (count and len(numbers) != count):
+    parts = text.split(",")
+    numbers = [int(part) for part in parts if part.strip().isdigit()]
+    if len(numbers) != len(parts) or 0 in numbers or (count and len(numbers) != count):
         raise UserError(f"{option} is {text!r}; write numbers with commas between them")
     return numbers
 
@@ -174,7 +177,7 @@ def _engine_ways(
 
 
 def _plain_ways(
-    places: dict[str, str], prompts: list[list[int]], new_tokens: int, k: int, device: Any, dtype: Any, loops: int
+    places: dict[str, str], prompts: list[list[int]], new_tokens: int, k: int, device: Any, dtype: Any, loops: bool
 ) -> list[Way]:
     """transformers' own generate, and the published loops; these with prompts of one length, the mean."""
     language: Any = AutoModelForCausalLM.from_pretrained(places["language"], dtype=dtype).to(device).eval()
@@ -182,7 +185,7 @@ def _plain_ways(
     width = max(map(len, prompts))
     ids = torch.tensor([[3] * (width - len(p)) + p for p in prompts], device=device)
     mean = sum(map(len, prompts)) // len(prompts)
-    equal = torch.tensor([(p * 2)[:mean] for p in prompts], device=device)
+    equal = torch.tensor([(p * (mean // len(p) + 1))[:mean] for p in prompts], device=device)
 
     def generate() -> None:
         language.generate(
@@ -204,7 +207,7 @@ def _plain_ways(
                 len(prompts) * new_tokens,
             )
         )
-    if loops == 1:
+    if loops and len(prompts) == 1:
         # Its cost grows with the text: these tokens stand in the middle of it.
         middle = torch.cat([equal, equal.repeat(1, 8)[:, : max(0, (new_tokens - RESCORED) // 2)]], dim=1)
         ways.append(

@@ -4,6 +4,7 @@ Each of `evaluate.methods` completes the first prompts of the run, with a reward
 paper has it unless models.reward is one for all. Table and pictures land in <run>/evaluate/.
 """
 
+import hashlib
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +20,7 @@ from pipelines.inputs import check_models, on_gpu, resolved
 from pipelines.run_directory import RunDirectory
 from rgtg import storage
 from rgtg.chat import Prompt
-from rgtg.config import SANDBOX, Config, TrainReward
+from rgtg.config import SANDBOX, Config
 from rgtg.errors import UserError
 from rgtg.evaluation.endpoint import Endpoint
 from rgtg.evaluation.likelihood import logprobs as likelihood
@@ -44,6 +45,7 @@ def run(config: Config, judges: Mapping[str, Judge] | None = None) -> list[Resul
     config = resolved(config, pairs=config.models.reward is None, prompts=True)
     models, endpoint = _judging(config)
     directory = prompts.run(config)
+    complete = storage.exists(directory.path("_SUCCESS"))  # a comparison beside a run leaves it complete
     for way in ways:
         check_models(_config_of(way, config), config.models.reward or config.train_reward.init, directory)
     done = {way: _complete(way, config, directory) for way in ways}
@@ -57,6 +59,8 @@ def run(config: Config, judges: Mapping[str, Judge] | None = None) -> list[Resul
     logprobs = {way: _judged(_by_language(config), rows[way], "token_ids") for way in ways if way.language}
     results = [measure(way, rows[way], judged[way], done[way][1], logprobs.get(way)) for way in ways]
     _report(config, directory, results)
+    if complete:
+        directory.succeed()
     return results
 
 
@@ -76,8 +80,8 @@ def _judging(config: Config) -> tuple[list[str], Endpoint | None]:
 
 def _config_of(way: Variant, config: Config) -> Config:
     init = config.train_reward.init or config.models.language
-    train = config.train_reward.model_dump() | {"objective": way.objective, "head": way.head, "init": init}
-    changes: dict[str, Any] = {"generate": way.settings, "train_reward": TrainReward.model_validate(train)}
+    train = config.train_reward.model_copy(update={"objective": way.objective, "head": way.head, "init": init})
+    changes: dict[str, Any] = {"generate": way.settings, "train_reward": train}
     if way.language:
         place = pinned(storage.absolute(way.language), "language in evaluate.methods")
         changes["models"] = config.models.model_copy(update={"language": place})
@@ -88,7 +92,8 @@ def _complete(way: Variant, config: Config, directory: RunDirectory) -> tuple[st
     """The completions of one way, and the seconds that decoding took."""
     own = _config_of(way, config)
     reward = config.models.reward or train_reward.reward_of(own, directory)
-    slug = re.sub(r"[^A-Za-z0-9.]+", "-", way.name)
+    digest = hashlib.sha256(way.name.encode()).hexdigest()[:8]  # a name that is readable alone is not always unique
+    slug = f"{re.sub(r'[^A-Za-z0-9.]+', '-', way.name)[:80]}-{digest}"
     stage, target = f"{STAGE} {way.name}", directory.path(STAGE, slug)
     inputs = generate.inputs_of(own, reward, directory) | {"evaluate.num_prompts": config.evaluate.num_prompts}
     if directory.begin(stage, inputs, rerunnable=True) != "done":
@@ -136,7 +141,7 @@ def _by_model(config: Config, place: str) -> Judge:
 
     def score(given: list[Prompt], texts: list[str]) -> list[float]:
         models = config.models
-        options: dict[str, Any] = {"device": models.device, "trust_remote_code": models.trust_remote_code}
+        options: dict[str, Any] = models.model_dump(include={"device", "dtype", "trust_remote_code"})
         return TextReward.load(place, what="evaluate.judges", **options).score(given, texts)
 
     return _on_a_worker(score, config)
@@ -147,7 +152,7 @@ def _by_language(config: Config) -> Callable[[list[Prompt], list[list[int]]], li
 
     def score(given: list[Prompt], ids: list[list[int]]) -> list[float]:
         models = config.models
-        options: dict[str, Any] = {"device": models.device, "trust_remote_code": models.trust_remote_code}
+        options: dict[str, Any] = models.model_dump(include={"device", "dtype", "trust_remote_code"})
         return likelihood(LanguageModel.load(models.language, **options), given, ids)
 
     return _on_a_worker(score, config)

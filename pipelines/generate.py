@@ -109,6 +109,8 @@ def complete(
             override_filesystem=checkpoint_filesystem,
             delete_checkpoint_on_success=False,
         )
+    # Which prompts are the first ones must not depend on which file is read first.
+    context.execution_options.preserve_order = limit is not None
     progress = Progress(f"generate ({settings.method})", num_rows - (_committed(checkpoint) if checkpoint else 0))
     with ray_session.explained("generation"), DataContext.current(context), progress:
         dataset = ray.data.read_parquet(source_path, filesystem=source_filesystem)

@@ -14,7 +14,7 @@ from rgtg.errors import UserError
 from rgtg.models.language import check_language
 from rgtg.models.loading import load_tokenizer
 from rgtg.models.places import pinned
-from rgtg.models.reward import check_same_tokens, check_sees, check_trained
+from rgtg.models.reward import RewardModel, check_same_tokens, check_sees, check_trained
 from rgtg.models.text_reward import TextReward
 
 
@@ -118,9 +118,12 @@ def check_models(config: Config, reward: str | None, directory: RunDirectory) ->
     if reward and config.models.reward_reads == "text":
         TextReward.check(reward, "models.reward", trust)
         check_sees(config.generate.method, "scalar")
-    elif reward:
+    else:
         for place in config.models.rewards:
             check_sees(config.generate.method, check_trained(place, trust))
+        found = RewardModel.check(reward, "the reward model", trust) if reward else None
+        check_sees(config.generate.method, found or config.train_reward.head_kind)
+    if reward and config.models.reward_reads == "tokens":
         for place in {reward, *config.models.ensemble} - {config.models.language}:
             check_same_tokens(tokenizer, load_tokenizer(place, "the reward model", trust_remote_code=trust))
     filesystem, _ = storage.resolve(directory.path("prompts"))

@@ -55,11 +55,10 @@ def reward_of(config: Config, directory: RunDirectory) -> str:
     One run may have several: its own, and for comparisons others, which bear the name of their objective and head.
     """
     name = _name(config.train_reward.objective, config.train_reward.head)
-    if directory.is_done(STAGE) and name == _name_of(directory, STAGE):
-        return directory.path("reward_model")
-    target = directory.path(f"reward_model_{name}")
-    fit(config, directory, f"{STAGE}_{name}", target)
-    return target
+    own = directory.is_done(STAGE) and name == _name_of(directory, STAGE)
+    stage, target = (STAGE, "reward_model") if own else (f"{STAGE}_{name}", f"reward_model_{name}")
+    fit(config, directory, stage, directory.path(target))
+    return directory.path(target)
 
 
 def accuracies(directory: RunDirectory) -> dict[str, dict[str, Any]]:
@@ -92,6 +91,7 @@ def fit(config: Config, directory: RunDirectory, stage: str, target: str) -> Non
             f"train_reward.{name}": value
             for name, value in settings.model_dump(exclude={"init", *OUTPUT_FREE}).items()
         },
+        "train_reward.head": settings.head_kind,
     }
     if directory.begin(stage, inputs) == "done":
         return

@@ -283,7 +283,7 @@ def load(file: str | Path | None = None, overrides: list[str] | tuple[str, ...] 
         target = settings.setdefault(section, {})
         if not isinstance(target, dict):
             raise UserError(f"{section!r} is a section of settings, not a value")
-        target[name] = _value(value)
+        target[name] = value_of(value)
     if settings.get("models", {}).get("language", SANDBOX) == SANDBOX:
         settings = {
             section: {**SANDBOX_SETTINGS.get(section, {}), **settings.get(section, {})}
@@ -333,7 +333,8 @@ def _read(file: str | Path | None) -> dict[str, Any]:
     return {section: values or {} for section, values in settings.items()}
 
 
-def _value(text: str) -> Any:
+def value_of(text: str) -> Any:
+    """What a person means by a value that is written as text."""
     try:
         return yaml.load(text, _Loader)
     except yaml.YAMLError:

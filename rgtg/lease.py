@@ -18,6 +18,7 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
+from botocore.config import Config
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
@@ -67,7 +68,7 @@ class Lease:
         self._ended.set()
         self._thread.join()
         if self.version is not None:
-            with suppress(Unavailable, OSError):  # it would only keep the next job waiting
+            with suppress(Exception):  # it would only keep the next job waiting
                 self.file.delete(self.version)
 
     def _watch(self, found: dict[str, Any], version: str | None) -> str | None:
@@ -91,7 +92,7 @@ class Lease:
             self.count += 1
             try:
                 version = self._replace(self.version)
-            except (Unavailable, OSError):  # the store may come back, for as long as nobody else can take over
+            except Exception:  # the store may come back, for as long as nobody else can take over
                 failed_since = failed_since or time.monotonic()
                 if time.monotonic() - failed_since < self.expires_s / 2:
                     continue
@@ -134,24 +135,31 @@ def _who(found: dict[str, Any] | None) -> str:
 
 def _is_dead(holder: dict[str, Any]) -> bool:
     """Whether a holder of this very machine is no more, which is known at once."""
-    pid = holder.get("pid")
-    if holder.get("host") != socket.gethostname() or not isinstance(pid, int):
+    pid, process = holder.get("pid"), str(holder.get("process"))
+    if not isinstance(pid, int) or not process.startswith(f"{_here()} "):
         return False
-    return _started(pid) != holder.get("process")
+    return _started(pid) != process
+
+
+def _here() -> str:
+    """This machine since it booted, and the processes of it that can be seen."""
+    with suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}/{os.readlink('/proc/self/ns/pid')}"
+    return socket.gethostname()
 
 
 def _started(pid: int) -> str | None:
     """When a process of this machine began, since ids are used again; None where there is no such process."""
     try:
         status = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
         try:
             os.kill(pid, 0)
         except OSError as error:
-            return None if error.errno == errno.ESRCH else "alive"
-        return "alive"
-    return None if status[0] == "Z" else f"{boot}/{status[19]}"
+            return None if error.errno == errno.ESRCH else f"{_here()} alive"
+        return f"{_here()} alive"
+    return None if status[0] == "Z" else f"{_here()} {status[19]}"
 
 
 class _Local:
@@ -203,7 +211,9 @@ class _S3:
         import boto3
 
         bucket, _, key = place.removeprefix("s3://").partition("/")
-        self.client, self.object = boto3.client("s3"), {"Bucket": bucket, "Key": key}
+        # Answers must come well before the lease expires.
+        patience = Config(connect_timeout=5, read_timeout=5, retries={"total_max_attempts": 2})
+        self.client, self.object = boto3.client("s3", config=patience), {"Bucket": bucket, "Key": key}
         self.place = place
 
     def read(self) -> tuple[dict[str, Any] | None, str | None]:

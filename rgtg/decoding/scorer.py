@@ -80,6 +80,8 @@ class TokenScorer:
         return self._score([request.reward_prompt_ids] * len(completions), completions)
 
     def prompt_reward(self, request: Request) -> float:
+        if any(model.adds_up for model in self.models):
+            return 0.0  # of a prompt, nothing has been added up yet
         *before, last = request.reward_prompt_ids
         return self._score([before], [[last]])[0][0]
 

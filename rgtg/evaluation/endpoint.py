@@ -39,7 +39,7 @@ class Endpoint:
     url: str
     model: str
     key_variable: str
-    backoff_s: float = 1.0  # before the second attempt; twice as long before each further one
+    backoff_s: float = 1.0  # before the third attempt; twice as long before each further one
 
     def wins(self, prompts: Sequence[Prompt], ours: Sequence[str], theirs: Sequence[str]) -> list[float]:
         """1.0 where `ours` is preferred, 0.0 where `theirs` is, 0.5 where swapping the sides changes the verdict.
@@ -86,5 +86,5 @@ class Endpoint:
             answer = response.json()["choices"][0]["message"]["content"]
         except (ValueError, LookupError, TypeError) as error:
             raise UserError(f"the judge {self.url!r} does not speak the chat completions API") from error
-        letters = re.findall(r"\b[AB]\b", answer or "")
-        return {"A": 1.0, "B": 0.0}.get(letters[-1], 0.5) if letters else 0.5
+        letters = set(re.findall(r"\b[AB]\b", answer or ""))
+        return {"A": 1.0, "B": 0.0}[letters.pop()] if len(letters) == 1 else 0.5

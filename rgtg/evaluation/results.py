@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rgtg.decoding.methods import METHODS
 from rgtg.evaluation.diversity import distinct, self_rouge_l
 from rgtg.evaluation.means import Mean, mean
 from rgtg.evaluation.variants import Variant
@@ -19,8 +18,7 @@ class Result:
     family: str
     beta: float
     scores: dict[str, Mean | None]  # by who scored; `reward` is by the guiding model, on a scale of its own
-    kl: Mean | None  # KL(pi || p) of whole completions, in nats; None where pi has no known probabilities
-    kl_is_bound: bool  # it is an upper bound, from theory
+    kl: Mean | None  # KL(pi || p) of whole completions, in nats; None where pi has no known probabilities: a search
     tokens: float  # of a completion; and of these per completion:
     language_calls: float
     reward_calls: float
@@ -60,10 +58,6 @@ def measure(
     ]
     scores = {"reward": [[c["reward"] for c in cs if c["reward"] is not None] for cs in good], **judged}
     rouges = [score for cs in good if (score := self_rouge_l([c["text"] for c in cs])) is not None]
-    kl, bound = _mean_by_prompt(kls), False
-    if kl is None and _is_best_of_n(variant):
-        n = variant.settings.proposals or METHODS[variant.settings.method].segments.proposals  # type: ignore[union-attr]
-        kl, bound = Mean(math.log(n) - (n - 1) / n, 0.0, len(good)), True
 
     def average(name: str) -> float:
         return sum(c[name] for c in every) / max(1, len(every))
@@ -73,8 +67,7 @@ def measure(
         family=variant.family,
         beta=variant.beta,
         scores={name: _mean_by_prompt(values) for name, values in scores.items()},
-        kl=kl,
-        kl_is_bound=bound,
+        kl=_mean_by_prompt(kls),
         tokens=average("num_tokens"),
         language_calls=average("language_calls"),
         reward_calls=average("reward_calls"),
@@ -93,7 +86,7 @@ def at_kl(results: Sequence[Result], scorer: str, kl: float) -> Mean | None:
     Two reward models have two scales, so that one `beta` is not one strength: families are compared at equal KL.
     """
     points = sorted(
-        ((r.kl.value, score) for r in results if r.kl and not r.kl_is_bound and (score := r.scores.get(scorer))),
+        ((r.kl.value, score) for r in results if r.kl and (score := r.scores.get(scorer))),
         key=lambda point: point[0],
     )
     for (low, first), (high, second) in zip(points, points[1:], strict=False):
@@ -107,9 +100,3 @@ def at_kl(results: Sequence[Result], scorer: str, kl: float) -> Mean | None:
 
 def _mean_by_prompt(values: Sequence[Sequence[float]]) -> Mean | None:
     return mean(sum(row) / len(row) for row in values if row)
-
-
-def _is_best_of_n(variant: Variant) -> bool:
-    """Best of n samples of the language model, whose KL is at most log n - (n - 1) / n (Beirami et al. 2024)."""
-    preset = METHODS[variant.settings.method]
-    return preset.guidance == "none" and preset.segments is not None and preset.segments.until == "end"

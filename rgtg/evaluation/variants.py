@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any, get_args
 
-import yaml
 from pydantic import ValidationError
 
-from rgtg.config import HEADS, Generate, Head, TrainReward, sentence
+from rgtg.config import HEADS, Generate, Head, TrainReward, sentence, value_of
 from rgtg.decoding.methods import METHODS
 from rgtg.errors import UserError
 
@@ -60,7 +59,7 @@ def variants(entries: Iterable[str], settings: Generate) -> list[Variant]:
 
 def _variant(method: str, given: dict[str, str], settings: Generate) -> Variant:
     name = _name(method, given)
-    own = {key: yaml.safe_load(value) for key, value in given.items() if key not in OTHERS}
+    own = {key: value_of(value) for key, value in given.items() if key not in OTHERS}
     try:
         chosen = settings.by(method, **own)
     except ValidationError as error:
@@ -73,6 +72,8 @@ def _variant(method: str, given: dict[str, str], settings: Generate) -> Variant:
         raise UserError(
             f"evaluate.methods: {name}: objectives are {', '.join(known)}, heads are {', '.join(get_args(Head))}"
         )
+    if HEADS.get(objective, head) != head:
+        raise UserError(f"evaluate.methods: {name}: the objective {objective!r} needs the head {HEADS[objective]!r}")
     family = _name(method, {key: value for key, value in given.items() if key != "beta"})
     return Variant(name, family, chosen, objective, head, given.get("language"))
 

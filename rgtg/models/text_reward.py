@@ -55,6 +55,7 @@ class TextReward:
             what,
             trust_remote_code=trust_remote_code,
             dtype=resolve_dtype(dtype, target),
+            num_labels=load_config(place, what, trust_remote_code=trust_remote_code).num_labels,
         )
         return cls(model.to(target), load_tokenizer(place, what, trust_remote_code=trust_remote_code))
 
@@ -105,6 +106,11 @@ class TextReward:
 
     def _encode(self, text: str) -> list[int]:
         ids = self.tokenizer(text).input_ids or [0]
+        first = (self.tokenizer.bos_token_id, self.tokenizer.cls_token_id)
+        if len(ids) > 1 and ids[0] == ids[1] and ids[0] in first:  # the template wrote one, the tokenizer another
+            ids = ids[1:]
         vocabulary = num_embeddings(self.model)
         ids = [i if i < vocabulary else self.tokenizer.unk_token_id or 0 for i in ids]
+        if len(ids) > self.context and ids[0] in first:  # what encoders pool
+            return [ids[0], *ids[len(ids) - self.context + 1 :]]
         return ids[-self.context :]

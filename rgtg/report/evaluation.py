@@ -15,7 +15,7 @@ def header(results: Sequence[Result]) -> list[str]:
     scorers = [name for name in results[0].scores if name != "reward"]
     return [
         *("method", "own reward", *scorers, "KL"),
-        *("tokens", "distinct-2", "ROUGE-L", "LM calls", "RM calls", "seconds", "tokens/s"),
+        *("tokens", "distinct-2", "ROUGE-L", "LM calls", "RM calls", "seconds", "tokens/s", "errors"),
     ]
 
 
@@ -25,7 +25,7 @@ def rows(results: Sequence[Result]) -> list[list[str]]:
         [
             r.name,
             *(_mean(r.scores[name]) for name in ("reward", *(n for n in results[0].scores if n != "reward"))),
-            f"{'≤ ' if r.kl_is_bound else ''}{r.kl.value:.1f}" if r.kl else "",
+            f"{r.kl.value:.1f}" if r.kl else "",
             f"{r.tokens:.1f}",
             f"{r.distinct_2:.2f}",
             "" if r.rouge_l is None else f"{r.rouge_l:.2f}",
@@ -33,6 +33,7 @@ def rows(results: Sequence[Result]) -> list[list[str]]:
             f"{r.reward_calls:.0f}",
             f"{r.seconds:.0f}",
             f"{r.tokens_per_second:,.0f}",
+            f"{r.errors:,}",
         ]
         for r in results
     ]
@@ -131,7 +132,7 @@ def picture(results: Sequence[Result], cost: str) -> bytes:
 
 
 def _mean(mean: Mean | None) -> str:
-    return f"{mean.value:+.3f} ± {mean.error:.3f}" if mean else ""
+    return str(mean) if mean else ""
 
 
 def _markdown(names: list[str], lines: list[list[str]]) -> str:

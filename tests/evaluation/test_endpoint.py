@@ -72,6 +72,8 @@ def test_throttling_is_tried_again(served):
 
 def test_an_answer_that_is_no_letter_counts_for_neither(served):
     handler, endpoint = served
+    handler.answer = "A is no better than B."
+    assert endpoint.wins(["p"], ["good"], ["bad"]) == [0.5]
     handler.answer = "They are both fine."
     assert endpoint.wins(["p"], ["good"], ["bad"]) == [0.5]
 

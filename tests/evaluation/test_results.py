@@ -40,19 +40,14 @@ def test_means_are_over_prompts_and_rows_with_an_error_are_counted():
     assert result.scores["reward"].error == pytest.approx(math.sqrt(4.5 / 2))
     assert result.scores["judge"] == Mean(0.75, pytest.approx(0.25), 2)
     assert result.kl.value == pytest.approx(((2 + 0) / 2 + (3 + 1) / 2) / 2)
-    assert not result.kl_is_bound
     assert (result.tokens, result.stopped, result.completions, result.errors) == (5.0, 0.25, 4, 1)
     assert result.tokens_per_second == 10.0
     assert result.rouge_l == pytest.approx((0.8 + 1.0) / 2)
 
 
-def test_a_search_has_no_kl_but_best_of_n_has_a_bound():
+def test_a_search_has_no_kl():
     rows = [row(completion(guided=None), completion(guided=None))]
-    bound = measure(of("best-of-n proposals=8"), rows, {}, 1.0)
-    assert bound.kl_is_bound
-    assert bound.kl.value == pytest.approx(math.log(8) - 7 / 8)
-    assert measure(of("cd-blockwise"), rows, {}, 1.0).kl is None
-    assert measure(of("pargs-best-of-n"), rows, {}, 1.0).kl is None
+    assert measure(of("best-of-n"), rows, {}, 1.0).kl is None
 
 
 def test_nothing_but_errors_is_no_division_by_zero():

@@ -26,6 +26,10 @@ def test_every_method_knows_how_its_reward_model_is_trained():
     }
 
 
+def test_values_are_read_as_in_the_settings():
+    assert variants(["pargs beta=1e-1"], Generate())[0].beta == 0.1
+
+
 def test_what_is_said_twice_is_done_once():
     assert len(variants(["pargs beta=1,2", "pargs beta=2"], Generate())) == 2
 
@@ -42,6 +46,8 @@ def test_what_is_said_twice_is_done_once():
         ("pargs proposals=3", "'pargs' has no proposals"),
         ("pargs objective=best", "objectives are partial"),
         ("cards", "needs a target_reward"),
+        ("farma head=scalar", "needs the head 'next-token'"),
+        ("pargs beta=[", "beta"),
     ],
 )
 def test_a_mistake_is_one_sentence(entry, said):

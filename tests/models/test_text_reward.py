@@ -49,7 +49,8 @@ def test_of_a_text_beyond_the_context_the_end_counts(make_reward, plain):
     place = make_reward(arch="bert", max_position_embeddings=16)
     reward = TextReward.load(place, what="judge")
     with torch.no_grad():
-        ids = torch.tensor([reward.tokenizer("x" * 40 + "the end counts", add_special_tokens=False).input_ids[-16:]])
+        ids = reward.tokenizer("x" * 40 + "the end counts").input_ids
+        ids = torch.tensor([[ids[0], *ids[-15:]]])  # and the token that opens a text, which encoders pool
         expected = plain(place)(ids).logits[0, 0].item()
     assert reward.score(["x" * 40], ["the end counts"]) == [pytest.approx(expected, abs=1e-4)]
 
@@ -58,6 +59,11 @@ def test_messages_are_read_by_its_own_template(make_reward, make_tokenizer):
     place = make_reward(make_tokenizer(template="{% for m in messages %}<{{ m.content }}>{% endfor %}"), arch="bert")
     reward = TextReward.load(place, what="judge")
     assert reward.score([[{"role": "user", "content": "hi"}]], ["there"]) == reward.score(["<hi>"], ["there"])
+    twice = make_reward(
+        make_tokenizer(template="<s>{% for m in messages %}<{{ m.content }}>{% endfor %}"), arch="bert"
+    )
+    both = TextReward.load(twice, what="judge")
+    assert both.score([[{"role": "user", "content": "hi"}]], ["there"]) == both.score(["<hi>"], ["there"])
 
 
 def test_what_is_no_classifier(language_dir, make_reward):
