@@ -11,7 +11,7 @@ import pytest
 import yaml
 from moto.server import ThreadedMotoServer
 
-from pipelines import nightly
+from pipelines import evaluate, nightly
 from rgtg import storage
 from rgtg.errors import UserError
 
@@ -74,6 +74,14 @@ def test_a_night_ends_with_everything_and_the_next_start_does_nothing(job, ray_h
     assert all(file.stat().st_mtime_ns == time for file, time in written.items())
     assert "step " not in capsys.readouterr().out
 
+    # A comparison beside it uses the reward models that are there, and leaves the run complete.
+    (result,) = evaluate.run(job(**{"evaluate.methods": "args", "evaluate.num_prompts": 4}))
+    assert result.completions == 8
+    assert "step " not in capsys.readouterr().out
+    assert (place / "_SUCCESS").exists()
+    with pytest.raises(UserError, match=r"train_reward\.epochs 1 \(now 2\)"):
+        evaluate.run(job(**{"evaluate.methods": "pargs", "train_reward.epochs": 2}))
+
 
 def test_what_would_fail_after_the_training_is_said_before_it(job, make_language, make_tokenizer, tmp_path):
     other = make_language(make_tokenizer("abc"))
@@ -81,6 +89,8 @@ def test_what_would_fail_after_the_training_is_said_before_it(job, make_language
         ({"generate.samples": 1}, "a preference pair needs two completions that differ"),
         ({"generate.method": "args"}, "a preference pair needs two completions that differ"),
         ({"train_reward.init": other}, "another tokenizer than models.language"),
+        ({"train_reward.objective": "farma"}, "scores candidates, and the reward model has a next-token head"),
+        ({"generate.method": "farma"}, "has a scalar head"),
     ):
         with pytest.raises(UserError, match=sentence):
             nightly.run(job(**changes))
