@@ -55,9 +55,9 @@ def _job(module: str, config_file: str | None, overrides: list[str] | None, new_
     """Run one job. Its imports wait until the settings are known to be right: Ray and torch take seconds."""
     import importlib
 
-    from rgtg import config
+    from rgtg.config_file import load
 
-    settings = config.load(config_file, overrides or [])
+    settings = load(config_file, overrides or [])
     _run(importlib.import_module(f"pipelines.{module}").run, settings, new_run)
 
 
@@ -134,18 +134,18 @@ def benchmark(context: typer.Context) -> None:
 @app.command()
 def settings() -> None:
     """Print every setting with its default and what it does, as a config file to start from."""
-    from rgtg import config
+    from rgtg.config_file import as_yaml
 
-    print(config.as_yaml())
+    print(as_yaml())
 
 
 @app.command()
 def doctor(config: ConfigFile = None, overrides: Overrides = None) -> None:
     """Say what this machine has, and whether the configured inputs can be reached."""
     from pipelines import doctor as job
-    from rgtg import config as settings
+    from rgtg.config_file import load
 
-    job.run(settings.load(config, overrides or []))
+    job.run(load(config, overrides or []))
 
 
 def entry() -> None:
@@ -157,9 +157,9 @@ def main(run: Callable[[Any], Any], *, writes: bool = True) -> None:
     """`python -m pipelines.<job>`: the same options as the job's command."""
 
     def job(config: ConfigFile = None, overrides: Overrides = None, new_run: NewRun = False) -> None:
-        from rgtg import config as settings
+        from rgtg.config_file import load
 
-        given = settings.load(config, overrides or [])
+        given = load(config, overrides or [])
         _run(run, given, new_run) if writes else run(given)
 
     job.__doc__ = sys.modules[run.__module__].__doc__

@@ -20,7 +20,7 @@ import torch
 import typer
 
 from pipelines import cli, evaluate
-from rgtg import config as settings
+from rgtg import config_file
 from rgtg.chat import Prompt, encode_prompt
 from rgtg.errors import UserError
 from rgtg.models.loading import has_fast_bfloat16
@@ -65,7 +65,7 @@ def main(
     """Run the trial; what is done already is not done again."""
     reviews = read_reviews(data, num_prompts)
     pairs, eval_pairs, prompts = _write_inputs(reviews, Path(out))
-    config = settings.load(
+    config = config_file.load(
         None,
         [
             f"run.root={out}",

@@ -204,6 +204,10 @@ class _Local:
             os.rmdir(os.path.dirname(self.path))
 
 
+class _NoConditions(Exception):
+    """The store does not write conditionally."""
+
+
 class _S3:
     """An object that changes by conditional writes."""
 
@@ -224,7 +228,7 @@ class _S3:
         condition = {"IfMatch": version} if version else {"IfNoneMatch": "*"}
         try:
             answer = self._ask("put_object", Body=content, **condition)
-        except NotImplementedError:  # a store without conditional writes: the best that it allows
+        except _NoConditions:  # a store without conditional writes: the best that it allows
             answer = self._ask("put_object", Body=content) if self.read()[1] == version else None
         return str(answer["ETag"]) if answer else None
 
@@ -243,7 +247,7 @@ class _S3:
             if code == "NoSuchKey" or status in (409, 412):
                 return None
             if status == 501:
-                raise NotImplementedError from error
+                raise _NoConditions from error
             sentence = f"cannot reach {self.place!r}: {code or status}"
             if status in (400, 401, 403, 404):
                 raise UserError(sentence) from error

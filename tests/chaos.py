@@ -50,9 +50,12 @@ class Job:
         self.start()
         return True
 
-    def done(self) -> bool:
-        """Whether it ended well; a start that failed is followed by another, as of a scheduler that tries again."""
-        code = self.process.poll()
+    def ends(self, within_s: float) -> bool:
+        """Whether it ends well; a start that failed is followed by another, as of a scheduler that tries again."""
+        try:
+            code = self.process.wait(within_s)
+        except subprocess.TimeoutExpired:
+            return False
         if code == 2:
             raise SystemExit(f"{self.arguments} was refused; see {self.log.name}")
         if code:
@@ -110,8 +113,7 @@ def disturb(
     kinds, injected, seen = sorted(faults), Counter(), moved()
     calm = rng.uniform(0, 3)
     since = time.monotonic()
-    while not job.done():
-        time.sleep(0.2)
+    while not job.ends(0.2):
         waited = time.monotonic() - since
         # Something must have moved since the last fault, or nothing would ever end; then any moment will do.
         if injected.total() < most and ((moved() > seen and waited > calm) or waited > PATIENCE_S):
@@ -218,8 +220,7 @@ def stages(folder: Path, rng: random.Random) -> tuple[Counter, dict[str, int]]:
             return sum(stage["status"] == "done" for stage in found.values())
 
         injected, seen = Counter(), 0
-        while not job.done():
-            time.sleep(0.05)
+        while not job.ends(0.05):
             if (now := finished()) > seen:
                 seen = now
                 injected["driver between stages"] += job.kill()

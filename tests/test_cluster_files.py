@@ -17,7 +17,8 @@ import jsonschema
 import pytest
 import yaml
 
-from rgtg import config
+from rgtg import config_file
+from rgtg.config import SANDBOX
 
 ROOT = Path(__file__).parents[1]
 CLUSTER = ROOT / "cluster"
@@ -54,10 +55,10 @@ def cronjob() -> dict[str, Any]:
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
 def test_examples_are_valid_configs(path):
-    settings = config.load(path, [f"run.id={NIGHT}"])
+    settings = config_file.load(path, [f"run.id={NIGHT}"])
     assert settings.run.id == NIGHT
     here = path.name in ("laptop.yaml", "methods.yaml")
-    assert (settings.models.language == config.SANDBOX) == (path.name == "methods.yaml")
+    assert (settings.models.language == SANDBOX) == (path.name == "methods.yaml")
     # `auto` would look at the head, which has no GPU.
     assert settings.models.device == ("auto" if here else "cuda")
 
@@ -67,7 +68,7 @@ def test_the_rayjob_runs_the_nightly_job_and_can_grow_to_what_the_example_asks_f
     command = shlex.split(rayjob["spec"]["entrypoint"])
     assert command[:4] == ["python", "-m", "pipelines.nightly", "--config"]
     assert importlib.util.find_spec(command[2])
-    settings = config.load(CLUSTER / "examples" / "real-models.yaml", command[5:])
+    settings = config_file.load(CLUSTER / "examples" / "real-models.yaml", command[5:])
     assert settings.run.id == NIGHT
 
     head = spec["headGroupSpec"]

@@ -6,7 +6,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from rgtg import config as settings
+from rgtg import config_file
 from rgtg.config import SANDBOX_SETTINGS, Config
 from rgtg.errors import UserError
 
@@ -23,7 +23,7 @@ def write(tmp_path):
 
 def refused(*overrides, file=None):
     with pytest.raises(UserError) as raised:
-        settings.load(file, overrides)
+        config_file.load(file, overrides)
     sentence = str(raised.value)
     assert "\n" not in sentence
     assert "pydantic" not in sentence
@@ -31,23 +31,23 @@ def refused(*overrides, file=None):
 
 
 def test_defaults_run():
-    config = settings.load()
+    config = config_file.load()
     assert config.models.language == "sandbox"
     assert config.run.id == date.today().isoformat()
     assert config.run.directory == f"runs/{config.run.id}"
 
 
 def test_the_sandbox_has_settings_of_its_own(write):
-    assert settings.load().train_reward.max_length == SANDBOX_SETTINGS["train_reward"]["max_length"]
-    assert settings.load(overrides=["train_reward.max_length=77"]).train_reward.max_length == 77
-    real = settings.load(overrides=["models.language=some/model"])
+    assert config_file.load().train_reward.max_length == SANDBOX_SETTINGS["train_reward"]["max_length"]
+    assert config_file.load(overrides=["train_reward.max_length=77"]).train_reward.max_length == 77
+    real = config_file.load(overrides=["models.language=some/model"])
     assert real.train_reward.max_length == Config().train_reward.max_length == 512
-    assert settings.load(write("models: {language: some/model}")).nightly.compare_objectives is False
+    assert config_file.load(write("models: {language: some/model}")).nightly.compare_objectives is False
 
 
 def test_overrides_come_after_the_file_and_the_last_one_counts(write):
     file = write("generate: {samples: 3, k: 5}\nrun: {seed: 4}")
-    config = settings.load(file, ["generate.samples=6", "generate.samples=7", "models.dtype=bfloat16"])
+    config = config_file.load(file, ["generate.samples=6", "generate.samples=7", "models.dtype=bfloat16"])
     assert (config.generate.samples, config.generate.k, config.run.seed) == (7, 5, 4)
     assert config.models.dtype == "bfloat16"
 
@@ -71,18 +71,18 @@ def test_overrides_come_after_the_file_and_the_last_one_counts(write):
 )
 def test_values_of_overrides(override, value):
     section, _, name = override.partition("=")[0].partition(".")
-    assert getattr(getattr(settings.load(overrides=[override]), section), name) == value
+    assert getattr(getattr(config_file.load(overrides=[override]), section), name) == value
 
 
 def test_values_of_a_file(write):
-    config = settings.load(write("run: {id: 2026-07-01}\ntrain_reward: {learning_rate: 1e-4, pairs: x}\n"))
+    config = config_file.load(write("run: {id: 2026-07-01}\ntrain_reward: {learning_rate: 1e-4, pairs: x}\n"))
     assert config.run.id == "2026-07-01"
     assert config.train_reward.pairs == ["x"]
     assert config.train_reward.learning_rate == 1e-4  # which YAML reads as text, for want of a dot
 
 
 def test_an_empty_file_is_the_defaults(write):
-    assert settings.load(write("# nothing\n")) == settings.load()
+    assert config_file.load(write("# nothing\n")) == config_file.load()
 
 
 @pytest.mark.parametrize(
@@ -168,14 +168,14 @@ def test_a_missing_file(tmp_path):
 
 
 def test_a_run_named_by_a_date_or_a_number():
-    assert settings.load(overrides=["run.id=20261120"]).run.id == "20261120"
-    assert settings.load(overrides=["run.id=2026-11-20"]).run.id == "2026-11-20"
+    assert config_file.load(overrides=["run.id=20261120"]).run.id == "20261120"
+    assert config_file.load(overrides=["run.id=2026-11-20"]).run.id == "2026-11-20"
 
 
 def test_the_printed_settings_change_nothing_until_one_is_edited(write):
-    text = settings.as_yaml()
-    assert settings.load(write(text)) == settings.load()
-    edited = settings.load(
+    text = config_file.as_yaml()
+    assert config_file.load(write(text)) == config_file.load()
+    edited = config_file.load(
         write(text.replace("#samples: 4", "samples: 6").replace("#language: sandbox", "language: m"))
     )
     assert (edited.generate.samples, edited.models.language) == (6, "m")
@@ -183,13 +183,13 @@ def test_the_printed_settings_change_nothing_until_one_is_edited(write):
 
 def test_the_head_follows_the_objective():
     for objective, head in (("partial", "scalar"), ("farma", "next-token"), ("genarm", "log-probability")):
-        assert settings.load(overrides=[f"train_reward.objective={objective}"]).train_reward.head_kind == head
+        assert config_file.load(overrides=[f"train_reward.objective={objective}"]).train_reward.head_kind == head
     assert "needs the head 'next-token'" in refused("train_reward.objective=farma", "train_reward.head=scalar")
 
 
 def test_a_config_is_frozen():
     with pytest.raises(ValidationError):
-        settings.load().run.seed = 3
+        config_file.load().run.seed = 3
 
 
 def test_every_setting_is_explained():
@@ -199,7 +199,7 @@ def test_every_setting_is_explained():
 
 
 def test_a_config_survives_being_written(write):
-    config = settings.load(
+    config = config_file.load(
         overrides=["models.language=m", "generate.prompts=[a, b]", "train_reward.learning_rate=1e-4"]
     )
-    assert settings.load(write(yaml.safe_dump(config.model_dump()))) == config
+    assert config_file.load(write(yaml.safe_dump(config.model_dump()))) == config

@@ -7,7 +7,8 @@ from typing import Any, get_args
 
 from pydantic import ValidationError
 
-from rgtg.config import HEADS, Generate, Head, TrainReward, sentence, value_of
+from rgtg.config import HEADS, Generate, Head, TrainReward
+from rgtg.config_file import sentence, value_of
 from rgtg.decoding.methods import METHODS
 from rgtg.errors import UserError
 

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rgtg import config as settings
+from rgtg import config_file
 from rgtg.config import Config
 
 
@@ -41,7 +41,7 @@ def configure(tmp_path, language_dir) -> Callable[..., Config]:
             "train_reward.precision": "float32",
             "train_reward.threads": 1,
         }
-        return settings.load(None, [f"{key}={value}" for key, value in (defaults | changes).items()])
+        return config_file.load(None, [f"{key}={value}" for key, value in (defaults | changes).items()])
 
     return make
 

@@ -149,7 +149,7 @@ def test_a_file_that_a_kill_tore_is_written_anew(job, read_rows, tmp_path):
 KILLS_ITSELF = """
 import os, signal, sys, threading
 from pathlib import Path
-from rgtg import config
+from rgtg import config_file
 from pipelines import generate
 
 def watch(directory):
@@ -157,7 +157,7 @@ def watch(directory):
         threading.Event().wait(0.02)
     os.kill(os.getpid(), signal.SIGKILL)
 
-settings = config.load(None, sys.argv[1:])
+settings = config_file.load(None, sys.argv[1:])
 threading.Thread(target=watch, args=[settings.run.directory + "/completions"], daemon=True).start()
 generate.run(settings)
 """
