@@ -123,46 +123,22 @@ class Engine:
         return [request] if request.done else []
 
     def _refill(self) -> None:
-        """Give every free row to the next sample in the queue: one prefill a prompt, the other samples copy it."""
-        resumed: list[tuple[Request, int]] = []  # samples whose prompt some row holds since an earlier step
-        fresh: list[Request] = []
-        forked: list[tuple[Request, int]] = []  # samples whose prompt comes in now
-        for row in self._idle_rows():
-            if not self.queue:
-                break
+        """Give every free row to the next sample in the queue."""
+        idle = deque(self._idle_rows())
+        while idle and self.queue:
             request = self.queue[0]
-            if request.started == 0:
-                request.source = row
-                fresh.append(request)
-            else:
-                (forked if request in fresh else resumed).append((request, row))
-            self._assign(row, request)
+            self._assign(idle.popleft(), request)
             if request.started == request.samples:
                 self.queue.popleft()
-        # In this order, since the row that holds a prompt may itself have finished and now begin another one.
-        self._fork(resumed)
-        self._start(fresh)
-        self._fork(forked)
-        if idle := self._idle_rows():
-            self.steps[idle] = 0
-            self.language.park(idle)
+        if idle:
+            rows = list(idle)
+            self.steps[rows] = 0
+            self.language.park(rows)
             if self.guidance:
-                self.guidance.park(idle)
+                self.guidance.park(rows)
 
     def _idle_rows(self) -> list[int]:
         return [row for row, owner in enumerate(self.owners) if owner is None]
-
-    def _start(self, requests: list[Request]) -> None:
-        for request in requests:
-            self.language.start(request.source, request.prompt_ids)
-            if self.guidance:
-                self.guidance.start(request.source, request)
-
-    def _fork(self, starts: list[tuple[Request, int]]) -> None:
-        for request, row in starts:
-            self.language.fork(request.source, row, request.prompt_ids)
-            if self.guidance:
-                self.guidance.fork(request.source, row, request)
 
     def _assign(self, row: int, request: Request) -> None:
         """The next sample of a request begins in `row`."""
@@ -174,6 +150,9 @@ class Engine:
         if self.guidance:
             self.guidance.reserve(len(request.reward_prompt_ids) + request.max_new_tokens)
         self._reserve(request.max_new_tokens + 1)
+        self.language.start(row, request.prompt_ids)
+        if self.guidance:
+            self.guidance.start(row, request)
 
     def _reserve(self, length: int) -> None:
         """Room for completions of `length` tokens."""

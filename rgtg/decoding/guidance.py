@@ -11,9 +11,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rgtg.chat import decode_response
-from rgtg.decoding.reader import Reader, prefill
+from rgtg.decoding.reader import Prompts, Reader
 from rgtg.decoding.request import Request
-from rgtg.models.cache import VIEW_MULTIPLE, SlotCache, round_up
+from rgtg.models.cache import SlotCache
 from rgtg.models.ensemble import Combine, combine
 from rgtg.models.reward import RewardModel
 from rgtg.models.text_reward import TextReward
@@ -27,9 +27,6 @@ class Guidance(Protocol):
 
     def start(self, row: int, request: Request) -> None:
         """Begin a request's prompt in `row`."""
-
-    def fork(self, source: int, row: int, request: Request) -> None:
-        """Begin in `row` a prompt that row `source` holds."""
 
     def rewind(self, row: int, request: Request, tokens: list[int], total: float) -> None:
         """Go back to where the completion in `row` was `tokens`, whose reward is `total`."""
@@ -56,28 +53,26 @@ class CandidateGuidance:
         self.reward_model, self.k, self.calls = reward_model, k, k
         weight = reward_model.head.weight
         self.cache = SlotCache(reward_model.backbone.config, num_rows, dtype=weight.dtype, device=weight.device)
+        self.prompts = Prompts(reward_model.backbone, self.cache)
         self.lengths = torch.zeros(num_rows, dtype=torch.long, device=weight.device)  # tokens of each row's prefix
 
     def reserve(self, length: int) -> None:
         self.cache.reserve(length + self.k)
 
     def start(self, row: int, request: Request) -> None:
-        prefill(self.reward_model.backbone, self.cache, row, request.reward_prompt_ids)
-        self.lengths[row] = len(request.reward_prompt_ids)
-
-    def fork(self, source: int, row: int, request: Request) -> None:
-        self.cache.copy_row(source, row, len(request.reward_prompt_ids))
+        self.prompts.read(row, request.reward_prompt_ids)
         self.lengths[row] = len(request.reward_prompt_ids)
 
     def rewind(self, row: int, request: Request, tokens: list[int], total: float) -> None:
         self.lengths[row] = len(request.reward_prompt_ids) + len(tokens)
 
     def park(self, rows: list[int]) -> None:
+        self.prompts.forget(rows)
         self.lengths[rows] = 0
 
     def rewards(self, tokens: Tensor) -> Tensor:
         k, lengths = tokens.shape[1], self.lengths[:, None]
-        view = round_up(int(lengths.max()) + k, VIEW_MULTIPLE)
+        view = self.cache.view_of(int(lengths.max()) + k)
         slots = lengths + torch.arange(k, device=tokens.device)
         column = torch.arange(view, device=tokens.device)
         prefix, itself = column < lengths[..., None], column == slots[..., None]
@@ -116,10 +111,6 @@ class NextTokenGuidance:
 
     def start(self, row: int, request: Request) -> None:
         self.reader.start(row, request.reward_prompt_ids)
-        self.totals[row] = 0
-
-    def fork(self, source: int, row: int, request: Request) -> None:
-        self.reader.fork(source, row, request.reward_prompt_ids)
         self.totals[row] = 0
 
     def rewind(self, row: int, request: Request, tokens: list[int], total: float) -> None:
@@ -161,9 +152,6 @@ class TextGuidance:
     def start(self, row: int, request: Request) -> None:
         self.requests[row], self.completions[row] = request, []
 
-    def fork(self, source: int, row: int, request: Request) -> None:
-        self.start(row, request)
-
     def rewind(self, row: int, request: Request, tokens: list[int], total: float) -> None:
         self.completions[row] = list(tokens)
 
@@ -202,10 +190,6 @@ class EnsembleGuidance:
     def start(self, row: int, request: Request) -> None:
         for member in self.members:
             member.start(row, request)
-
-    def fork(self, source: int, row: int, request: Request) -> None:
-        for member in self.members:
-            member.fork(source, row, request)
 
     def rewind(self, row: int, request: Request, tokens: list[int], total: float) -> None:
         for member in self.members:

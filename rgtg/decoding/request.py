@@ -30,11 +30,10 @@ class Request:
     reward_text: str = ""  # that prompt as text, for a reward model that reads text
     sequences: dict[int, Sequence] = field(default_factory=dict)
     started: int = 0  # samples that have or had a row
-    source: int = -1  # a row that holds the prompt, from which the next samples start
 
     def reset(self) -> None:
         """Forget what was decoded of it."""
-        self.sequences, self.started, self.source = {}, 0, -1
+        self.sequences, self.started = {}, 0
 
     @property
     def done(self) -> bool:

@@ -12,15 +12,25 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 ATTENTION = "packed_gqa"
 
-# Attention over a view whose length is a multiple of this rounds a row alike whatever the length (measured on CPU).
-# Matrix products are less kind: their rounding depends on their shape, so the engine never changes a shape, and on the
-# place of a row where the rows are not a multiple of 4, so there are always as many as a multiple of this, or one.
+# A row must round alike however far the longest row of its company makes attention look (all measured on CPU). It does
+# where the view is a multiple of 32, but for float32: there attention goes by blocks of 512 slots, and sums up a block
+# in one go or in parts, depending on how much of it there is. The first 192 slots are always in the first part.
 VIEW_MULTIPLE = 32
+BLOCK, FIRST_PART = 512, 192
+
+# The rounding of matrix products depends on their shape, so the engine never changes a shape, and on the place of a
+# row where the rows are not a multiple of 4, so there are always as many as a multiple of this, or one.
 ROW_MULTIPLE = 8
 
 
 def round_up(n: int, multiple: int) -> int:
     return -(-n // multiple) * multiple
+
+
+def view_length(length: int, dtype: torch.dtype) -> int:
+    """Slots to look at where the longest row has `length` tokens: shorter rows round as they would by themselves."""
+    whole_block = dtype == torch.float32 and length % BLOCK > FIRST_PART
+    return round_up(length, BLOCK if whole_block else VIEW_MULTIPLE)
 
 
 class _SlotLayer(CacheLayerMixin):
@@ -38,11 +48,11 @@ class _SlotLayer(CacheLayerMixin):
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
         owner = self.owner
         keys, values = owner.keys[self.index], owner.values[self.index]
-        if owner.slots is None:  # prefill: attention is among the new tokens alone
-            length = key_states.shape[2]
-            keys[owner.row, :, :length] = key_states[0]
-            values[owner.row, :, :length] = value_states[0]
-            return key_states, value_states
+        if owner.slots is None:
+            row, end = slice(owner.row, owner.row + 1), owner.start + key_states.shape[2]
+            keys[row, :, owner.start : end] = key_states
+            values[row, :, owner.start : end] = value_states
+            return keys[row, :, :end], values[row, :, :end]
         keys[owner.row_index, :, owner.slots] = key_states.transpose(1, 2)
         values[owner.row_index, :, owner.slots] = value_states.transpose(1, 2)
         return keys[:, :, : owner.view], values[:, :, : owner.view]
@@ -63,7 +73,7 @@ class _SlotLayer(CacheLayerMixin):
 class SlotCache(Cache):
     """Keys and values of `num_rows` sequences: two tensors (layers, rows, KV heads, slots, head size).
 
-    One call of the model uses it in one of two ways, set just before: `prefill(row)` or `step(slots, view)`.
+    One call of the model uses it in one of two ways, set just before: `prefill(row, start)` or `step(slots, view)`.
     """
 
     def __init__(self, config: PreTrainedConfig, num_rows: int, *, dtype: torch.dtype, device: torch.device) -> None:
@@ -77,7 +87,7 @@ class SlotCache(Cache):
         )
         self.keys = self.values = torch.empty(*self.shape[:3], 0, self.shape[3], dtype=dtype, device=device)
         self.row_index = torch.arange(num_rows, device=device)[:, None]
-        self.row = 0
+        self.row = self.start = 0
         self.slots: Tensor | None = None
         self.view = 0
         super().__init__(layers=[_SlotLayer(self, i) for i in range(config.num_hidden_layers)])
@@ -87,15 +97,18 @@ class SlotCache(Cache):
         """Slots of a row."""
         return self.keys.shape[3]
 
+    def view_of(self, length: int) -> int:
+        return view_length(length, self.keys.dtype)
+
     def reserve(self, length: int) -> None:
         """Make every row at least `length` slots long; what is in them stays."""
-        length = round_up(length, VIEW_MULTIPLE)
+        length = self.view_of(length)
         if length > self.length:
             self.keys, self.values = (self._grown(tensor, length) for tensor in (self.keys, self.values))
 
-    def prefill(self, row: int) -> None:
-        """The next call writes its tokens (1, L) into slots 0..L-1 of `row`."""
-        self.row, self.slots = row, None
+    def prefill(self, row: int, start: int = 0) -> None:
+        """The next call writes its tokens (1, L) into the slots of `row` from `start` on, and sees all up to there."""
+        self.row, self.start, self.slots = row, start, None
 
     def step(self, slots: Tensor, view: int) -> None:
         """The next call writes token t of row b, of tokens (B, T), to slot `slots[b, t]` and sees slots 0..view-1."""

@@ -57,7 +57,7 @@ def test_rewards_of_siblings_as_rows_begin_go_on_and_are_taken_over(classifier, 
         guidance.reserve(max(map(len, prefixes)) + 1)
         step()
     # Row 0 begins the prompt of row 2 while row 2 is far beyond it; row 3 begins a longer one than before.
-    guidance.fork(2, 0, request(PROMPTS[2]))
+    guidance.start(0, request(PROMPTS[2]))
     prefixes[0] = list(PROMPTS[2])
     guidance.reserve(80)
     guidance.start(3, request([1, *range(5, 75)]))

@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from rgtg.models.cache import ATTENTION, VIEW_MULTIPLE, SlotCache, packed_gqa, round_up
+from rgtg.models.cache import ATTENTION, VIEW_MULTIPLE, SlotCache, packed_gqa, view_length
 
 
 def both(directory):
@@ -32,7 +32,7 @@ def prefill(model, cache, row, ids):
 
 def step(model, cache, tokens, lengths):
     """One token a row behind `lengths` (B,) tokens of each."""
-    view = round_up(int(lengths.max()) + 1, VIEW_MULTIPLE)
+    view = cache.view_of(int(lengths.max()) + 1)
     cache.reserve(view)
     cache.step(lengths[:, None], view)
     mask = (torch.arange(view) <= lengths[:, None])[:, None, None]
@@ -159,6 +159,23 @@ def test_packed_attention_without_a_mask_is_causal(kv_heads):
     out, _ = packed_gqa(torch.nn.Module(), query, key, value, None, scaling=0.37)
     expected, _ = packed_gqa(torch.nn.Module(), query, key, value, causal, scaling=0.37)
     torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("num_queries", [1, 10])
+def test_a_longer_view_rounds_a_row_as_its_own_does(dtype, num_queries):
+    g = torch.Generator().manual_seed(3)
+    query = torch.randn(1, 4, num_queries, 16, generator=g).to(dtype)
+    key, value = (torch.randn(1, 2, 1536, 16, generator=g).to(dtype) for _ in range(2))
+    views = sorted({view_length(n, dtype) for n in range(1, 1537, 32)})
+    for length in (31, 192, 193, 300, 400, 512, 513, 704, 705, 1000):
+        mask = (torch.arange(1536) < length).expand(1, 1, num_queries, -1)
+        own, *longer = (
+            packed_gqa(torch.nn.Module(), query, key[:, :, :n], value[:, :, :n], mask[..., :n])[0]
+            for n in views
+            if n >= length
+        )
+        assert all(torch.equal(out, own) for out in longer), length
 
 
 @pytest.mark.parametrize("extra", [{"softcap": 30.0}, {"s_aux": torch.zeros(4)}])
