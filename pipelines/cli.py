@@ -121,13 +121,14 @@ def evaluate(config: ConfigFile = None, overrides: Overrides = None, new_run: Ne
 
 @app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
-    help="Measure guided decoding on this machine, beside transformers and the published loops. Options: --help",
+    help="Measure this machine: decoding (beside transformers and the published loops), training, job. See --help",
 )
 def benchmark(context: typer.Context) -> None:
-    from pipelines import benchmark as job
+    from pipelines.benchmarks import decoding, job, training
 
-    command = typer.Typer(add_completion=False)
-    command.command()(job.main)
+    command = typer.Typer(add_completion=False, no_args_is_help=True)
+    for measured in (decoding, training, job):
+        command.command(measured.__name__.rpartition(".")[2])(measured.main)
     command(context.args, prog_name="rgtg benchmark", standalone_mode=False)
 
 

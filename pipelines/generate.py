@@ -90,6 +90,7 @@ def complete(
     target: str,
     checkpoint: str | None,
     limit: int | None = None,
+    actor: type[Generator] = Generator,
 ) -> dict[str, Any]:
     """Complete the (first `limit`) prompts of a run into `target`; the counts of what is there then."""
     settings = config.generate
@@ -118,7 +119,7 @@ def complete(
             dataset = dataset.limit(limit)
         # Ray packs small files into one block by bytes, and prompts are small: rows decide the blocks here.
         dataset = dataset.repartition(target_num_rows_per_block=settings.block_rows).map_batches(
-            Generator,
+            actor,
             fn_constructor_kwargs={
                 "models": config.models,
                 "reward": reward,

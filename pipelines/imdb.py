@@ -77,7 +77,6 @@ def main(
             f"train_reward.epochs={epochs}",
             "train_reward.learning_rate=3e-4",
             f"train_reward.threads={threads}",
-            "train_reward.micro_batch_size=8",
             f"generate.prompts={prompts}",
             "generate.max_new_tokens=40",
             f"evaluate.num_prompts={num_prompts}",

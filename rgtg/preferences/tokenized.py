@@ -24,6 +24,11 @@ class TokenizedPair:
     rejected_ids: list[int]
     common: int
 
+    @property
+    def length(self) -> int:
+        """Tokens of the longer side, with the prompt."""
+        return len(self.prompt_ids) + max(len(self.chosen_ids), len(self.rejected_ids))
+
 
 def tokenize_pair(
     tokenizer: PreTrainedTokenizerBase, pair: Pair, max_length: int, overlong: Literal["truncate", "drop"]

@@ -24,6 +24,8 @@ from rgtg.training.losses import OBJECTIVES, Prefixes, prefix_mask, prefix_rewar
 # For a worker that has run out of pairs before the others: it must take part, and this one has no gradient.
 NO_PAIR = TokenizedPair(prompt_ids=[0], chosen_ids=[0], rejected_ids=[0], common=1)
 
+MICRO_BATCH = 8  # pairs of a forward, where the settings leave it open
+
 
 @dataclass(frozen=True)
 class StepResult:
@@ -70,7 +72,8 @@ class Learner:
 
         The gradient is that of the mean over the whole batch, however it is spread over workers and micro-batches.
         """
-        micro = self.settings.micro_batch_size or len(pairs) or 1
+        micro = self.settings.micro_batch_size or MICRO_BATCH
+        pairs = sorted(pairs, key=lambda pair: pair.length)  # those of a length together: less padding, the same mean
         shares = [pairs[i : i + micro] for i in range(0, len(pairs), micro)]
         shares += [[NO_PAIR]] * (self._forwards(len(shares)) - len(shares))
         eos_id = self.reward_model.tokenizer.eos_token_id

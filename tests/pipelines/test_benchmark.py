@@ -1,18 +1,23 @@
-"""The benchmark runs every way at a size that takes seconds; what it measures is not asserted."""
+"""The benchmarks run every way at a size that takes seconds; what it measures is not asserted."""
 
 import subprocess
 import sys
 
+import pytest
+
 
 def benchmark(*options):
     return subprocess.run(
-        [sys.executable, "-m", "pipelines.cli", "benchmark", *options], capture_output=True, text=True, timeout=200
+        [sys.executable, "-m", "pipelines.cli", "benchmark", *options],
+        capture_output=True,
+        text=True,
+        timeout=200,
     )
 
 
 def test_every_way_is_measured():
     size = ["--hidden=32", "--layers=2", "--heads=4", "--kv-heads=2", "--vocabulary=100", "--threads=1"]
-    result = benchmark(*size, "--slots=1,8", "--new-tokens=4", "--repeats=1")
+    result = benchmark("decoding", *size, "--refill", "--slots=1,8", "--new-tokens=4", "--repeats=1")
     assert result.returncode == 0, result.stderr
     first, second = result.stdout.split("8 at once")
     ways = ["unguided", "candidates", "next token", "transformers generate", "a cached row a candidate"]
@@ -20,9 +25,28 @@ def test_every_way_is_measured():
     assert "no cache" in first, "the loop that is published for one prompt at a time"
     assert "no cache" not in second
     assert result.stdout.count("peak memory") == 2
+    assert "48 guided completions" in second, "six times as many as slots"
+
+
+def test_training_is_measured():
+    size = ["--hidden=32", "--layers=2", "--heads=4", "--kv-heads=2", "--vocabulary=100", "--threads=1"]
+    result = benchmark("training", *size, "--pairs=4", "--batch=2", "--response-tokens=6", "--repeats=1")
+    assert result.returncode == 0, result.stderr
+    ways = ["partial objective", "full objective", "not grouped by length", "a row for every prefix"]
+    assert all(way in result.stdout for way in ways)
+
+
+@pytest.mark.ray
+def test_the_job_is_measured_beside_the_engine():
+    small = ["--num-prompts=3", "--repeats=1", "--rows=70", "--actors=1,2", "--blocks=1"]
+    result = benchmark("job", "--method=unguided", *small)
+    assert result.returncode == 0, result.stderr
+    assert "12 completions by unguided: the job" in result.stdout
+    assert "70 prompts on a device that takes no time" in result.stdout
+    assert "2 simulated device(s)" in result.stdout
 
 
 def test_a_wrong_option_is_one_sentence():
-    result = benchmark("--slots=many")
+    result = benchmark("decoding", "--slots=many")
     assert result.returncode == 2
     assert result.stderr.strip() == "error: --slots is 'many'; write numbers with commas between them"

@@ -1,0 +1,265 @@
+"""How fast guided decoding is, beside transformers and the loops that papers published."""
+
+import itertools
+import resource
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from pipelines.benchmarks import models
+from pipelines.benchmarks.turns import Seconds, measure
+from rgtg.decoding import published
+from rgtg.decoding.decoder import Decoder
+from rgtg.decoding.guidance import CandidateGuidance, NextTokenGuidance
+from rgtg.decoding.request import Request
+from rgtg.errors import UserError
+from rgtg.models.cache import SlotCache
+from rgtg.models.loading import DTYPES, resolve_device, resolve_dtype
+
+BETA = 1.0
+RESCORED = 8  # tokens of the loop without a cache, which is too slow for more
+# Of the lengths of completions: the median and the largest in proportion to it, and the standard deviation of the log.
+LONGEST, SPREAD = 4.7, 0.8
+
+
+@dataclass(frozen=True)
+class Task:
+    """What all ways decode, by what."""
+
+    places: dict[str, str]  # of the models
+    size: models.Size
+    prompt_tokens: tuple[int, int]  # the shortest and the longest
+    new_tokens: int
+    k: int
+    device: torch.device
+    dtype: torch.dtype
+
+    def prompts(self, rows: int, seed: int) -> list[list[int]]:
+        return models.texts(torch.linspace(*self.prompt_tokens, rows).long().tolist(), self.size.vocabulary, seed)
+
+    def decoder(self, method: str, slots: int) -> Decoder:
+        """The product, by a method, in which no text ends by chance."""
+        rewards = {"pargs": "reward", "farma": "next-token"}
+        decoder = Decoder.load(
+            self.places["language"],
+            self.places[rewards[method]] if method in rewards else None,
+            method,
+            beta=BETA,
+            k=self.k,
+            slots=slots,
+            device=self.device.type,
+            dtype=next(name for name, value in DTYPES.items() if value == self.dtype),
+        )
+        decoder.engine.eos = decoder.engine.eos[:0]
+        return decoder
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to decode a batch."""
+
+    name: str
+    run: Callable[[int], Any]  # completions of so many tokens
+    tokens: int  # of a completion
+    rows: int
+    caches: list[SlotCache] = field(default_factory=list)  # and models, of which every step reads all
+    models: list[torch.nn.Module] = field(default_factory=list)
+
+
+def main(
+    hidden: Annotated[int, typer.Option(help="Hidden size of both models.")] = 512,
+    layers: Annotated[int, typer.Option(help="Their layers.")] = 8,
+    heads: Annotated[int, typer.Option(help="Their attention heads.")] = 8,
+    kv_heads: Annotated[int, typer.Option(help="Their heads of keys and values.")] = 4,
+    vocabulary: Annotated[int, typer.Option(help="Their vocabulary.")] = 32_000,
+    k: Annotated[int, typer.Option(help="Candidates a step.")] = 10,
+    slots: Annotated[str, typer.Option(help="Completions at once: one run for each.")] = "1,8,32",
+    prompt_tokens: Annotated[str, typer.Option(help="Shortest and longest prompt.")] = "32,64",
+    new_tokens: Annotated[int, typer.Option(help="Tokens of a completion.")] = 64,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto.")] = "auto",
+    device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "auto",
+    threads: Annotated[int | None, typer.Option(help="CPU threads; by default as torch has it.")] = None,
+    repeats: Annotated[int, typer.Option(help="Turns of which the median counts.")] = 3,
+    loops: Annotated[bool, typer.Option(help="Also the published loops, which are slow.")] = True,
+    refill: Annotated[
+        bool, typer.Option(help="Also completions of many lengths: refilled slots, static batches.")
+    ] = False,
+) -> None:
+    """Guided decoding on this machine: tokens per second of every way, and what guidance costs.
+
+    Models have random weights. All ways decode in turns; medians are compared.
+    """
+    if threads:
+        torch.set_num_threads(threads)
+    if device not in ("auto", "cpu", "cuda"):
+        raise UserError(f"--device is {device!r}; there are auto, cpu and cuda")
+    where = resolve_device(device)
+    if dtype not in (*DTYPES, "auto"):
+        raise UserError(f"--dtype is {dtype!r}; there are {', '.join(DTYPES)} and auto")
+    kind = resolve_dtype(dtype, where)
+    size = models.Size(hidden, layers, heads, kv_heads, vocabulary)
+    shortest, longest = _numbers(prompt_tokens, "--prompt-tokens", 2)
+    batches = _numbers(slots, "--slots")
+    name = torch.cuda.get_device_name() if where.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    print(f"{size}, k {k}, prompts of {shortest}-{longest}, {new_tokens} new tokens, {kind} on {name}", flush=True)
+    with TemporaryDirectory() as folder:
+        task = Task(models.write(Path(folder), size), size, (shortest, longest), new_tokens, k, where, kind)
+        for batch in batches:
+            ways = [*_engine_ways(task, batch), *_plain_ways(task, batch, loops)]
+            both = {f"{way.name} {n}": partial(way.run, n) for way in ways for n in (1, way.tokens)}
+            _print(task, batch, ways, measure(both, repeats))
+            if refill and batch > 1:
+                _refill(task, batch, repeats)
+
+
+def _numbers(text: str, option: str, count: int | None = None) -> list[int]:
+    parts = text.split(",")
+    numbers = [int(part) for part in parts if part.strip().isdigit()]
+    if len(numbers) != len(parts) or 0 in numbers or (count and len(numbers) != count):
+        raise UserError(f"{option} is {text!r}; write numbers with commas between them")
+    return numbers
+
+
+def _requests(prompts: list[list[int]], lengths: list[int]) -> list[Request]:
+    return [
+        Request(str(i), ids, ids, 1, length, seed=0)
+        for i, (ids, length) in enumerate(zip(prompts, lengths, strict=True))
+    ]
+
+
+def _engine_ways(task: Task, rows: int) -> list[Way]:
+    """The product: unguided, by candidates, by next tokens."""
+    ways = []
+    for name, method in (
+        ("rgtg, unguided", "unguided"),
+        ("rgtg, candidates (pargs)", "pargs"),
+        ("rgtg, next token (farma)", "farma"),
+    ):
+        decoder = task.decoder(method, rows)
+        seeds = itertools.count()  # other prompts every time: those of the last turn are still in their rows
+
+        def run(tokens: int, decoder: Decoder = decoder, seeds: Any = seeds) -> None:
+            decoder.engine.run(_requests(task.prompts(rows, next(seeds)), [tokens] * rows))
+
+        engine, guidance = decoder.engine, decoder.engine.guidance
+        caches, read = [engine.language.cache], [engine.language.model]
+        if isinstance(guidance, CandidateGuidance):
+            caches, read = [*caches, guidance.cache], [*read, guidance.reward_model.backbone]
+        if isinstance(guidance, NextTokenGuidance):
+            caches, read = [*caches, guidance.reader.cache], [*read, guidance.reward_model.backbone]
+        ways.append(Way(name, run, task.new_tokens, rows, caches, read))
+    return ways
+
+
+def _plain_ways(task: Task, rows: int, loops: bool) -> list[Way]:
+    """transformers' own generate, and the published loops; these with prompts of one length, the mean."""
+    language: Any = AutoModelForCausalLM.from_pretrained(task.places["language"], dtype=task.dtype)
+    reward: Any = AutoModelForSequenceClassification.from_pretrained(task.places["reward"], dtype=task.dtype)
+    language, reward = language.to(task.device).eval(), reward.to(task.device).eval()
+    prompts = task.prompts(rows, seed=0)
+    width = max(map(len, prompts))
+    ids = torch.tensor([[models.PAD] * (width - len(p)) + p for p in prompts], device=task.device)
+    mean = sum(map(len, prompts)) // rows
+    equal = torch.tensor([(p * (mean // len(p) + 1))[:mean] for p in prompts], device=task.device)
+
+    def generate(tokens: int) -> None:
+        language.generate(
+            ids,
+            attention_mask=(ids != models.PAD).long(),
+            do_sample=True,
+            top_k=task.k,
+            min_new_tokens=tokens,
+            max_new_tokens=tokens,
+            pad_token_id=models.PAD,
+        )
+
+    ways = [Way("transformers generate, unguided", generate, task.new_tokens, rows)]
+    if loops:
+        loop = partial(published.reordered, language, reward, equal, BETA, task.k)
+        ways.append(Way("loop: a cached row a candidate", loop, task.new_tokens, rows))
+    if loops and rows == 1:
+        # Its cost grows with the text: these tokens stand in the middle of it.
+        middle = torch.cat([equal, equal.repeat(1, 8)[:, : max(0, (task.new_tokens - RESCORED) // 2)]], dim=1)
+        loop = partial(published.rescoring, language, reward, middle, BETA, task.k)
+        ways.append(Way("loop: no cache", loop, min(RESCORED, task.new_tokens), rows))
+    return ways
+
+
+def _refill(task: Task, slots: int, repeats: int) -> None:
+    """Six times as many completions as slots, of log-normal lengths: refilled one by one, and in batches that wait."""
+    draw = torch.Generator().manual_seed(0)
+    spread = torch.randn(6 * slots, generator=draw).mul(SPREAD).exp().clamp(max=LONGEST)
+    lengths = spread.mul(task.new_tokens).ceil().long().tolist()
+    prompts = task.prompts(len(lengths), seed=0)
+    decoder = task.decoder("pargs", slots)
+
+    def refilled() -> None:
+        decoder.engine.run(_requests(prompts, lengths))
+
+    def static() -> None:
+        requests = _requests(prompts, lengths)
+        for start in range(0, len(requests), slots):
+            decoder.engine.run(requests[start : start + slots])
+
+    seconds = measure({"refilled": refilled, "static": static}, repeats)
+    print(
+        f"{len(lengths)} guided completions of {min(lengths)}-{max(lengths)} tokens, mean "
+        f"{sum(lengths) / len(lengths):.0f}: {sum(lengths) / seconds['refilled'].wall:,.1f} tokens/s where slots are "
+        f"refilled, {sum(lengths) / seconds['static'].wall:,.1f} in static batches "
+        f"({seconds['static'].wall / seconds['refilled'].wall:.2f} times as fast)",
+        flush=True,
+    )
+
+
+def _bandwidth(device: torch.device) -> float:
+    """Bytes a second that a copy on the device reads and writes."""
+    source = torch.empty(2**28, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    seconds = measure({"copy": lambda: [target.copy_(source) for _ in range(10)]}, 5)["copy"].wall
+    return 20 * source.numel() / seconds
+
+
+def _bytes_of_step(task: Task, way: Way) -> float:
+    """What a step must read: all weights but the embeddings, and the live keys and values in the middle of a text."""
+    weights = sum(
+        parameter.numel() * parameter.element_size()
+        for model in way.models
+        for name, parameter in model.named_parameters()
+        if "embed_tokens" not in name
+    )
+    live = sum(task.prompt_tokens) / 2 + way.tokens / 2
+    return weights + live * sum(2 * cache.keys[:, :, :, :1].nbytes for cache in way.caches)
+
+
+def _print(task: Task, slots: int, ways: list[Way], seconds: dict[str, Seconds]) -> None:
+    """Of each way: reading the prompts (and one token), what comes after it, and both together."""
+    bandwidth = _bandwidth(task.device) if task.device.type == "cuda" else None
+    table = Table(title=f"{slots} at once", title_justify="left")
+    columns = ["way", "tokens/s", "cost of unguided", "prefill s", "decode tokens/s", "CPU ms a token"]
+    for column in [*columns, *(["of the bound"] if bandwidth else [])]:
+        table.add_column(column, justify="left" if column == "way" else "right", no_wrap=column == "way")
+    unguided = 0.0
+    for way in ways:
+        first, whole = seconds[f"{way.name} 1"], seconds[f"{way.name} {way.tokens}"]
+        rate = way.rows * way.tokens / whole.wall
+        unguided = unguided or rate
+        steps = (way.tokens - 1) / max(whole.wall - first.wall, 1e-9)  # a second
+        row = [way.name, f"{rate:,.1f}", f"{unguided / rate:.2f}", f"{first.wall:.3f}", f"{way.rows * steps:,.1f}"]
+        row.append(f"{1000 * whole.cpu / (way.rows * way.tokens):.2f}")
+        if bandwidth:
+            row.append(f"{steps * _bytes_of_step(task, way) / bandwidth:.2f}" if way.models else "")
+        table.add_row(*row)
+    Console().print(table)
+    if torch.cuda.is_available():
+        print(f"peak memory {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB on the device", flush=True)
+    else:
+        print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB", flush=True)

@@ -1,0 +1,30 @@
+"""Measuring: all ways in turns, several times over, of which the medians are compared."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+
+
+class Seconds(NamedTuple):
+    wall: float
+    cpu: float  # of this process
+
+
+def measure(ways: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, Seconds]:
+    """Median seconds of each way; a first turn warms up and does not count."""
+    seen: dict[str, list[Seconds]] = {name: [] for name in ways}
+    for turn in range(repeats + 1):
+        for name, way in ways.items():
+            began = Seconds(time.perf_counter(), time.process_time())
+            way()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            if turn:
+                seen[name].append(Seconds(time.perf_counter() - began.wall, time.process_time() - began.cpu))
+    return {
+        name: Seconds(*(statistics.median(column) for column in zip(*turns, strict=True)))
+        for name, turns in seen.items()
+    }
