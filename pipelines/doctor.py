@@ -10,12 +10,14 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from pipelines.generator import memory_plan
 from pipelines.ray_session import cores
 from pipelines.run_directory import PACKAGES
 from rgtg import storage
 from rgtg.config import SANDBOX, Config
+from rgtg.decoding.methods import METHODS
 from rgtg.errors import Unavailable, UserError
-from rgtg.models.loading import has_fast_bfloat16, load_config
+from rgtg.models.loading import has_fast_bfloat16, load_config, resolve_device
 from rgtg.rows import SUFFIXES
 
 
@@ -72,6 +74,14 @@ def _checks(config: Config) -> list[tuple[str, Callable[[], str]]]:
         storage.remove(probe)
         return config.run.root
 
+    def memory() -> str:
+        models = config.models.model_copy(update={"language": storage.absolute(config.models.language)})
+        reward = storage.absolute(models.reward or config.train_reward.init or models.language)
+        needs_reward = METHODS[config.generate.method].needs_reward
+        needed = memory_plan(models, reward if needs_reward else None, config.generate, resolve_device(models.device))
+        slots = config.generate.slots
+        return f"an actor needs {needed}: {needed.fitting(slots)} of {slots} slots"
+
     checks: list[tuple[str, Callable[[], str]]] = [
         ("run.root", writable),
         ("models.language", lambda: model(config.models.language, "models.language")),
@@ -81,6 +91,8 @@ def _checks(config: Config) -> list[tuple[str, Callable[[], str]]]:
     if not config.models.reward:
         checks.append(("train_reward.pairs", lambda: files(config.train_reward.pairs)))
     checks.append(("generate.prompts", lambda: files(config.generate.prompts)))
+    if config.models.language != SANDBOX:
+        checks.append(("memory", memory))
     return checks
 
 

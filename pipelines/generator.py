@@ -17,9 +17,12 @@ from ray.actor import ActorHandle
 
 from rgtg.config import Generate, Models
 from rgtg.decoding.decoder import Completion, Decoder
+from rgtg.decoding.methods import METHODS
 from rgtg.decoding.request import Request
-from rgtg.errors import RowError
+from rgtg.errors import RowError, UserError
 from rgtg.models.cache import ROW_MULTIPLE
+from rgtg.models.loading import context_length, load_config, resolve_device, resolve_dtype
+from rgtg.models.memory import Plan, free_bytes, plan
 from rgtg.tables import completions_schema
 
 # Settings of generation that are the decoder's.
@@ -28,6 +31,28 @@ DECODER_OPTIONS = {
     *("proposals", "segment_tokens", "segment_entropy", "target_reward"),
     *("slots", "max_prompt_tokens"),
 }
+
+
+def memory_plan(models: Models, reward: str | None, settings: Generate, device: torch.device) -> Plan:
+    """What an actor takes on a device. Raises UserError where the device has no room for it."""
+    trust = models.trust_remote_code
+    language = load_config(models.language, "models.language", trust_remote_code=trust)
+    rewards = [
+        load_config(place, "models.reward", trust_remote_code=trust)
+        for place in ([reward, *models.ensemble] if reward else [])
+    ]
+    reads_tokens = models.reward_reads == "tokens"
+    cached, others = [language, *(rewards if reads_tokens else [])], [] if reads_tokens else rewards
+    longest = min([settings.max_prompt_tokens + settings.max_new_tokens, *map(context_length, cached)])
+    preset = METHODS[settings.method]
+    k = (preset.k if settings.k is None else settings.k) or language.vocab_size
+    longest += k if preset.guidance == "candidates" else 0
+    needed = plan(cached, others, longest, resolve_dtype(models.dtype, device), free_bytes(device))
+    if not needed.fitting(1):
+        raise UserError(
+            f"an actor needs {needed}: take smaller models, lower generate.max_prompt_tokens, or take a larger device"
+        )
+    return needed
 
 
 class Generator:
@@ -40,16 +65,26 @@ class Generator:
     def __init__(self, models: Models, reward: str | None, settings: Generate, seed: int, board: ActorHandle) -> None:
         torch.set_num_threads(settings.threads)
         self.settings, self.seed, self.board = settings, seed, board
+        self.slots = self._fitting_slots(models, reward)
         self.decoder = Decoder.load(
             models.language,
             [reward, *models.ensemble] if reward else None,
             settings.method,
             **models.model_dump(exclude={"language", "reward", "ensemble"}),
-            **settings.model_dump(include=DECODER_OPTIONS),
+            **settings.model_dump(include=DECODER_OPTIONS) | {"slots": self.slots},
         )
         board.add.remote(actors=1)
         self.inbox: queue.SimpleQueue[tuple[Request, Future]] = queue.SimpleQueue()
         threading.Thread(target=self._serve, name="engine", daemon=True).start()
+
+    def _fitting_slots(self, models: Models, reward: str | None) -> int:
+        """As many slots as the device has memory for. Raises UserError where it has none for one."""
+        device, asked = resolve_device(models.device), self.settings.slots
+        needed = memory_plan(models, reward, self.settings, device)
+        slots = needed.fitting(asked)
+        if slots < asked:
+            self.board.say.remote(f"an actor needs {needed}: it decodes on {slots} slots, not {asked}")
+        return slots
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Complete a batch of the table of prompts."""
@@ -139,7 +174,7 @@ class Generator:
             # It has the only row, or was done and is being scored.
             alone = next((owner[0] for owner in self.decoder.engine.owners if owner), None) or next(iter(waiting))
             waiting.pop(alone).set_exception(RowError("the device has no memory for this prompt, even alone"))
-            fewer = self.settings.slots
+            fewer = self.slots
         del self.decoder.engine  # with its caches, before there are new ones
         gc.collect()
         if torch.cuda.is_available():

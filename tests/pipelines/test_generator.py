@@ -6,10 +6,11 @@ import pyarrow as pa
 import pytest
 import torch
 
-from pipelines.generator import Generator
+from pipelines.generator import Generator, memory_plan
 from rgtg.config import Generate, Models
 from rgtg.decoding.decoder import Decoder
 from rgtg.decoding.engine import Engine
+from rgtg.errors import UserError
 
 PROMPTS = ["one", "two words", "three words here", "poison", "five"]
 
@@ -25,12 +26,14 @@ class Board:
 
 @pytest.fixture
 def generator(language_dir, reward_dir):
-    def make():
-        settings = Generate(prompts=["x"], samples=3, max_new_tokens=6, slots=32)
-        board = Board()
-        made = Generator(Models(language=language_dir, device="cpu"), reward_dir, settings, seed=5, board=board)
-        return made, board
+    settings = Generate(prompts=["x"], samples=3, max_new_tokens=6, slots=32)
+    models = Models(language=language_dir, device="cpu")
 
+    def make():
+        board = Board()
+        return Generator(models, reward_dir, settings, seed=5, board=board), board
+
+    make.arguments = models, reward_dir, settings, torch.device("cpu")
     return make
 
 
@@ -55,6 +58,20 @@ def memory(monkeypatch):
         monkeypatch.setattr(Engine, "step", stepped)
 
     return limit
+
+
+def test_slots_are_planned_before_anything_is_loaded(generator, monkeypatch):
+    needed = memory_plan(*generator.arguments)
+    monkeypatch.setattr(
+        "pipelines.generator.free_bytes", lambda device: int((needed.weights + 20 * needed.slot) / 0.9)
+    )
+    made, board = generator()
+    assert made.decoder.engine.slots == 16
+    assert board.lines == [f"an actor needs {memory_plan(*generator.arguments)}: it decodes on 16 slots, not 32"]
+    assert complete(made, PROMPTS[:1])[0]["error"] is None
+    monkeypatch.setattr("pipelines.generator.free_bytes", lambda device: needed.weights)
+    with pytest.raises(UserError, match="take smaller models"):
+        generator()
 
 
 def test_fewer_slots_where_memory_runs_out_and_the_same_completions(generator, memory, language_dir, reward_dir):
