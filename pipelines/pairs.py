@@ -20,12 +20,12 @@ from pipelines import ray_session
 from pipelines.run_directory import RunDirectory, listing
 from rgtg import storage
 from rgtg.config import Config
-from rgtg.errors import UserError
+from rgtg.errors import UserError, first_line
 from rgtg.models.loading import context_length, load_config, load_tokenizer
 from rgtg.preferences.readers import PAIR_COLUMNS, read_pair
 from rgtg.preferences.selection import fraction
 from rgtg.preferences.tokenized import TokenizedPair, tokenize_pair
-from rgtg.rows import SUFFIXES, json_rows
+from rgtg.rows import SUFFIXES, UNREADABLE, json_rows, parquet_fault, table_rows
 
 STAGE = "pairs"
 BATCH_ROWS = 256
@@ -130,6 +130,7 @@ def _read(places: list[str], skipped: dict[str, str]) -> list["ray.data.Dataset"
     filesystems = {}
     for place in places:
         filesystem, _ = storage.resolve(place)
+        skipped |= storage.passed_over(place, SUFFIXES)
         paths = [file.path for file in storage.list_files(place, SUFFIXES)]
         with ThreadPoolExecutor(storage.READERS) as pool:
             columns = pool.map(partial(_columns, filesystem), paths)
@@ -158,8 +159,11 @@ def _columns(filesystem: Any, path: str) -> tuple[pa.Field, ...] | str:
         return ()
     try:
         schema = pq.read_schema(path, filesystem=filesystem)
-    except (pa.ArrowException, OSError) as error:
-        return f"not a readable Parquet file ({str(error).splitlines()[0]})"
+        names = [name for name in schema.names if name in PAIR_COLUMNS]
+    except UNREADABLE as error:
+        return f"not a readable Parquet file ({first_line(error)})"
+    if fault := parquet_fault(path, filesystem, names):
+        return fault
     if not PAIR_COLUMNS.intersection(schema.names):
         raise UserError(
             f"{path!r} holds no preference pairs: its columns are {', '.join(sorted(schema.names))}, and the known "
@@ -185,12 +189,12 @@ def _tokenize(
         _tokenizers[init] = load_tokenizer(init, "train_reward.init", trust_remote_code=trust_remote_code)
     tokenizer = _tokenizers[init]
     if batch.column_names == [JSON_ROW]:
-        rows = [json.loads(text) for text in batch[JSON_ROW].to_pylist()]
+        kind, rows = "line", [json.loads(text) for text in batch[JSON_ROW].to_pylist()]
     else:
-        rows = batch.to_pylist()
+        kind, rows = "row", table_rows(batch)
     results = []
     for row in rows:
-        pair = f"the line is {row}" if isinstance(row, str) else read_pair(row)
+        pair = f"the {kind} is {row}" if isinstance(row, str) else read_pair(row)
         results.append(pair if isinstance(pair, str) else tokenize_pair(tokenizer, pair, max_length, overlong))
     return pa.Table.from_pylist([_row(result, eval_fraction) for result in results], schema=SCHEMA)
 

@@ -18,8 +18,8 @@ from pipelines.run_directory import RunDirectory, listing
 from rgtg import storage
 from rgtg.chat import check_prompt, prompt_id
 from rgtg.config import Config
-from rgtg.errors import UserError
-from rgtg.rows import SUFFIXES, Row, json_rows
+from rgtg.errors import UserError, first_line
+from rgtg.rows import SUFFIXES, UNREADABLE, Row, is_unicode, json_rows, parquet_fault, table_rows
 from rgtg.tables import COMPLETION_COLUMNS, MESSAGES, PROMPT_COLUMNS, prompts_schema
 
 STAGE = "prompts"
@@ -57,6 +57,7 @@ def take_in(places: list[str], target: str) -> dict[str, Any]:
     skipped: dict[str, str] = {}
     tables = {}
     for place in places:
+        skipped |= storage.passed_over(place, SUFFIXES)
         for file in storage.list_files(place, SUFFIXES):
             name = file.path
             try:
@@ -117,17 +118,19 @@ def _read(place: str, path: str) -> list[Row]:
         with filesystem.open_input_file(path) as stream:
             data = stream.read()
     except OSError as error:
-        raise _Unreadable(str(error).splitlines()[0]) from error
+        raise _Unreadable(first_line(error)) from error
     if not data:
         raise _Unreadable("the file is empty")
     if path.endswith(".parquet"):
-        try:
-            table = pq.read_table(io.BytesIO(data))
-        except (pa.ArrowException, OSError) as error:
-            raise _Unreadable(f"not a readable Parquet file ({str(error).splitlines()[0]})") from error
+        if fault := parquet_fault(pa.BufferReader(data)):
+            raise _Unreadable(fault)
+        table = pq.read_table(pa.BufferReader(data))
         if "prompt" not in table.column_names:
             raise UserError(f"{path!r} has no column 'prompt'; its columns are {', '.join(table.column_names)}")
-        return [_given(row, path) for row in table.to_pylist()]
+        return [
+            {"prompt": None, "error": f"row {number} is {row}"} if isinstance(row, str) else _given(row, path)
+            for number, row in enumerate(table_rows(table), 1)
+        ]
     rows: list[Row] = []
     for number, row in json_rows(data):
         if isinstance(row, str):
@@ -148,8 +151,10 @@ def _given(row: Row, path: str) -> Row:
 
 def _identified(row: Row, file: str, number: int, prompt_type: pa.DataType) -> Row:
     """The row with its id, and with `error` set and `prompt` null where that is none."""
-    prompt = row["prompt"]
+    prompt, given = row["prompt"], row.get("prompt_id")
     reason = row.get("error") or check_prompt(prompt)
+    if given is not None and not is_unicode(str(given)):
+        reason, given = reason or "the prompt_id is not valid Unicode (it holds a lone surrogate)", None
     if reason:
         prompt = None
         fallback = hashlib.sha256(f"{file}:{number}".encode()).hexdigest()
@@ -157,7 +162,6 @@ def _identified(row: Row, file: str, number: int, prompt_type: pa.DataType) -> R
         if prompt_type == MESSAGES:
             prompt = [{"role": message["role"], "content": message["content"]} for message in prompt]
         fallback = prompt_id(prompt)
-    given = row.get("prompt_id")
     return {**row, "prompt_id": fallback if given is None else str(given), "prompt": prompt, "error": reason}
 
 
@@ -186,15 +190,24 @@ def _passed_through(tables: dict[str, list[Row]]) -> list[pa.Field]:
                     raise UserError(f"the prompts have a column {name!r}, which completions/ uses itself; rename it")
                 if name not in PROMPT_COLUMNS:
                     values.setdefault(name, []).append(value)
-    fields = []
-    for name, column in values.items():
-        try:
-            kind = pa.array(column).type
-        except (pa.ArrowException, OverflowError):
-            kind = pa.string()
-        # A column of nulls alone has a type that later files could not agree with.
-        fields.append(pa.field(name, pa.string() if pa.types.is_null(kind) else kind))
-    return fields
+    for name in values:
+        if not is_unicode(name):
+            raise UserError(f"the prompts have a column {name!r}, whose name is not valid Unicode; rename it")
+    return [pa.field(name, _kind(column)) for name, column in values.items()]
+
+
+def _kind(column: list) -> pa.DataType:
+    """The type that holds these values in a Parquet file, or text."""
+    try:
+        kind = pa.array(column).type
+        # Arrow has types that Parquet has not, such as objects without members or ones nested a hundredfold.
+        trial = io.BytesIO()
+        pq.write_table(pa.table([pa.array([], kind)], ["values"]), trial)
+        pq.read_schema(trial)
+    except UNREADABLE:
+        return pa.string()
+    # A column of nulls alone has a type that later files could not agree with.
+    return pa.string() if pa.types.is_null(kind) else kind
 
 
 def _write(rows: list[Row], schema: pa.Schema, target: str, number: int) -> None:
@@ -204,7 +217,10 @@ def _write(rows: list[Row], schema: pa.Schema, target: str, number: int) -> None
 
 
 def _fitting(value: Any, kind: pa.DataType) -> Any:
-    return value if value is None or isinstance(value, str) or not pa.types.is_string(kind) else json.dumps(value)
+    """A value as its column holds it; JSON text where that is text and the value is no text that can be stored."""
+    if value is None or not pa.types.is_string(kind) or (isinstance(value, str) and is_unicode(value)):
+        return value
+    return json.dumps(value, default=str)
 
 
 if __name__ == "__main__":

@@ -4,10 +4,11 @@ import hashlib
 import json
 from typing import Any
 
-from jinja2 import TemplateError, TemplateSyntaxError
+from jinja2 import TemplateSyntaxError
 from transformers import PreTrainedTokenizerBase
 
-from rgtg.errors import RowError, UserError
+from rgtg.errors import RowError, UserError, first_line
+from rgtg.rows import is_unicode
 
 Message = dict[str, str]
 Prompt = str | list[Message]
@@ -18,7 +19,7 @@ def check_prompt(prompt: Any) -> str | None:
     if prompt is None:
         return "the prompt is null"
     if isinstance(prompt, str):
-        return None if _is_unicode(prompt) else "the prompt is not valid Unicode (it holds a lone surrogate)"
+        return None if is_unicode(prompt) else "the prompt is not valid Unicode (it holds a lone surrogate)"
     if not isinstance(prompt, list):
         return f"the prompt is of type {type(prompt).__name__}, not text or a list of messages"
     if not prompt:
@@ -29,7 +30,7 @@ def check_prompt(prompt: Any) -> str | None:
         for field in ("role", "content"):
             if not isinstance(message[field], str):
                 return f"the {field} of message {i} of the prompt is {type(message[field]).__name__}, not text"
-            if not _is_unicode(message[field]):
+            if not is_unicode(message[field]):
                 return f"the {field} of message {i} of the prompt is not valid Unicode (it holds a lone surrogate)"
     return None
 
@@ -66,8 +67,8 @@ def render(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> str:
         )
     except TemplateSyntaxError as error:
         raise UserError(f"the chat template of {tokenizer.name_or_path!r} is broken: {error}") from error
-    except (TemplateError, ValueError) as error:
-        raise RowError(f"the chat template refuses the prompt: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # a template is a program: what it does with this conversation may fail anyhow
+        raise RowError(f"the chat template refuses the prompt: {first_line(error)}") from error
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
@@ -107,14 +108,6 @@ def decode_response(tokenizer: PreTrainedTokenizerBase, prompt_ids: list[int], r
     if both.startswith(before):
         return both[len(before) :]
     return str(tokenizer.decode(response_ids, skip_special_tokens=True))
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

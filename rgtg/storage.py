@@ -78,20 +78,40 @@ def list_files(place: str, suffixes: tuple[str, ...] = ("",)) -> list[pafs.FileI
 
     Raises UserError where there is no such place.
     """
+    return [file for file, fault in _found(place, suffixes) if fault is None]
+
+
+def passed_over(place: str, suffixes: tuple[str, ...]) -> dict[str, str]:
+    """What stands in the directory `place`, hidden files aside, and is not in `list_files`, with the reason."""
+    return {file.path: fault for file, fault in _found(place, suffixes) if fault}
+
+
+def _found(place: str, suffixes: tuple[str, ...]) -> list[tuple[pafs.FileInfo, str | None]]:
+    """All that is at or below `place`, by path, and why it is none of the files with these suffixes."""
     filesystem, path = resolve(place)
     info = _info(filesystem, path, place)
     if info.type == pafs.FileType.NotFound:
         raise UserError(f"there is nothing at {place!r}; give a file or a directory that exists")
     if info.type == pafs.FileType.File:
-        return [info]
-    files = [
-        child
-        for child in filesystem.get_file_info(pafs.FileSelector(path, recursive=True))
-        if child.type == pafs.FileType.File
-        and child.path.endswith(suffixes)
-        and not any(part.startswith((".", "_")) for part in child.path[len(path) + 1 :].split("/"))
+        return [(info, None)]
+    with _explained(f"cannot read {place!r}"):
+        below = filesystem.get_file_info(pafs.FileSelector(path, recursive=True))
+    try:
+        below.sort(key=lambda file: file.path)
+    except UnicodeDecodeError as error:
+        raise UserError(f"a name below {place!r} is not UTF-8 ({error}); rename that file") from error
+    return [
+        (file, _fault(file, suffixes))
+        for file in below
+        if file.type != pafs.FileType.Directory
+        and not any(part.startswith((".", "_")) for part in file.path[len(path) + 1 :].split("/"))
     ]
-    return sorted(files, key=lambda file: file.path)
+
+
+def _fault(file: pafs.FileInfo, suffixes: tuple[str, ...]) -> str | None:
+    if file.type != pafs.FileType.File:
+        return "not a regular file"
+    return None if file.path.endswith(suffixes) else f"its name does not end with {' or '.join(suffixes)}"
 
 
 def read_bytes(place: str) -> bytes:

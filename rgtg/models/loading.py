@@ -8,7 +8,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
-from rgtg.errors import UserError
+from rgtg.errors import UserError, first_line
 from rgtg.models import adapters
 from rgtg.models.places import local_directory
 
@@ -55,7 +55,7 @@ def load_config(place: str, what: str, *, trust_remote_code: bool = False) -> Pr
     try:
         return AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{what}: cannot load {place!r}: {_first_line(error)}") from error
+        raise UserError(f"{what}: cannot load {place!r}: {first_line(error)}") from error
 
 
 def load_tokenizer(place: str, what: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -65,7 +65,7 @@ def load_tokenizer(place: str, what: str, *, trust_remote_code: bool = False) ->
     try:
         return AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{what}: cannot load the tokenizer of {place!r}: {_first_line(error)}") from error
+        raise UserError(f"{what}: cannot load the tokenizer of {place!r}: {first_line(error)}") from error
 
 
 def load_weights(auto_class: Any, place: str, what: str, *, trust_remote_code: bool = False, **options):
@@ -80,7 +80,7 @@ def load_weights(auto_class: Any, place: str, what: str, *, trust_remote_code: b
     try:
         model = auto_class.from_pretrained(directory, **options)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{what}: cannot load {place!r}: {_first_line(error)}") from error
+        raise UserError(f"{what}: cannot load {place!r}: {first_line(error)}") from error
     return model.eval()
 
 
@@ -111,7 +111,3 @@ def context_length(config: PreTrainedConfig) -> int:
     if window and getattr(config, "use_sliding_window", True) is not False:
         return min(positions, window)
     return positions
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

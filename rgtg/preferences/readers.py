@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any, TypeGuard
 
 from rgtg.chat import Message, Prompt
+from rgtg.rows import is_unicode
 
 # fmt: off
 PAIR_COLUMNS = frozenset({
@@ -228,14 +229,7 @@ def _text_or_messages(value: Any, column: str) -> str | list[Message]:
 
 
 def _is_text(value: Any) -> TypeGuard[str]:
-    """Text that can be tokenised and stored: a lone surrogate cannot."""
-    if not isinstance(value, str):
-        return False
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    return isinstance(value, str) and is_unicode(value)
 
 
 def _number(value: Any) -> float | None:

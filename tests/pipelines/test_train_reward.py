@@ -125,7 +125,7 @@ def test_formats_mix_and_unusable_pairs_are_counted(job, tmp_path, capsys):
     assert "1 unused: the line is not a JSON object" in said
 
 
-def test_many_files_of_several_schemas_and_one_that_is_cut(configure, ray_here, write_parquet, tmp_path):
+def test_many_files_of_several_schemas_and_some_that_cannot_be_read(configure, ray_here, write_parquet, tmp_path):
     texts = {"prompt": ["p", "q"], "chosen": ["xx", "xy"], "rejected": ["yy", "yx"]}
     for i in range(12):
         more = {"rating": [i, i]} if i % 2 else {}
@@ -134,13 +134,16 @@ def test_many_files_of_several_schemas_and_one_that_is_cut(configure, ray_here, 
     write_parquet("shards/scored.parquet", **texts, **scored)
     whole = (tmp_path / "shards" / "0.parquet").read_bytes()
     (tmp_path / "shards" / "cut.parquet").write_bytes(whole[:-20])
+    (tmp_path / "shards" / "torn.parquet").write_bytes(whole[:8] + b"\xff" * 20 + whole[28:])  # its schema is whole
+    (tmp_path / "shards" / "table.csv").write_bytes(b"prompt,chosen,rejected\n")
     config = configure(**{"train_reward.pairs": str(tmp_path / "shards"), "train_reward.eval_fraction": 0.2})
     directory = RunDirectory(config)
     pairs.run(config, directory, config.models.language)
     counts = directory.counts(pairs.STAGE)
     assert counts["train"] + counts["eval"] == 25
     assert counts["unused"] == {"scores are tied": 1}
-    assert [name.rsplit("/", 1)[1] for name in counts["skipped_files"]] == ["cut.parquet"]
+    skipped = {name.rsplit("/", 1)[1] for name in counts["skipped_files"]}
+    assert skipped == {"cut.parquet", "torn.parquet", "table.csv"}
 
 
 def test_files_without_pairs_are_refused_before_training(configure, write_parquet, ray_here):
