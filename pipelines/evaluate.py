@@ -52,7 +52,11 @@ def run(config: Config, judges: Mapping[str, Judge] | None = None) -> list[Resul
     scorers: dict[str, Judge] = {**({"true reward": _true_rewards} if in_sandbox else {}), **(judges or {})}
     scorers |= {f"judge {i}" if i > 1 else "judge": _by_model(config, place) for i, place in enumerate(models, 1)}
     rows = {way: _rows(place) for way, (place, _) in done.items()}
-    judged = {way: {name: _judged(judge, rows[way]) for name, judge in scorers.items()} for way in ways}
+    judged: dict[Variant, dict[str, Scores]] = {way: {} for way in ways}
+    for name, judge in scorers.items():  # of all ways at once: a judge may be a model to load
+        scores = iter(_judged(judge, [row for way in ways for row in rows[way]]))
+        for way in ways:
+            judged[way][name] = [next(scores) for _ in rows[way]]
     if endpoint:
         for way in ways:
             judged[way][f"wins against {ways[0].name}"] = _wins(endpoint, rows[way], rows[ways[0]])

@@ -8,6 +8,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import PreTrainedTokenizerBase
 
 from rgtg.chat import decode_response
@@ -28,8 +29,8 @@ class Guidance(Protocol):
     def start(self, row: int, request: Request) -> None:
         """Begin a request's prompt in `row`."""
 
-    def rewind(self, row: int, request: Request, tokens: list[int], total: float) -> None:
-        """Go back to where the completion in `row` was `tokens`, whose reward is `total`."""
+    def rewind(self, row: int, request: Request, tokens: list[int]) -> None:
+        """Go back to where the completion in `row` was `tokens`."""
 
     def park(self, rows: list[int]) -> None:
         """Nothing runs in `rows`: they are computed all the same, and must not grow."""
@@ -63,7 +64,7 @@ class CandidateGuidance:
         self.prompts.read(row, request.reward_prompt_ids)
         self.lengths[row] = len(request.reward_prompt_ids)
 
-    def rewind(self, row: int, request: Request, tokens: list[int], total: float) -> None:
+    def rewind(self, row: int, request: Request, tokens: list[int]) -> None:
         self.lengths[row] = len(request.reward_prompt_ids) + len(tokens)
 
     def park(self, rows: list[int]) -> None:
@@ -103,34 +104,39 @@ class NextTokenGuidance:
     def __init__(self, reward_model: RewardModel, num_rows: int) -> None:
         self.reward_model = reward_model
         self.reader = Reader(reward_model.backbone, num_rows, lambda output: output.last_hidden_state)
-        self.totals = torch.zeros(num_rows, device=self.reader.lengths.device)  # of the prefix, where rewards add up
-        self.tokens = self.seen = self.totals[:, None]  # of this step: candidates and their rewards
+        self.rows = torch.arange(num_rows, device=self.reader.lengths.device)
+        self.steps = torch.zeros_like(self.rows)  # tokens of each completion
+        self.totals = torch.zeros(num_rows, 1, device=self.rows.device)  # the reward behind so many of them
+        self.tokens = self.seen = self.totals  # of this step: candidates and their rewards
 
     def reserve(self, length: int) -> None:
         self.reader.reserve(length)
+        self.totals = pad(self.totals, (0, max(0, length + 1 - self.totals.shape[1])))
 
     def start(self, row: int, request: Request) -> None:
         self.reader.start(row, request.reward_prompt_ids)
-        self.totals[row] = 0
+        self.steps[row] = 0
 
-    def rewind(self, row: int, request: Request, tokens: list[int], total: float) -> None:
+    def rewind(self, row: int, request: Request, tokens: list[int]) -> None:
         text = request.reward_prompt_ids + tokens
         self.reader.rewind(row, len(text) - 1, text[-1])
-        self.totals[row] = total
+        self.steps[row] = len(tokens)
 
     def park(self, rows: list[int]) -> None:
         self.reader.park(rows)
+        self.steps[rows] = 0
 
     def rewards(self, tokens: Tensor) -> Tensor:
         self.tokens = tokens
         self.seen = self.reward_model.next_token_rewards(self.reader.step(), tokens)
         if self.reward_model.adds_up:
-            self.seen = self.totals[:, None] + self.seen
+            self.seen = self.totals[self.rows, self.steps][:, None] + self.seen
         return self.seen
 
     def commit(self, index: Tensor) -> None:
         self.reader.pending = self.tokens.gather(1, index[:, None])[:, 0]
-        self.totals = self.seen.gather(1, index[:, None])[:, 0]
+        self.steps += 1
+        self.totals[self.rows, self.steps] = self.seen.gather(1, index[:, None])[:, 0]
 
 
 class TextGuidance:
@@ -152,7 +158,7 @@ class TextGuidance:
     def start(self, row: int, request: Request) -> None:
         self.requests[row], self.completions[row] = request, []
 
-    def rewind(self, row: int, request: Request, tokens: list[int], total: float) -> None:
+    def rewind(self, row: int, request: Request, tokens: list[int]) -> None:
         self.completions[row] = list(tokens)
 
     def park(self, rows: list[int]) -> None:
@@ -191,9 +197,9 @@ class EnsembleGuidance:
         for member in self.members:
             member.start(row, request)
 
-    def rewind(self, row: int, request: Request, tokens: list[int], total: float) -> None:
+    def rewind(self, row: int, request: Request, tokens: list[int]) -> None:
         for member in self.members:
-            member.rewind(row, request, tokens, total)
+            member.rewind(row, request, tokens)
 
     def park(self, rows: list[int]) -> None:
         for member in self.members:

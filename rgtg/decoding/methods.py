@@ -31,8 +31,8 @@ class Method(NamedTuple):
 
     guidance: Literal["none", "candidates", "next-token"]  # the reward of each candidate, or of every next token
     greedy: bool  # the mode of the tilted policy, or a sample of it
-    beta: float  # published multiplier of the reward
-    k: int  # published number of candidates
+    beta: float  # multiplier of the reward, and number of candidates: as published, or the field's usual
+    k: int
     objective: str  # how its reward model is trained, for a comparison of methods
     reading: Reading = "as it is"  # how a reward enters the policy
     segments: Segments | None = None  # what is searched above the token

@@ -28,6 +28,7 @@ class Request:
     max_new_tokens: int
     seed: int
     reward_text: str = ""  # that prompt as text, for a reward model that reads text
+    prompt_reward: float | None = None  # r(x), where a search has asked for it
     sequences: dict[int, Sequence] = field(default_factory=dict)
     started: int = 0  # samples that have or had a row
 

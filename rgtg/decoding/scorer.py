@@ -28,6 +28,7 @@ BATCH = 32
 
 
 class Scorer(Protocol):
+    calls: int  # reward models that are asked for a prefix
     context: int | None  # tokens of a prompt and its completion together, at most; None where longer ones are cut
     vocabulary: int | None  # ids below it can be scored
 
@@ -57,6 +58,7 @@ class TokenScorer:
         for model in models:
             check_same_tokens(language, model.tokenizer)
         self.models, self.how, self.width = models, how, width
+        self.calls = len(models)
         self.tokenizer = models[0].tokenizer
         self.context: int | None = min(model.context for model in models)
         self.vocabulary: int | None = min(num_embeddings(model.model) for model in models)
@@ -119,6 +121,7 @@ class TokenScorer:
 class TextScorer:
     """Any classifier of text. Longer texts than its context are cut at the front; a finished one gets no EOS."""
 
+    calls = 1
     context: int | None = None
     vocabulary: int | None = None
 

@@ -103,8 +103,9 @@ class SearchEngine(Engine):
 
     def _assign(self, row: int, request: Request) -> None:
         super()._assign(row, request)
-        reward = self.scorer.prompt_reward(request) if self.segments.accept == "threshold" else 0.0
-        self.drafts[row] = Draft(self.segments, request.max_new_tokens, reward)
+        if self.segments.accept == "threshold" and request.prompt_reward is None:
+            request.prompt_reward = self.scorer.prompt_reward(request)
+        self.drafts[row] = Draft(self.segments, request.max_new_tokens, request.prompt_reward or 0.0)
         self.forced[row] = -1
 
     def _reserve(self, length: int) -> None:
@@ -182,15 +183,14 @@ class SearchEngine(Engine):
         text = request.prompt_ids + kept
         self.language.rewind(row, len(text) - 1, text[-1])
         if self.guidance:
-            total = float(self.rewards[row, length - 1]) if length else 0.0
-            self.guidance.rewind(row, request, kept, total)
+            self.guidance.rewind(row, request, kept)
         self.steps[row] = length
 
     def _kept(self, row: int, proposal: Proposal) -> Sequence:
         """The completion that a row ends with."""
         draft = self.drafts[row]
         decoded = int(self.steps[row]) + draft.discarded
-        scored = draft.judged + (self.segments.accept == "threshold")
+        scored = self.scorer.calls * (draft.judged + (self.segments.accept == "threshold"))
         return Sequence(
             token_ids=proposal.token_ids,
             token_rewards=proposal.token_rewards,

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rgtg.decoding.guidance import CandidateGuidance
+from rgtg.decoding.guidance import CandidateGuidance, EnsembleGuidance, NextTokenGuidance
 from rgtg.decoding.request import Request
 from rgtg.models.reward import RewardModel
 
@@ -105,3 +105,27 @@ def test_eos_is_scored_at_its_own_position_where_it_is_also_the_padding(make_rew
     assert eos == pytest.approx(classifier.score(hidden)[0, -1, 0].item(), abs=1e-4)
     assert abs(eos - classifier.score(hidden)[0, -2, 0].item()) > 0.1
     assert other == pytest.approx(rescored(classifier, [1, 50, 60], 70), abs=1e-4)
+
+
+@torch.inference_mode()
+def test_going_back_gives_each_member_of_an_ensemble_its_own_reward(make_language):
+    """Rewards that add up along a text go on from the member's own, not from what all of them came to."""
+    models = [RewardModel.load(make_language(seed=seed), head="log-probability").eval() for seed in (1, 2)]
+    tokens = torch.tensor([[60, 70, 80], [90, 100, 110]])
+
+    def begun():
+        guidance = EnsembleGuidance([NextTokenGuidance(model, 2) for model in models], "min", 1.0)
+        guidance.reserve(20)
+        for row in range(2):
+            guidance.start(row, request([1, 50]))
+        guidance.rewards(tokens)
+        guidance.commit(torch.tensor([1, 2]))
+        return guidance
+
+    expected = begun().rewards(tokens + 5)
+    guidance = begun()
+    for _ in range(2):
+        guidance.rewards(tokens + 3)
+        guidance.commit(torch.tensor([0, 1]))
+    guidance.rewind(0, request([1, 50]), [70])
+    assert torch.equal(guidance.rewards(tokens + 5)[0], expected[0])
