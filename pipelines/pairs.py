@@ -158,11 +158,14 @@ def _columns(filesystem: Any, path: str) -> tuple[pa.Field, ...] | str:
     if not path.endswith(".parquet"):
         return ()
     try:
-        schema = pq.read_schema(path, filesystem=filesystem)
+        schema = storage.patiently(lambda: pq.read_schema(path, filesystem=filesystem))
         names = [name for name in schema.names if name in PAIR_COLUMNS]
+        fault = parquet_fault(path, filesystem, names)
     except UNREADABLE as error:
-        return f"not a readable Parquet file ({first_line(error)})"
-    if fault := parquet_fault(path, filesystem, names):
+        fault = f"not a readable Parquet file ({first_line(error)})"
+    if fault:
+        if failure := storage.failure_of_store(f"cannot read {path!r}", fault):
+            raise failure
         return fault
     if not PAIR_COLUMNS.intersection(schema.names):
         raise UserError(

@@ -5,7 +5,6 @@ from collections import Counter
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipelines import generate
 from pipelines.inputs import resolved
@@ -98,8 +97,7 @@ class _Writer:
 
     def _flush(self) -> None:
         place = storage.join(self.target, f"{self.split}-{self.num_files:05d}.parquet")
-        filesystem, path = storage.resolve(place)
-        pq.write_table(pa.Table.from_pylist(self.rows, schema=self.schema), path, filesystem=filesystem)
+        storage.write_table(place, pa.Table.from_pylist(self.rows, schema=self.schema))
         self.rows, self.num_files = [], self.num_files + 1
 
 

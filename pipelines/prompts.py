@@ -112,12 +112,21 @@ class _Unreadable(Exception):
 
 
 def _read(place: str, path: str) -> list[Row]:
-    """All rows of a file. Raises _Unreadable for one that is broken, UserError for one without prompts."""
+    """All rows of a file. Raises _Unreadable for one that is broken, UserError for one without prompts.
+
+    A store that does not give the file is no reason to go on without it.
+    """
     filesystem, _ = storage.resolve(place)
+
+    def whole() -> bytes:
+        with filesystem.open_input_file(path) as file:
+            return file.read()
+
     try:
-        with filesystem.open_input_file(path) as stream:
-            data = stream.read()
+        data = storage.patiently(whole)
     except OSError as error:
+        if failure := storage.failure_of_store(f"cannot read {path!r}", str(error)):
+            raise failure from None
         raise _Unreadable(first_line(error)) from error
     if not data:
         raise _Unreadable("the file is empty")
@@ -212,8 +221,7 @@ def _kind(column: list) -> pa.DataType:
 
 def _write(rows: list[Row], schema: pa.Schema, target: str, number: int) -> None:
     columns = [pa.array([_fitting(row.get(field.name), field.type) for row in rows], field.type) for field in schema]
-    filesystem, path = storage.resolve(storage.join(target, f"part-{number:05d}.parquet"))
-    pq.write_table(pa.table(columns, schema=schema), path, filesystem=filesystem)
+    storage.write_table(storage.join(target, f"part-{number:05d}.parquet"), pa.table(columns, schema=schema))
 
 
 def _fitting(value: Any, kind: pa.DataType) -> Any:

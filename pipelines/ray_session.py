@@ -17,6 +17,7 @@ from ray.exceptions import RayError
 from ray.train import TrainingFailedError
 
 from pipelines.inputs import on_gpu
+from rgtg import storage
 from rgtg.config import Config
 from rgtg.errors import Unavailable, UserError
 
@@ -60,7 +61,12 @@ def start(config: Config) -> None:
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_no_progress_timeout_s = NO_PROGRESS_S
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    log = logging.getLogger("ray.data")
+    log.setLevel(logging.ERROR)
+    if not os.environ.get("RGTG_RAY_LOGS"):
+        for handler in log.handlers:
+            if isinstance(handler, logging.StreamHandler):  # not its file: what failed is said by `explained`, once
+                handler.setLevel(logging.CRITICAL)
 
 
 def _init(**options: Any) -> None:
@@ -88,11 +94,12 @@ def _init(**options: Any) -> None:
 def explained(what: str) -> Iterator[None]:
     """Ray's exceptions as one sentence: what a worker raised as a user's mistake, else the last line of it all.
 
-    Raises UserError or Unavailable, with the exception of Ray's as its cause.
+    What a store answered is said in its words, be it to a worker or to the driver. Raises UserError or Unavailable,
+    with the exception of Ray's as its cause where there is more to know.
     """
     try:
         yield
-    except (RayError, TrainingFailedError, ExecutionTimeoutError) as error:
+    except (RayError, TrainingFailedError, ExecutionTimeoutError, OSError) as error:
         text = "\n".join(str(cause) for cause in _causes(error))
         if sentence := re.search(r"(?:UserError|RowError): (.+)", text):
             raise UserError(sentence[1]) from error
@@ -101,6 +108,8 @@ def explained(what: str) -> Iterator[None]:
                 f"{what}: a device ran out of memory; lower generate.slots or generate.max_prompt_tokens, or in "
                 "training train_reward.micro_batch_size"
             ) from error
+        if failure := storage.failure_of_store(f"{what} failed", text):
+            raise failure from None
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         reason = re.search(r"Unavailable: (.+)", text)
         raise Unavailable(f"{what} failed: {reason[1] if reason else lines[-1]}") from error

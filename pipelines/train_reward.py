@@ -4,6 +4,7 @@ import math
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +144,9 @@ def fit(config: Config, directory: RunDirectory, stage: str, target: str) -> Non
     # The last report of the workers has both.
     assert result.checkpoint is not None
     assert result.metrics is not None
-    with result.checkpoint.as_directory() as checkpoint:
+    fetched = result.checkpoint.as_directory
+    with ray_session.explained("training"), ExitStack() as stack:
+        checkpoint = storage.patiently(lambda: stack.enter_context(fetched()))
         storage.upload(Path(checkpoint, "model"), target)
     directory.finish(stage, result.metrics, time.monotonic() - begun)
     storage.remove(directory.path("_train", stage))

@@ -22,9 +22,11 @@ from botocore.config import Config
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
+    IncompleteReadError,
     NoCredentialsError,
     PartialCredentialsError,
     ProfileNotFound,
+    ResponseStreamingError,
 )
 
 from rgtg import storage
@@ -222,7 +224,7 @@ class _S3:
 
     def read(self) -> tuple[dict[str, Any] | None, str | None]:
         answer = self._ask("get_object")
-        return (_parsed(answer["Body"].read())[0], answer["ETag"]) if answer else (None, None)
+        return (_parsed(answer["Content"])[0], answer["ETag"]) if answer else (None, None)
 
     def replace(self, content: bytes, version: str | None) -> str | None:
         condition = {"IfMatch": version} if version else {"IfNoneMatch": "*"}
@@ -239,8 +241,10 @@ class _S3:
     def _ask(self, name: str, **options: Any) -> dict[str, Any] | None:
         """The store's answer; None where there is no such object, or another one than was expected."""
         try:
-            answer: dict[str, Any] = getattr(self.client, name)(**self.object, **options)
-            return answer
+            try:
+                return self._answer(name, options)
+            except (IncompleteReadError, ResponseStreamingError):  # of a body, for which the client asks but once
+                return self._answer(name, options)
         except ClientError as error:
             status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
             code = error.response.get("Error", {}).get("Code", "")
@@ -251,11 +255,17 @@ class _S3:
             sentence = f"cannot reach {self.place!r}: {code or status}"
             if status in (400, 401, 403, 404):
                 raise UserError(sentence) from error
-            raise Unavailable(f"{sentence}; try again later") from error
+            raise Unavailable(f"{sentence}; try again later") from None
         except (NoCredentialsError, PartialCredentialsError, ProfileNotFound) as error:
             raise UserError(f"cannot reach {self.place!r}: {error}") from error
         except BotoCoreError as error:
-            raise Unavailable(f"cannot reach {self.place!r}: {error}; try again later") from error
+            raise Unavailable(f"cannot reach {self.place!r}: {error}; try again later") from None
+
+    def _answer(self, name: str, options: dict[str, Any]) -> dict[str, Any]:
+        answer: dict[str, Any] = getattr(self.client, name)(**self.object, **options)
+        if "Body" in answer:
+            answer["Content"] = answer["Body"].read()
+        return answer
 
 
 def held(place: str, on_loss: Callable[[str], None]) -> AbstractContextManager:

@@ -9,7 +9,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,8 @@ from transformers import (
     AutoTokenizer,
     PreTrainedTokenizerFast,
 )
+
+from tests.faulty_s3 import FaultyS3
 
 torch.set_num_threads(1)
 
@@ -172,3 +175,51 @@ def plain() -> Callable[[str], torch.nn.Module]:
 @pytest.fixture(scope="session")
 def tokenizer_of() -> Callable[[str], PreTrainedTokenizerFast]:
     return AutoTokenizer.from_pretrained
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """The endpoint of an S3 on this machine."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def make_bucket(s3_server) -> Callable[[pytest.MonkeyPatch], str]:
+    """A fresh bucket, on the S3 at the address that the environment gives from here on."""
+
+    def make(patch: pytest.MonkeyPatch) -> str:
+        import boto3
+
+        for name, value in {
+            "AWS_ENDPOINT_URL": s3_server,
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "a-secret-of-the-test",
+            "AWS_REGION": "us-east-1",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }.items():
+            patch.setenv(name, value)
+        bucket = f"bucket-{uuid.uuid4().hex}"
+        boto3.client("s3").create_bucket(Bucket=bucket)
+        return f"s3://{bucket}"
+
+    return make
+
+
+@pytest.fixture
+def s3(make_bucket, monkeypatch) -> str:
+    """A bucket of this test's own."""
+    return make_bucket(monkeypatch)
+
+
+@pytest.fixture
+def faulty(s3, s3_server, monkeypatch) -> Iterator[FaultyS3]:
+    """The way to the bucket of `s3` from here on: it fails as its `plan` says."""
+    with FaultyS3(s3_server) as server:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
+        yield server

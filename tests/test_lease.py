@@ -8,9 +8,7 @@ import sys
 import threading
 from pathlib import Path
 
-import boto3
 import pytest
-from moto.server import ThreadedMotoServer
 
 from rgtg import storage
 from rgtg.errors import UserError
@@ -29,24 +27,9 @@ print("released", flush=True)
 
 
 @pytest.fixture(params=["disk", "s3"])
-def place(request, tmp_path, monkeypatch):
-    if request.param == "disk":
-        yield str(tmp_path / "runs" / "night")
-        return
-    server = ThreadedMotoServer(port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    for name, value in {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "id",
-        "AWS_SECRET_ACCESS_KEY": "planted-secret",
-        "AWS_REGION": "us-east-1",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }.items():
-        monkeypatch.setenv(name, value)
-    boto3.client("s3").create_bucket(Bucket="bucket")
-    yield "s3://bucket/runs/night"
-    server.stop()
+def place(request, tmp_path):
+    root = request.getfixturevalue("s3") if request.param == "s3" else str(tmp_path)
+    return storage.join(root, "runs", "night")
 
 
 @pytest.fixture

@@ -1,45 +1,22 @@
 """Places: local paths and object stores alike; what a reader sees of a write that broke off."""
 
 import errno
-import hashlib
 import os
 from pathlib import Path
 
-import boto3
 import pyarrow.fs as pafs
 import pytest
-from moto.server import ThreadedMotoServer
 
 from rgtg import storage
 from rgtg.errors import Unavailable, UserError
 
 
-@pytest.fixture(scope="module")
-def s3_server():
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
 @pytest.fixture
-def bucket(s3_server, tmp_path, monkeypatch):
-    """A bucket of an S3 on this machine."""
-    settings = {
-        "AWS_ENDPOINT_URL": s3_server,
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_REGION": "us-east-1",
-    }
-    for name, value in settings.items():
-        monkeypatch.setenv(name, value)
-    name = f"b-{hashlib.sha256(str(tmp_path).encode()).hexdigest()[:16]}"
-    client = boto3.client("s3", endpoint_url=s3_server)
-    client.create_bucket(Bucket=name)
+def bucket(s3, tmp_path, monkeypatch):
+    """A bucket of an S3 on this machine, and a place for copies of what is in it."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
     (tmp_path / "temporary").mkdir()
-    return f"s3://{name}"
+    return s3
 
 
 @pytest.fixture(params=["local", "remote"])

@@ -1,21 +1,26 @@
 """All stages on a real Ray, on disk and on an S3 server of the test's own."""
 
 import json
+import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 
-import boto3
 import datasets
+import pyarrow as pa
 import pytest
 import yaml
-from moto.server import ThreadedMotoServer
 
 from pipelines import evaluate, nightly
 from rgtg import storage
 from rgtg.errors import UserError
+from tests.faulty_s3 import TRANSIENT, at_random, no_faults
 
 pytestmark = pytest.mark.ray
+
+RATE, SEED = 0.08, 35  # of the requests; all kinds of faults are among the first
 
 
 @pytest.fixture
@@ -97,45 +102,96 @@ def test_what_would_fail_after_the_training_is_said_before_it(job, make_language
     assert not (tmp_path / "runs/test/pairs").exists()
 
 
-@pytest.fixture
-def s3(monkeypatch):
-    """An S3 server of this test's own, with a bucket, at the address that the environment gives."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a-secret-of-the-test")
-    monkeypatch.setenv("AWS_REGION", "us-east-1")
-    boto3.client("s3", region_name="us-east-1").create_bucket(Bucket="bucket")
-    yield "s3://bucket"
-    server.stop()
+@pytest.fixture(scope="module")
+def night(make_bucket, tmp_path_factory, language_dir):
+    """A whole run with everything on S3, and how to start another one of the same inputs there."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    with pytest.MonkeyPatch.context() as patch:
+        s3 = make_bucket(patch)
+        storage.upload(language_dir, f"{s3}/language")
+        pairs = [{"prompt": f"p{i}:", "chosen": "xx" * (1 + i % 3), "rejected": "yyy"} for i in range(48)]
+        storage.write_table(f"{s3}/in/pairs.parquet", pa.Table.from_pylist(pairs))
+        asked = [*(f"p{i}:" for i in range(10)), None]
+        storage.write_table(f"{s3}/in/prompts.parquet", pa.table({"prompt": asked}))
+        settings = {
+            "run": {"root": f"{s3}/runs"},
+            "models": {"language": f"{s3}/language", "device": "cpu"},
+            "train_reward": {
+                "pairs": f"{s3}/in/pairs.parquet",
+                **{"eval_fraction": 0.3, "learning_rate": 3e-3, "batch_size": 8, "checkpoint_every": 2},
+                **{"precision": "float32", "threads": 1},
+            },
+            "generate": {
+                "prompts": f"{s3}/in/prompts.parquet",
+                **{"samples": 2, "max_new_tokens": 8, "slots": 6, "block_rows": 4, "max_actors": 1},
+            },
+            "nightly": {"compare_objectives": False, "baseline_prompts": 4},
+        }
+        storage.write_bytes(f"{s3}/config.yaml", yaml.safe_dump(settings).encode())
+
+    def start(run_id):
+        # With a Ray of its own, which has this environment.
+        command = [*(sys.executable, "-m", "pipelines.nightly"), "--config", f"{s3}/config.yaml", f"run.id={run_id}"]
+        return subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=280)
+
+    with pytest.MonkeyPatch.context() as patch:
+        make_bucket(patch)
+        return SimpleNamespace(s3=s3, folder=folder, start=start, quiet=start("quiet"))
 
 
-def test_everything_on_s3(job, s3, tmp_path, language_dir):
-    config = job(
-        **{"run.root": f"{s3}/runs", "models.language": f"{s3}/language", "nightly.compare_objectives": False}
-    )
-    storage.upload(language_dir, config.models.language)
-    for name in ("pairs", "prompts"):
-        storage.write_bytes(f"{s3}/in/{name}.parquet", (tmp_path / f"{name}.parquet").read_bytes())
-    file = f"{s3}/config.yaml"
-    settings = config.model_dump(exclude_unset=True)
-    settings["train_reward"]["pairs"], settings["generate"]["prompts"] = (
-        f"{s3}/in/pairs.parquet",
-        f"{s3}/in/prompts.parquet",
-    )
-    storage.write_bytes(file, yaml.safe_dump(settings).encode())
+def rows_of(run):
+    return [row for table in storage.read_tables(f"{run}/completions") for row in table.to_pylist()]
 
-    command = [sys.executable, "-m", "pipelines.nightly", "--config", file]  # with a Ray that has this environment
-    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=250)
-    assert result.returncode == 0, result.stderr
 
-    run = config.run.directory
+def by_prompt(rows):
+    return {row["prompt"]: row["completions"] for row in rows}
+
+
+def test_everything_on_s3(night, s3):
+    assert night.quiet.returncode == 0, night.quiet.stderr
+    run = f"{night.s3}/runs/quiet"
     assert storage.exists(f"{run}/_SUCCESS")
     manifest = storage.read_bytes(f"{run}/manifest.json").decode()
     assert json.loads(manifest)["stages"]["generate"]["counts"]["rows"] == 11
-    assert "a-secret-of-the-test" not in manifest + storage.read_bytes(f"{run}/config.yaml").decode() + result.stdout
+    said = night.quiet.stdout + night.quiet.stderr
+    assert "a-secret-of-the-test" not in manifest + storage.read_bytes(f"{run}/config.yaml").decode() + said
     pairs = datasets.load_dataset(storage.local_copy(f"{run}/preferences"))
     assert sum(len(split) for split in pairs.values()) == 10
-    assert not (tmp_path / "runs").exists()
+    assert not list(night.folder.iterdir())
+
+
+def until_a_block_is_committed(plan):
+    """As `plan` has it; then the credentials expire."""
+    expired = threading.Event()
+
+    def expiring(number, method, path):
+        if expired.is_set():
+            return "expired"
+        if method == "PUT" and re.search(r"/_checkpoint/[^/.]+\.parquet$", path.split("?")[0]):
+            expired.set()
+            return None
+        return plan(number, method, path)
+
+    return expiring
+
+
+@pytest.mark.timeout(600)  # two starts of all stages
+def test_a_night_on_a_store_that_fails_now_and_then_and_on_credentials_that_expire(night, faulty):
+    """The rows are those of a night on a good store, each one once."""
+    faulty.plan = until_a_block_is_committed(at_random(SEED, RATE))
+    broken_off = night.start("faulty")
+    assert broken_off.returncode == 2, broken_off.stdout + broken_off.stderr
+    said = [line for line in broken_off.stderr.splitlines() if " logging.cc:" not in line]  # Ray's, on every start
+    assert len(said) == 1, broken_off.stderr
+    assert re.match(r"error: .*HTTP status 400.*are the credentials .* right, and not expired\?$", said[0])
+    assert set(faulty.injected) == {*TRANSIENT, "expired"}
+
+    faulty.plan = at_random(SEED + 1, RATE)
+    completed = night.start("faulty")
+    assert completed.returncode == 0, completed.stdout + completed.stderr
+    assert set(faulty.injected) == set(TRANSIENT)
+    faulty.plan = no_faults
+    rows, quiet = (rows_of(f"{night.s3}/runs/{run_id}") for run_id in ("faulty", "quiet"))
+    assert len({row["prompt_id"] for row in rows}) == len(rows) == 11
+    assert by_prompt(rows) == by_prompt(quiet)
+    assert storage.exists(f"{night.s3}/runs/faulty/_SUCCESS")

@@ -1,0 +1,197 @@
+"""An object store that is slow, busy, cut off, refuses or is not there: what helps, what is said, what is left."""
+
+import os
+import signal
+
+import boto3
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines import pairs, prompts
+from rgtg import storage
+from rgtg.errors import Unavailable, UserError
+from rgtg.lease import Lease
+from tests.faulty_s3 import TRANSIENT, always, every, no_faults
+
+LARGE = bytes(range(256)) * (45 << 10)  # 11 MiB: in two parts
+
+
+@pytest.fixture
+def copies(tmp_path, monkeypatch):
+    """Where local copies go."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+
+@pytest.fixture(autouse=True)
+def brisk(monkeypatch):
+    """As many attempts, and milliseconds between them."""
+    monkeypatch.setattr(pafs, "AwsStandardS3RetryStrategy", pafs.AwsDefaultS3RetryStrategy)
+    monkeypatch.setattr("random.random", lambda: 0.0)
+
+
+@pytest.fixture
+def calls(tmp_path, copies):
+    """Everything that can be done to a place, by name."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "weights").write_bytes(b"1")
+    return {
+        "read": storage.read_bytes,
+        "list": storage.list_files,
+        "tables": lambda place: list(storage.read_tables(place)),
+        "digest": storage.digest,
+        "copy": storage.local_copy,
+        "write": lambda place: storage.write_bytes(place, b"new"),
+        "table": lambda place: storage.write_table(place, pa.table({"x": [1]})),
+        "make": lambda place: storage.make_directory(f"{place}/below"),
+        "upload": lambda place: storage.upload(tmp_path / "model", place),
+    }
+
+
+def keys(s3):
+    bucket = boto3.client("s3").list_objects_v2(Bucket=s3.removeprefix("s3://"))
+    return [entry["Key"] for entry in bucket.get("Contents", [])]
+
+
+def refused(kind, calls, place):
+    """What each call says, which is one sentence of this kind."""
+    sentences = {}
+    for name, call in calls.items():
+        with pytest.raises(kind) as raised:
+            call(place)
+        sentences[name] = str(raised.value)
+        assert place in sentences[name]
+        assert "\n" not in sentences[name]
+        assert raised.value.__cause__ is None or kind is UserError, "it would be printed as a traceback"
+    return sentences
+
+
+@pytest.mark.parametrize("fault", TRANSIENT)
+def test_a_fault_in_every_third_request_is_not_seen(fault, faulty, s3, tmp_path, copies):
+    faulty.plan = every(3, fault)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_bytes(b"{}")  # shorter than a store's error
+    storage.upload(tmp_path / "model", f"{s3}/model")
+    storage.write_bytes(f"{s3}/model/weights", LARGE)
+    storage.write_table(f"{s3}/model/x.parquet", pa.table({"x": [1, 2]}))
+    listed = [os.path.basename(file.path) for file in storage.list_files(f"{s3}/model")]
+    assert listed == ["config.json", "weights", "x.parquet"]
+    assert storage.read_bytes(f"{s3}/model/weights") == LARGE
+    (table,) = storage.read_tables(f"{s3}/model")
+    assert table["x"].to_pylist() == [1, 2]
+    copy = storage.local_copy(f"{s3}/model")
+    assert storage.digest(copy) == storage.digest(f"{s3}/model")
+    storage.remove(f"{s3}/model")
+    assert not storage.exists(f"{s3}/model")
+    assert faulty.injected[fault] >= 5
+
+
+@pytest.mark.parametrize("fault", TRANSIENT)
+def test_a_lease_is_taken_renewed_and_given_back_through_faults(fault, faulty, s3):
+    faulty.plan = every(3, fault)
+    lost = []
+    with Lease(f"{s3}/run", lost.append, renew_s=0.05, expires_s=60) as lease:
+        while lease.count < 5:
+            lease._ended.wait(0.01)
+    assert not lost
+    assert faulty.injected[fault] >= 2
+    faulty.plan = no_faults
+    assert keys(s3) == []
+
+
+@pytest.mark.parametrize("fault", ["expired", "expired-403"])
+def test_expired_credentials(fault, faulty, s3, calls):
+    faulty.plan = always(fault)
+    for sentence in refused(UserError, calls, f"{s3}/place").values():
+        assert sentence.endswith("are the credentials of the environment right, and not expired?")
+    assert faulty.requests <= 2 * len(calls), "trying again does not help"
+    with pytest.raises(UserError, match="ExpiredToken"), Lease(f"{s3}/place", print):
+        raise AssertionError
+
+
+def test_a_bucket_that_is_not_there(faulty, calls):
+    place = "s3://no-such-bucket/place"
+    assert not storage.exists(place)
+    for name, sentence in refused(UserError, calls, place).items():
+        assert "allow_bucket_creation" not in sentence
+        if name in ("write", "table", "make", "upload"):
+            assert "NO_SUCH_BUCKET" in sentence or "Bucket 'no-such-bucket' not found" in sentence
+    with pytest.raises(UserError, match="NoSuchBucket"), Lease(place, print):
+        raise AssertionError
+
+
+@pytest.mark.parametrize("fault", ["500", "503", "reset-upload"])
+def test_a_store_that_is_down(fault, faulty, s3, calls):
+    faulty.plan = always(fault)
+    for sentence in refused(Unavailable, calls, f"{s3}/place").values():
+        assert sentence.endswith("; try again later")
+    assert faulty.requests <= 2 * storage.ATTEMPTS * len(calls)
+    with pytest.raises(Unavailable, match="try again later"), Lease(f"{s3}/place", print):
+        raise AssertionError
+
+
+def test_a_store_that_is_silent(faulty, s3, monkeypatch):
+    monkeypatch.setattr(storage, "ATTEMPTS", 2)
+    monkeypatch.setattr(storage, "SILENT_S", 1.0)
+    faulty.plan = always("silent")
+    with pytest.raises(Unavailable, match="Less than 1 bytes/sec .*; try again later"):
+        storage.read_bytes(f"{s3}/place")
+    assert faulty.requests <= 3
+
+
+@pytest.mark.parametrize("data", [b"new", LARGE], ids=["small", "large"])
+def test_an_upload_that_is_cut_off_leaves_what_was_there(data, faulty, s3):
+    storage.write_bytes(f"{s3}/old", b"old")
+    # Of a large one, the first part arrives.
+    faulty.plan = lambda number, method, path: "reset-upload" if method == "PUT" and "Number=1&" not in path else None
+    for name in ("old", "fresh"):
+        with pytest.raises(Unavailable):
+            storage.write_bytes(f"{s3}/{name}", data)
+    assert faulty.injected
+    faulty.plan = no_faults
+    assert keys(s3) == ["old"]
+    assert storage.read_bytes(f"{s3}/old") == b"old"
+
+
+def test_a_signal_in_the_middle_of_an_upload_does_not_publish_half_of_it(faulty, s3):
+    class Stopped(BaseException):
+        pass
+
+    def stop(*_):
+        raise Stopped
+
+    def plan(number, method, path):
+        if number == 1:
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+    storage.write_bytes(f"{s3}/x", b"old")
+    faulty.plan = plan
+    before = signal.signal(signal.SIGUSR1, stop)
+    try:
+        with pytest.raises(Stopped):
+            storage.write_bytes(f"{s3}/x", b"new")
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert storage.read_bytes(f"{s3}/x") == b"new"
+
+
+def test_no_file_is_left_out_because_the_store_was_down(faulty, s3):
+    """Unlike one that is broken."""
+    whole = pa.table({"prompt": ["a"], "chosen": ["b"], "rejected": ["c"]})
+    storage.write_table(f"{s3}/in/a.parquet", whole)
+    storage.write_bytes(f"{s3}/in/b.parquet", b"broken")
+    filesystem, path = storage.resolve(f"{s3}/in/a.parquet")
+    assert list(prompts.take_in([f"{s3}/in"], f"{s3}/out")["skipped_files"]) == [path.replace("a.par", "b.par")]
+    assert len(pairs._columns(filesystem, path)) == 3
+    faulty.plan = lambda number, method, path: "503" if path.endswith("/in/a.parquet") else None
+    with pytest.raises(Unavailable, match="cannot read"):
+        prompts.take_in([f"{s3}/in"], f"{s3}/out")
+    with pytest.raises(Unavailable, match="cannot read"):
+        pairs._columns(filesystem, path)
+
+
+def test_a_table_is_written_whole(s3):
+    storage.write_table(f"{s3}/x.parquet", pa.table({"x": ["é", None]}))
+    filesystem, path = storage.resolve(f"{s3}/x.parquet")
+    assert pq.read_table(path, filesystem=filesystem).to_pydict() == {"x": ["é", None]}
