@@ -18,7 +18,7 @@ import ray
 
 from pipelines import ray_session
 from pipelines.run_directory import RunDirectory, listing
-from rgtg import storage
+from rgtg import object_store, storage
 from rgtg.config import Config
 from rgtg.errors import UserError, first_line
 from rgtg.models.loading import context_length, load_config, load_tokenizer
@@ -158,13 +158,13 @@ def _columns(filesystem: Any, path: str) -> tuple[pa.Field, ...] | str:
     if not path.endswith(".parquet"):
         return ()
     try:
-        schema = storage.patiently(lambda: pq.read_schema(path, filesystem=filesystem))
+        schema = object_store.patiently(lambda: pq.read_schema(path, filesystem=filesystem))
         names = [name for name in schema.names if name in PAIR_COLUMNS]
         fault = parquet_fault(path, filesystem, names)
     except UNREADABLE as error:
         fault = f"not a readable Parquet file ({first_line(error)})"
     if fault:
-        if failure := storage.failure_of_store(f"cannot read {path!r}", fault):
+        if failure := object_store.failure_of_store(f"cannot read {path!r}", fault):
             raise failure
         return fault
     if not PAIR_COLUMNS.intersection(schema.names):

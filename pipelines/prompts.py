@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from pipelines.inputs import resolved
 from pipelines.run_directory import RunDirectory, listing
-from rgtg import storage
+from rgtg import object_store, storage
 from rgtg.chat import check_prompt, prompt_id
 from rgtg.config import Config
 from rgtg.errors import UserError, first_line
@@ -123,9 +123,9 @@ def _read(place: str, path: str) -> list[Row]:
             return file.read()
 
     try:
-        data = storage.patiently(whole)
+        data = object_store.patiently(whole)
     except OSError as error:
-        if failure := storage.failure_of_store(f"cannot read {path!r}", str(error)):
+        if failure := object_store.failure_of_store(f"cannot read {path!r}", str(error)):
             raise failure from None
         raise _Unreadable(first_line(error)) from error
     if not data:

@@ -17,7 +17,7 @@ from ray.exceptions import RayError
 from ray.train import TrainingFailedError
 
 from pipelines.inputs import on_gpu
-from rgtg import storage
+from rgtg import object_store
 from rgtg.config import Config
 from rgtg.errors import Unavailable, UserError
 
@@ -108,7 +108,7 @@ def explained(what: str) -> Iterator[None]:
                 f"{what}: a device ran out of memory; lower generate.slots or generate.max_prompt_tokens, or in "
                 "training train_reward.micro_batch_size"
             ) from error
-        if failure := storage.failure_of_store(f"{what} failed", text):
+        if failure := object_store.failure_of_store(f"{what} failed", text):
             raise failure from None
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         reason = re.search(r"Unavailable: (.+)", text)

@@ -20,7 +20,7 @@ from pipelines import pairs, ray_session
 from pipelines.inputs import on_gpu, resolved
 from pipelines.progress import Progress
 from pipelines.run_directory import RunDirectory, model_digest
-from rgtg import storage
+from rgtg import object_store, storage
 from rgtg.config import HEADS, Config, TrainReward
 from rgtg.errors import UserError
 from rgtg.models.reward import RewardModel
@@ -146,7 +146,7 @@ def fit(config: Config, directory: RunDirectory, stage: str, target: str) -> Non
     assert result.metrics is not None
     fetched = result.checkpoint.as_directory
     with ray_session.explained("training"), ExitStack() as stack:
-        checkpoint = storage.patiently(lambda: stack.enter_context(fetched()))
+        checkpoint = object_store.patiently(lambda: stack.enter_context(fetched()))
         storage.upload(Path(checkpoint, "model"), target)
     directory.finish(stage, result.metrics, time.monotonic() - begun)
     storage.remove(directory.path("_train", stage))

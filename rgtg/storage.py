@@ -9,39 +9,22 @@ import fcntl
 import hashlib
 import json
 import os
-import random
-import re
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
-from urllib.parse import urlsplit
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from rgtg import object_store
 from rgtg.errors import Unavailable, UserError
 
-T = TypeVar("T")
-
 READERS = 16  # files read at once: an object store answers slowly, and many requests as fast as one
-
-# pyarrow's own three attempts and three silent seconds are few for a store under load. By these, one that is down is
-# given up after some fifteen seconds where it says so, and after two minutes where it is silent.
-ATTEMPTS = 5  # with pauses of up to 1, 2, 4 and 8 s between them
-CONNECT_S, SILENT_S = 5.0, 20.0
-
-# Words of a store that the same call would hear again. A HEAD has no body, so that its status is all there is.
-LASTING = re.compile(
-    r"HTTP status (301|40[0134])\b|Bucket '.*' not found|AWS Error (NO_SUCH_BUCKET|NO_SUCH_KEY|ACCESS_DENIED|"
-    "INVALID_ACCESS_KEY_ID|INVALID_CLIENT_TOKEN_ID|SIGNATURE_DOES_NOT_MATCH|UNRECOGNIZED_CLIENT)"
-)
-OF_CREDENTIALS = re.compile(r"HTTP status 40[013]\b|ACCESS_DENIED|ACCESS_KEY|TOKEN|SIGNATURE|UNRECOGNIZED_CLIENT")
 
 
 def resolve(place: str | Path) -> tuple[pafs.FileSystem, str]:
@@ -51,26 +34,11 @@ def resolve(place: str | Path) -> tuple[pafs.FileSystem, str]:
         return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(text))
     try:
         if text.startswith("s3://"):
-            return _s3(), text.removeprefix("s3://").rstrip("/")
+            return object_store.filesystem(), text.removeprefix("s3://").rstrip("/")
         filesystem, path = pafs.FileSystem.from_uri(text)
         return filesystem, path.rstrip("/")
     except ValueError as error:
         raise UserError(f"cannot read the place {text!r}: {error}") from error
-
-
-def _s3() -> pafs.S3FileSystem:
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-    parts = urlsplit(endpoint or "https://")
-    return pafs.S3FileSystem(
-        region=region,
-        scheme=parts.scheme,
-        endpoint_override=parts.netloc or None,
-        retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS),
-        connect_timeout=CONNECT_S,
-        request_timeout=SILENT_S,  # without a byte
-        allow_delayed_open=True,  # a small object in one request: nothing is left of it where that fails
-    )
 
 
 def join(place: str | Path, *names: str) -> str:
@@ -144,7 +112,7 @@ def read_bytes(place: str) -> bytes:
             return file.read()
 
     with _explained(f"cannot read {place!r}"):
-        return patiently(read)
+        return object_store.patiently(read)
 
 
 def read_tables(
@@ -154,7 +122,7 @@ def read_tables(
     filesystem, _ = resolve(place)
 
     def read(file: pafs.FileInfo) -> pa.Table:
-        return patiently(lambda: pq.ParquetFile(file.path, filesystem=filesystem).read(columns=columns))
+        return object_store.patiently(lambda: pq.ParquetFile(file.path, filesystem=filesystem).read(columns=columns))
 
     files = [file for file in list_files(place, (".parquet",)) if keep(file.path)]
     with ThreadPoolExecutor(READERS) as pool, _explained(f"cannot read {place!r}"):
@@ -262,7 +230,7 @@ def local_copy(place: str) -> str:
         if not target.is_dir():
             fresh = tempfile.mkdtemp(dir=target.parent)
             with _explained(f"cannot read {place!r}"):
-                patiently(lambda: pafs.copy_files(path, fresh, filesystem, pafs.LocalFileSystem()))
+                object_store.patiently(lambda: pafs.copy_files(path, fresh, filesystem, pafs.LocalFileSystem()))
             os.rename(fresh, target)
     return str(target)
 
@@ -280,7 +248,9 @@ def hashed_files(place: str, suffixes: tuple[str, ...] = ("",)) -> list[tuple[pa
 
     files = list_files(place, suffixes)
     with ThreadPoolExecutor(READERS) as pool, _explained(f"cannot read {place!r}"):
-        return list(zip(files, pool.map(lambda file: patiently(lambda: content(file)), files), strict=True))
+        return list(
+            zip(files, pool.map(lambda file: object_store.patiently(lambda: content(file)), files), strict=True)
+        )
 
 
 def digest(place: str) -> str:
@@ -297,27 +267,13 @@ def _info(filesystem: pafs.FileSystem, path: str, place: str) -> pafs.FileInfo:
         return filesystem.get_file_info(path)
 
 
-def patiently(read: Callable[[], T]) -> T:
-    """What `read` gives. It is tried again where pyarrow does not: a store's error that is longer than the piece that
-    was asked for looks to it like one of its own making.
-    """
-    for attempt in range(1, ATTEMPTS):
-        try:
-            return read()
-        except OSError as error:
-            if "Failed to flush response stream" not in str(error):
-                raise
-        time.sleep(random.random() * 2 ** (attempt - 1))
-    return read()
-
-
 @contextmanager
 def _explained(what: str) -> Iterator[None]:
     """Errors of a disk or a store as one sentence: UserError for a mistake, Unavailable where waiting may help."""
     try:
         yield
     except (OSError, pa.ArrowException) as error:
-        if of_store := failure_of_store(what, str(error)):
+        if of_store := object_store.failure_of_store(what, str(error)):
             raise of_store from None  # it says all of it
         first = (str(error).splitlines() or [type(error).__name__])[0]
         if isinstance(error, OSError) and error.errno is not None:  # of a disk, whose path is said already
@@ -325,21 +281,6 @@ def _explained(what: str) -> Iterator[None]:
         if _is_lasting(error):
             raise UserError(f"{what}: {first}") from error
         raise Unavailable(f"{what}: {first}; try again later") from error
-
-
-def failure_of_store(what: str, text: str) -> UserError | Unavailable | None:
-    """What an object store answered, of the words of an exception; None where it was not a store that failed.
-
-    They are a store's only in what pyarrow says, which may stand among the lines of a worker's traceback.
-    """
-    found = re.search(r"(When [^\n]*AWS Error|Bucket '[^\n]*' not found|AWS Error)[^\n]*", text)
-    if not found:
-        return None
-    said = found[0].removesuffix(" To create buckets, enable the allow_bucket_creation option.").rstrip(".")
-    if not LASTING.search(said):
-        return Unavailable(f"{what}: {said}; try again later")
-    hint = "; are the credentials of the environment right, and not expired?" if OF_CREDENTIALS.search(said) else ""
-    return UserError(f"{what}: {said}{hint}")
 
 
 def _is_lasting(error: Exception) -> bool:

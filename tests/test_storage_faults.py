@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines import pairs, prompts
-from rgtg import storage
+from rgtg import object_store, storage
 from rgtg.errors import Unavailable, UserError
 from rgtg.lease import Lease
 from tests.faulty_s3 import TRANSIENT, always, every, no_faults
@@ -126,14 +126,14 @@ def test_a_store_that_is_down(fault, faulty, s3, calls):
     faulty.plan = always(fault)
     for sentence in refused(Unavailable, calls, f"{s3}/place").values():
         assert sentence.endswith("; try again later")
-    assert faulty.requests <= 2 * storage.ATTEMPTS * len(calls)
+    assert faulty.requests <= 2 * object_store.ATTEMPTS * len(calls)
     with pytest.raises(Unavailable, match="try again later"), Lease(f"{s3}/place", print):
         raise AssertionError
 
 
 def test_a_store_that_is_silent(faulty, s3, monkeypatch):
-    monkeypatch.setattr(storage, "ATTEMPTS", 2)
-    monkeypatch.setattr(storage, "SILENT_S", 1.0)
+    monkeypatch.setattr(object_store, "ATTEMPTS", 2)
+    monkeypatch.setattr(object_store, "SILENT_S", 1.0)
     faulty.plan = always("silent")
     with pytest.raises(Unavailable, match="Less than 1 bytes/sec .*; try again later"):
         storage.read_bytes(f"{s3}/place")
