@@ -89,18 +89,18 @@ class Lease:
         return version
 
     def _renew(self) -> None:
-        failed_since: float | None = None
+        held = time.monotonic()  # when it was last renewed
         while not self._ended.wait(self.renew_s):
             self.count += 1
+            asked = time.monotonic()
             try:
                 version = self._replace(self.version)
             except Exception:  # the store may come back, for as long as nobody else can take over
-                failed_since = failed_since or time.monotonic()
-                if time.monotonic() - failed_since < self.expires_s / 2:
+                if time.monotonic() - held < self.expires_s / 2:
                     continue
                 version = None
             else:
-                failed_since = None
+                held = asked
             if version is None:
                 self.version = None
                 self.on_loss(

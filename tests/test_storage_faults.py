@@ -100,6 +100,17 @@ def test_a_lease_is_taken_renewed_and_given_back_through_faults(fault, faulty, s
     assert keys(s3) == []
 
 
+def test_a_lease_whose_reading_was_cut_off_is_read_again(faulty, s3):
+    lease = Lease(f"{s3}/run", print)
+    version = lease.file.replace(lease._content(), None)
+    faulty.plan = lambda number, method, path: "reset-answer" if number == 1 else None
+    found, current = lease.file.read()
+    assert (found["id"], current) == (lease.holder["id"], version)
+    faulty.plan = always("reset-answer")
+    with pytest.raises(Unavailable, match="try again later"):
+        lease.file.read()
+
+
 @pytest.mark.parametrize("fault", ["expired", "expired-403"])
 def test_expired_credentials(fault, faulty, s3, calls):
     faulty.plan = always(fault)
