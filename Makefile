@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 # By a path: a finder would lose to a folder named rgtg, as a clone is, in whose parent someone works.
 EDITABLE := --config-settings editable_mode=compat --editable '.[dev]'
 
-.PHONY: install nightly methods chaos test test-slow check format clean
+.PHONY: install nightly methods chaos autoscaling test test-slow check format clean
 
 install: $(INSTALLED)
 
@@ -39,6 +39,10 @@ test-slow: install
 # Kill actors, nodes, workers and drivers while they work, and compare: some ten minutes.
 chaos: install
 	$(BIN)/python -m tests.chaos
+
+# Submit jobs to a cluster that grows from nothing, take a node away, stop one, and compare: some ten minutes.
+autoscaling: install
+	$(BIN)/python -m tests.autoscaling
 
 check: install
 	$(BIN)/ruff check .
