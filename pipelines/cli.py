@@ -4,6 +4,7 @@ import itertools
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 from importlib.metadata import version
@@ -173,6 +174,7 @@ def guarded(command: Callable[[], Any]) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
+    sys.unraisablehook = _unraisable
     try:
         command()
     except _Stopped:
@@ -194,6 +196,14 @@ class _Stopped(BaseException):
 
 def _stop(*_: object) -> None:
     raise _Stopped
+
+
+def _unraisable(lost: "sys.UnraisableHookArgs") -> None:
+    """What was raised where nobody can catch it, as in a __del__. A signal of that moment comes again soon."""
+    if isinstance(lost.exc_value, _Stopped):
+        threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    else:
+        sys.__unraisablehook__(lost)
 
 
 if __name__ == "__main__":

@@ -116,6 +116,28 @@ def test_a_job_that_is_stopped_says_so_and_closes_what_it_holds(tmp_path, number
     assert not (tmp_path / "night").exists()
 
 
+def test_a_job_that_is_stopped_while_an_object_is_deleted_stops_too():
+    """Where Python can raise nothing, the signal must not be lost."""
+    job = (
+        "import os, signal, sys\n"
+        "from pipelines import cli\n"
+        "class Deleted:\n"
+        "    def __del__(self):\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "def run():\n"
+        "    Deleted()\n"
+        "    print('goes on', flush=True)\n"
+        "    sys.stdin.read()\n"
+        "cli.guarded(run)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", job], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "goes on\n"
+    assert process.wait(60) == 130
+    assert process.stderr.read() == "stopped: the same command goes on where this one was\n"
+
+
 def test_ray_that_does_not_start_is_one_sentence(monkeypatch, capsys):
     def slow(**options):
         raise Exception("The current node timed out during startup. This could ...\nmore")
