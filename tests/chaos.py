@@ -230,7 +230,7 @@ def stages(folder: Path, rng: random.Random) -> tuple[Counter, dict[str, int]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kills", type=int, default=30, help="during generation; a third as many during training")
+    parser.add_argument("--kills", type=int, default=20, help="during generation; a third as many during training")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", type=Path, help="a folder for runs and logs; by default it is removed")
     given = parser.parse_args()

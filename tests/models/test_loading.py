@@ -78,6 +78,17 @@ def test_pickled_weights_are_not_read(copy_of, language_dir, plain):
         LanguageModel.load(str(directory))
 
 
+def test_code_that_comes_with_a_model_is_not_run(copy_of, language_dir, tmp_path):
+    directory = copy_of(language_dir)
+    settings = json.loads((directory / "config.json").read_text())
+    settings |= {"model_type": "own", "auto_map": {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Model"}}
+    (directory / "config.json").write_text(json.dumps(settings))
+    (directory / "own.py").write_text(f"open({str(tmp_path / 'it-ran')!r}, 'w')")
+    with pytest.raises(UserError, match=r"models\.language: cannot load"):
+        LanguageModel.load(str(directory))
+    assert not (tmp_path / "it-ran").exists()
+
+
 def test_a_directory_without_a_tokenizer(copy_of, language_dir):
     directory = copy_of(language_dir)
     for file in directory.glob("*token*"):
