@@ -30,8 +30,9 @@ nightly: install
 methods: install
 	$(BIN)/rgtg evaluate --config cluster/examples/methods.yaml
 
+# Two at a time: tests wait for Ray as often as they work.
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow
