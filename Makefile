@@ -30,9 +30,10 @@ nightly: install
 methods: install
 	$(BIN)/rgtg evaluate --config cluster/examples/methods.yaml
 
-# Two at a time: tests wait for Ray as often as they work.
+# Two at a time, but those that start Ray: it fills two cores by itself.
 test: install
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not ray and not slow and not gpu" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "ray and not slow"
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow

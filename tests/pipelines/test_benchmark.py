@@ -36,6 +36,7 @@ def test_training_is_measured():
     assert all(way in result.stdout for way in ways)
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_the_job_is_measured_beside_the_engine():
     small = ["--num-prompts=3", "--repeats=1", "--rows=70", "--actors=1,2", "--blocks=1"]

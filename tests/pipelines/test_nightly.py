@@ -183,6 +183,7 @@ def until_a_block_is_committed(plan):
 
 
 @pytest.mark.timeout(600)  # two starts of all stages
+@pytest.mark.slow
 def test_a_night_on_a_store_that_fails_now_and_then_and_on_credentials_that_expire(night, faulty):
     """The rows are those of a night on a good store, each one once."""
     faulty.plan = until_a_block_is_committed(at_random(SEED, RATE))
