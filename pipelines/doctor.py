@@ -15,9 +15,8 @@ from pipelines.ray_session import cores
 from pipelines.run_directory import PACKAGES
 from rgtg import storage
 from rgtg.config import SANDBOX, Config
-from rgtg.decoding.methods import METHODS
 from rgtg.errors import Unavailable, UserError
-from rgtg.models.loading import has_fast_bfloat16, load_config, resolve_device
+from rgtg.models.loading import check_cacheable, has_fast_bfloat16, load_config, resolve_device
 from rgtg.rows import SUFFIXES
 
 
@@ -59,6 +58,8 @@ def _checks(config: Config) -> list[tuple[str, Callable[[], str]]]:
         if place == SANDBOX:
             return "sandbox, built on first use"
         found = load_config(storage.absolute(place), name, trust_remote_code=config.models.trust_remote_code)
+        if config.models.reward_reads == "tokens" or name != "models.reward":
+            check_cacheable(found, name)
         return f"{place} ({found.model_type})"
 
     def files(places: list[str]) -> str:
@@ -77,8 +78,7 @@ def _checks(config: Config) -> list[tuple[str, Callable[[], str]]]:
     def memory() -> str:
         models = config.models.model_copy(update={"language": storage.absolute(config.models.language)})
         reward = storage.absolute(models.reward or config.train_reward.init or models.language)
-        needs_reward = METHODS[config.generate.method].needs_reward
-        needed = memory_plan(models, reward if needs_reward else None, config.generate, resolve_device(models.device))
+        needed = memory_plan(models, reward, config.generate, resolve_device(models.device))
         slots = config.generate.slots
         return f"an actor needs {needed}: {needed.fitting(slots)} of {slots} slots"
 
@@ -91,7 +91,7 @@ def _checks(config: Config) -> list[tuple[str, Callable[[], str]]]:
     if not config.models.reward:
         checks.append(("train_reward.pairs", lambda: files(config.train_reward.pairs)))
     checks.append(("generate.prompts", lambda: files(config.generate.prompts)))
-    if config.models.language != SANDBOX:
+    if config.models.language != SANDBOX and not os.environ.get("RAY_ADDRESS"):  # of a cluster, actors say it
         checks.append(("memory", memory))
     return checks
 

@@ -20,9 +20,9 @@ from rgtg.decoding.decoder import Completion, Decoder
 from rgtg.decoding.methods import METHODS
 from rgtg.decoding.request import Request
 from rgtg.errors import RowError, UserError
-from rgtg.models.cache import ROW_MULTIPLE
+from rgtg.models.cache import ROW_MULTIPLE, round_up
 from rgtg.models.loading import context_length, load_config, resolve_device, resolve_dtype
-from rgtg.models.memory import Plan, free_bytes, plan
+from rgtg.models.memory import Plan, memory_of, plan
 from rgtg.tables import completions_schema
 
 # Settings of generation that are the decoder's.
@@ -35,19 +35,23 @@ DECODER_OPTIONS = {
 
 def memory_plan(models: Models, reward: str | None, settings: Generate, device: torch.device) -> Plan:
     """What an actor takes on a device. Raises UserError where the device has no room for it."""
-    trust = models.trust_remote_code
+    trust, preset = models.trust_remote_code, METHODS[settings.method]
     language = load_config(models.language, "models.language", trust_remote_code=trust)
     rewards = [
         load_config(place, "models.reward", trust_remote_code=trust)
         for place in ([reward, *models.ensemble] if reward else [])
     ]
-    reads_tokens = models.reward_reads == "tokens"
-    cached, others = [language, *(rewards if reads_tokens else [])], [] if reads_tokens else rewards
-    longest = min([settings.max_prompt_tokens + settings.max_new_tokens, *map(context_length, cached)])
-    preset = METHODS[settings.method]
+    longest = min(settings.max_prompt_tokens + settings.max_new_tokens, context_length(language))
+    # What sees the candidates has a cache, with room for them where it scores each.
     k = (preset.k if settings.k is None else settings.k) or language.vocab_size
-    longest += k if preset.guidance == "candidates" else 0
-    needed = plan(cached, others, longest, resolve_dtype(models.dtype, device), free_bytes(device))
+    seen = {"none": 0, "next-token": longest, "candidates": longest + k}[preset.guidance]
+    seen = seen if models.reward_reads == "tokens" else 0
+    needed = plan(
+        [(language, longest), *((config, seen) for config in rewards)],
+        resolve_dtype(models.dtype, device),
+        memory_of(device),
+        trust_remote_code=trust,
+    )
     if not needed.fitting(1):
         raise UserError(
             f"an actor needs {needed}: take smaller models, lower generate.max_prompt_tokens, or take a larger device"
@@ -168,7 +172,7 @@ class Generator:
         """
         slots = self.decoder.engine.slots
         if slots > 1:
-            fewer = slots // 2 if slots > ROW_MULTIPLE else 1
+            fewer = round_up(slots // 2, ROW_MULTIPLE) if slots > ROW_MULTIPLE else 1
             self.board.say.remote(f"a device ran out of memory with {slots} slots: it goes on with {fewer}")
         else:
             # It has the only row, or was done and is being scored.

@@ -79,12 +79,14 @@ def take_in(places: list[str], target: str) -> dict[str, Any]:
     for name, rows in tables.items():
         for number, row in enumerate(rows):
             row = _identified(row, name, number, prompt_type)
-            digest = hashlib.sha256(repr((row["prompt"], row["error"])).encode(errors="surrogatepass")).digest()[:16]
+            digest = hashlib.sha256(
+                repr((row["prompt"], row["error"] is None)).encode(errors="surrogatepass")
+            ).digest()[:16]
             before = seen.get(row["prompt_id"])
             if before is not None and before != digest:
                 raise UserError(
                     f"the prompt_id {row['prompt_id']!r} stands for two different prompts (the second is row "
-                    f"{number} of {name!r}); ids must be unique"
+                    f"{number + 1} of {name!r}); ids must be unique"
                 )
             if before is not None:
                 num_duplicates += 1

@@ -19,7 +19,7 @@ from ray.train import TrainingFailedError
 from pipelines.inputs import on_gpu
 from rgtg import object_store
 from rgtg.config import Config
-from rgtg.errors import Unavailable, UserError
+from rgtg.errors import Unavailable, UserError, first_line
 
 STARTS = 3
 NO_PROGRESS_S = 2 * 3600  # a cluster that grows from nothing may take long to give the first GPU
@@ -110,7 +110,7 @@ def explained(what: str) -> Iterator[None]:
             ) from error
         if failure := object_store.failure_of_store(f"{what} failed", text):
             raise failure from None
-        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        lines = [line.strip() for line in text.splitlines() if line.strip()] or [first_line(error)]
         reason = re.search(r"Unavailable: (.+)", text)
         raise Unavailable(f"{what} failed: {reason[1] if reason else lines[-1]}") from error
 

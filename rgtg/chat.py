@@ -67,6 +67,8 @@ def render(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> str:
         )
     except TemplateSyntaxError as error:
         raise UserError(f"the chat template of {tokenizer.name_or_path!r} is broken: {error}") from error
+    except MemoryError:
+        raise
     except Exception as error:  # a template is a program: what it does with this conversation may fail anyhow
         raise RowError(f"the chat template refuses the prompt: {first_line(error)}") from error
 

@@ -5,7 +5,7 @@ import random
 import re
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import pyarrow.fs as pafs
@@ -27,15 +27,27 @@ LASTING = re.compile(
 OF_CREDENTIALS = re.compile(r"HTTP status 40[013]\b|ACCESS_DENIED|ACCESS_KEY|TOKEN|SIGNATURE|UNRECOGNIZED_CLIENT")
 
 
+class Patient(pafs.S3FileSystem):
+    """pyarrow's, which forgets its retries where it is sent to a worker."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        _, (options,) = super().__reduce__()
+        return connect, (options["region"], options["scheme"], options["endpoint_override"])
+
+
 def filesystem() -> pafs.S3FileSystem:
     """The S3 that the environment gives: see storage.py."""
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
     parts = urlsplit(endpoint or "https://")
-    return pafs.S3FileSystem(
+    return connect(region, parts.scheme, parts.netloc)
+
+
+def connect(region: str | None, scheme: str, endpoint: str) -> pafs.S3FileSystem:
+    return Patient(
         region=region,
-        scheme=parts.scheme,
-        endpoint_override=parts.netloc or None,
+        scheme=scheme,
+        endpoint_override=endpoint or None,
         retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS),
         connect_timeout=CONNECT_S,
         request_timeout=SILENT_S,  # without a byte
@@ -66,7 +78,8 @@ def failure_of_store(what: str, text: str) -> UserError | Unavailable | None:
     if not found:
         return None
     said = found[0].removesuffix(" To create buckets, enable the allow_bucket_creation option.").rstrip(".")
-    if not LASTING.search(said):
+    answer = said[max(0, said.find("AWS Error")) :]  # what stands before it are names of the user's own
+    if "RequestTimeout" in answer or not LASTING.search(answer):
         return Unavailable(f"{what}: {said}; try again later")
-    hint = "; are the credentials of the environment right, and not expired?" if OF_CREDENTIALS.search(said) else ""
+    hint = "; are the credentials of the environment right, and not expired?" if OF_CREDENTIALS.search(answer) else ""
     return UserError(f"{what}: {said}{hint}")

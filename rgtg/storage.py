@@ -22,7 +22,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from rgtg import object_store
-from rgtg.errors import Unavailable, UserError
+from rgtg.errors import Unavailable, UserError, first_line
 
 READERS = 16  # files read at once: an object store answers slowly, and many requests as fast as one
 
@@ -229,9 +229,13 @@ def local_copy(place: str) -> str:
         fcntl.flock(lock, fcntl.LOCK_EX)  # the actors of a machine start together: one of them copies
         if not target.is_dir():
             fresh = tempfile.mkdtemp(dir=target.parent)
-            with _explained(f"cannot read {place!r}"):
-                object_store.patiently(lambda: pafs.copy_files(path, fresh, filesystem, pafs.LocalFileSystem()))
-            os.rename(fresh, target)
+            try:
+                with _explained(f"cannot read {place!r}"):
+                    object_store.patiently(lambda: pafs.copy_files(path, fresh, filesystem, pafs.LocalFileSystem()))
+                os.rename(fresh, target)
+            except BaseException:
+                shutil.rmtree(fresh)
+                raise
     return str(target)
 
 
@@ -275,7 +279,7 @@ def _explained(what: str) -> Iterator[None]:
     except (OSError, pa.ArrowException) as error:
         if of_store := object_store.failure_of_store(what, str(error)):
             raise of_store from None  # it says all of it
-        first = (str(error).splitlines() or [type(error).__name__])[0]
+        first = first_line(error)
         if isinstance(error, OSError) and error.errno is not None:  # of a disk, whose path is said already
             first = os.strerror(error.errno)
         if _is_lasting(error):

@@ -1,6 +1,7 @@
 """An object store that is slow, busy, cut off, refuses or is not there: what helps, what is said, what is left."""
 
 import os
+import pickle
 import signal
 
 import boto3
@@ -206,3 +207,12 @@ def test_a_table_is_written_whole(s3):
     storage.write_table(f"{s3}/x.parquet", pa.table({"x": ["é", None]}))
     filesystem, path = storage.resolve(f"{s3}/x.parquet")
     assert pq.read_table(path, filesystem=filesystem).to_pydict() == {"x": ["é", None]}
+
+
+def test_a_worker_is_as_patient_as_the_driver(faulty, s3):
+    """pyarrow's own file system loses its retries on the way to another process."""
+    sent = pickle.loads(pickle.dumps(object_store.filesystem()))
+    storage.write_bytes(f"{s3}/x", b"content")
+    faulty.plan = lambda number, method, path: "503" if number < object_store.ATTEMPTS else None
+    with sent.open_input_file(f"{s3.removeprefix('s3://')}/x") as file:
+        assert file.read() == b"content"

@@ -16,7 +16,7 @@ from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from pipelines.benchmarks import models
-from pipelines.benchmarks.turns import Seconds, measure
+from pipelines.benchmarks.turns import Seconds, measure, numbers
 from rgtg.decoding import published
 from rgtg.decoding.decoder import Decoder
 from rgtg.decoding.guidance import CandidateGuidance, NextTokenGuidance
@@ -107,8 +107,8 @@ def main(
         raise UserError(f"--dtype is {dtype!r}; there are {', '.join(DTYPES)} and auto")
     kind = resolve_dtype(dtype, where)
     size = models.Size(hidden, layers, heads, kv_heads, vocabulary)
-    shortest, longest = _numbers(prompt_tokens, "--prompt-tokens", 2)
-    batches = _numbers(slots, "--slots")
+    shortest, longest = numbers(prompt_tokens, "--prompt-tokens", 2)
+    batches = numbers(slots, "--slots")
     name = torch.cuda.get_device_name() if where.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
     print(f"{size}, k {k}, prompts of {shortest}-{longest}, {new_tokens} new tokens, {kind} on {name}", flush=True)
     with TemporaryDirectory() as folder:
@@ -119,14 +119,6 @@ def main(
             _print(task, batch, ways, measure(both, repeats))
             if refill and batch > 1:
                 _refill(task, batch, repeats)
-
-
-def _numbers(text: str, option: str, count: int | None = None) -> list[int]:
-    parts = text.split(",")
-    numbers = [int(part) for part in parts if part.strip().isdigit()]
-    if len(numbers) != len(parts) or 0 in numbers or (count and len(numbers) != count):
-        raise UserError(f"{option} is {text!r}; write numbers with commas between them")
-    return numbers
 
 
 def _requests(prompts: list[list[int]], lengths: list[int]) -> list[Request]:

@@ -16,6 +16,7 @@ import torch
 import typer
 
 from pipelines import generate, prompts, ray_session, train_reward
+from pipelines.benchmarks.turns import numbers
 from pipelines.generator import DECODER_OPTIONS, Generator
 from pipelines.inputs import resolved
 from rgtg import config_file
@@ -65,12 +66,12 @@ def main(
     devices that only wait.
     """
     with TemporaryDirectory() as folder:
-        most = max(int(n) for n in actors.split(","))
+        most = max(numbers(actors, "--actors"))
         ray_session.start(_config(folder, "ray", f"generate.max_actors={most}"))
         _beside_the_engine(folder, num_prompts, method, repeats)
-        for number in map(int, rows.split(",")):
+        for number in numbers(rows, "--rows"):
             _many_rows(folder, number)
-        for number in map(int, actors.split(",")):
+        for number in numbers(actors, "--actors"):
             _several_actors(folder, number, blocks)
         ray.shutdown()
 

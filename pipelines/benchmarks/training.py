@@ -47,7 +47,7 @@ def main(
     where = resolve_device(device)
     size = models.Size(hidden, layers, heads, kv_heads, vocabulary)
     given = _pairs(pairs, prompt_tokens, response_tokens, max_length, vocabulary)
-    longest = [len(p.prompt_ids) + max(len(p.chosen_ids), len(p.rejected_ids)) for p in given]
+    longest = [pair.length for pair in given]
     name = torch.cuda.get_device_name() if where.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
     print(
         f"{size}, {pairs} pairs of up to {max(longest)} tokens (mean {sum(longest) / pairs:.0f}) on {name}", flush=True
@@ -68,8 +68,9 @@ def main(
         else:
             print("TRL is not installed: pip install trl")
         # The rows of one step of the others, since there are as many as tokens.
-        rows = [prefix for pair in given for prefix in _prefixes(pair)][: 2 * batch]
-        done = 2 * batch * pairs / sum(len(_prefixes(pair)) for pair in given)
+        prefixes = [prefix for pair in given for prefix in _prefixes(pair)]
+        rows = random.Random(0).sample(prefixes, min(2 * batch, len(prefixes)))
+        done = pairs * len(rows) / len(prefixes)
         ways["a row for every prefix"] = partial(_train, learner("full"), rows, batch), done
         _print(ways, measure({name: way for name, (way, _) in ways.items()}, repeats))
 

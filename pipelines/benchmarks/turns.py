@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from rgtg.errors import UserError
+
 
 class Seconds(NamedTuple):
     wall: float
@@ -28,3 +30,12 @@ def measure(ways: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, Se
         name: Seconds(*(statistics.median(column) for column in zip(*turns, strict=True)))
         for name, turns in seen.items()
     }
+
+
+def numbers(text: str, option: str, count: int | None = None) -> list[int]:
+    """Of an option: `1,8,32`, so many of them. Raises UserError for anything else."""
+    parts = text.split(",")
+    found = [int(part) for part in parts if part.strip().isdigit()]
+    if len(found) != len(parts) or 0 in found or (count and len(found) != count):
+        raise UserError(f"{option} is {text!r}; write numbers with commas between them")
+    return found

@@ -34,9 +34,10 @@ class Prompts:
             self.cache.copy_row(source, row, start)
         else:
             self.cache.clear_row(row, start)
-        self.held[row] = prompt
+        self.held[row] = []  # until it is whole: reading may fail
         for begin in range(start, len(prompt), CHUNK):
             self._forward(row, begin, prompt[begin : begin + CHUNK])
+        self.held[row] = prompt
 
     def forget(self, rows: list[int]) -> None:
         """Something else is written where `rows` held a prompt."""

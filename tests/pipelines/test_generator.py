@@ -62,14 +62,12 @@ def memory(monkeypatch):
 
 def test_slots_are_planned_before_anything_is_loaded(generator, monkeypatch):
     needed = memory_plan(*generator.arguments)
-    monkeypatch.setattr(
-        "pipelines.generator.free_bytes", lambda device: int((needed.weights + 20 * needed.slot) / 0.9)
-    )
+    monkeypatch.setattr("pipelines.generator.memory_of", lambda device: int((needed.weights + 20 * needed.slot) / 0.9))
     made, board = generator()
     assert made.decoder.engine.slots == 16
     assert board.lines == [f"an actor needs {memory_plan(*generator.arguments)}: it decodes on 16 slots, not 32"]
     assert complete(made, PROMPTS[:1])[0]["error"] is None
-    monkeypatch.setattr("pipelines.generator.free_bytes", lambda device: needed.weights)
+    monkeypatch.setattr("pipelines.generator.memory_of", lambda device: needed.weights)
     with pytest.raises(UserError, match="take smaller models"):
         generator()
 
