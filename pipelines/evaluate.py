@@ -13,7 +13,6 @@ from importlib.util import find_spec
 from typing import Any
 
 import ray
-from rich.console import Console
 
 from pipelines import generate, prompts, ray_session, train_reward
 from pipelines.inputs import check_models, on_gpu, resolved
@@ -30,6 +29,7 @@ from rgtg.models.language import LanguageModel
 from rgtg.models.places import pinned
 from rgtg.models.text_reward import TextReward
 from rgtg.report.evaluation import COSTS, as_markdown, as_table, picture
+from rgtg.report.printing import print_table
 from rgtg.sandbox.world import true_reward
 
 STAGE = "evaluate"
@@ -191,7 +191,7 @@ def _report(config: Config, directory: RunDirectory, results: Sequence[Result]) 
     if find_spec("matplotlib"):
         for cost in COSTS:
             storage.write_bytes(f"{place}/by_{cost}.png", picture(results, cost))
-    Console().print(as_table(results))
+    print_table(as_table(results))
     drawn = (
         "pictures" if find_spec("matplotlib") else "no pictures, which need matplotlib: pip install 'rgtg[evaluate]'"
     )

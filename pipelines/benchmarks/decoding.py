@@ -11,7 +11,6 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
@@ -24,6 +23,7 @@ from rgtg.decoding.request import Request
 from rgtg.errors import UserError
 from rgtg.models.cache import SlotCache
 from rgtg.models.loading import DTYPES, resolve_device, resolve_dtype
+from rgtg.report.printing import print_table
 
 BETA = 1.0
 RESCORED = 8  # tokens of the loop without a cache, which is too slow for more
@@ -250,7 +250,7 @@ def _print(task: Task, slots: int, ways: list[Way], seconds: dict[str, Seconds])
         if bandwidth:
             row.append(f"{steps * _bytes_of_step(task, way) / bandwidth:.2f}" if way.models else "")
         table.add_row(*row)
-    Console().print(table)
+    print_table(table)
     if torch.cuda.is_available():
         print(f"peak memory {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB on the device", flush=True)
     else:

@@ -11,7 +11,6 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from pipelines.benchmarks import models
@@ -20,6 +19,7 @@ from rgtg.config import TrainReward
 from rgtg.models.loading import resolve_device
 from rgtg.models.reward import RewardModel
 from rgtg.preferences.tokenized import TokenizedPair
+from rgtg.report.printing import print_table
 from rgtg.training.loop import Learner
 
 
@@ -158,4 +158,4 @@ def _print(ways: dict[str, tuple[Callable[[], Any], float]], seconds: dict[str, 
             f"{rates['rgtg, full objective'] / rates[name]:.2f}",
             f"{1000 * seconds[name].cpu / pairs:.1f}",
         )
-    Console().print(table)
+    print_table(table)
