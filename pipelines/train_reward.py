@@ -24,7 +24,7 @@ from rgtg import object_store, storage
 from rgtg.config import HEADS, Config, TrainReward
 from rgtg.errors import UserError
 from rgtg.models.reward import RewardModel
-from rgtg.training.loop import MICRO_BATCH, Learner, StepResult
+from rgtg.training.loop import Learner, StepResult
 
 STAGE = "train_reward"
 LOG_EVERY_S = 5.0
@@ -196,14 +196,14 @@ def _worker(config: dict[str, Any]) -> None:
                 log.step(learner.step, result)
             last = learner.step == num_steps
             if settings.eval_every and learner.step % settings.eval_every == 0 and not last:
-                accuracy = _evaluate(learner, settings.micro_batch_size or MICRO_BATCH)
+                accuracy = _evaluate(learner, settings.micro_batch_size or share)
                 if rank == 0:
                     log.say(f"step {learner.step}, accuracy by part of the response {accuracy['by_fraction']}")
             if learner.step % settings.checkpoint_every == 0 or last:  # the last, since evaluation may fail too
                 _report(learner, {"step": learner.step}, log.totals, rank)
     metrics = {
         "step": learner.step,
-        "accuracy": _evaluate(learner, settings.micro_batch_size or MICRO_BATCH),
+        "accuracy": _evaluate(learner, settings.micro_batch_size or share),
         **log.totals,
     }
     _report(learner, metrics, log.totals, rank)

@@ -107,7 +107,7 @@ class TrainReward(Section):
     batch_size: Positive = 32
     """Pairs of an optimizer step, over all workers."""
     micro_batch_size: Positive | None = None
-    """Pairs of one forward of a worker, of similar length; fewer save memory, the result is the same. Default: 8."""
+    """Pairs of one forward, of similar length; fewer save memory, the result is the same. Default: 8,192 tokens."""
     lora_rank: Positive | None = None
     """Train low-rank adapters (LoRA) of this rank instead of all weights; they are merged where the model is saved."""
     lora_alpha: float = Field(16.0, gt=0)

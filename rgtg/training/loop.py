@@ -24,7 +24,7 @@ from rgtg.training.losses import OBJECTIVES, Prefixes, prefix_mask, prefix_rewar
 # For a worker that has run out of pairs before the others: it must take part, and this one has no gradient.
 NO_PAIR = TokenizedPair(prompt_ids=[0], chosen_ids=[0], rejected_ids=[0], common=1)
 
-MICRO_BATCH = 8  # pairs of a forward, where the settings leave it open
+MICRO_TOKENS = 8192  # of a forward, padding included, where the settings do not say how many pairs it takes
 
 
 @dataclass(frozen=True)
@@ -72,9 +72,7 @@ class Learner:
 
         The gradient is that of the mean over the whole batch, however it is spread over workers and micro-batches.
         """
-        micro = self.settings.micro_batch_size or MICRO_BATCH
-        pairs = sorted(pairs, key=lambda pair: pair.length)  # those of a length together: less padding, the same mean
-        shares = [pairs[i : i + micro] for i in range(0, len(pairs), micro)]
+        shares = by_length(pairs, self.settings.micro_batch_size)
         shares += [[NO_PAIR]] * (self._forwards(len(shares)) - len(shares))
         eos_id = self.reward_model.tokenizer.eos_token_id
         # Padding with EOS is a matter of prefixes; the full objective compares responses where they end.
@@ -200,6 +198,19 @@ class Learner:
             value = value.clone()
             dist.all_reduce(value)
         return value
+
+
+def by_length(pairs: list[TokenizedPair], most: int | None = None) -> list[list[TokenizedPair]]:
+    """Pairs in groups for a forward each, those of a length together: less padding. `most` pairs, or by tokens."""
+    groups: list[list[TokenizedPair]] = []
+    for pair in sorted(pairs, key=lambda pair: pair.length):
+        larger = len(groups[-1]) + 1 if groups else 0
+        fits = larger <= most if most else 2 * larger * pair.length <= MICRO_TOKENS
+        if groups and fits:
+            groups[-1].append(pair)
+        else:
+            groups.append([pair])
+    return groups
 
 
 def _unscored(batch: Batch, mask: Tensor) -> Prefixes:

@@ -10,7 +10,7 @@ from rgtg.config import TrainReward
 from rgtg.errors import UserError
 from rgtg.models.reward import RewardModel
 from rgtg.preferences.tokenized import TokenizedPair, common_length
-from rgtg.training.loop import Learner
+from rgtg.training.loop import Learner, by_length
 
 EOS = 2
 
@@ -130,6 +130,14 @@ def gradients_of_a_step(reward_dir, pairs, **settings):
     it.optimizer.register_step_pre_hook(look)
     result = it.train_step(pairs)
     return seen, parameters(it), result
+
+
+def test_pairs_of_a_length_share_a_forward():
+    pairs = [TokenizedPair([1] * n, [2] * m, [3], 0) for n, m in ((5, 9), (4000, 50), (5, 1), (1000, 24), (2000, 40))]
+    lengths = [[pair.length for pair in group] for group in by_length(pairs)]
+    assert lengths == [[6, 14, 1024], [2040], [4050]], "at most 8,192 tokens with padding, or one pair"
+    assert [[pair.length for pair in group] for group in by_length(pairs, 2)] == [[6, 14], [1024, 2040], [4050]]
+    assert by_length([]) == []
 
 
 @pytest.mark.parametrize(
