@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 # By a path: a finder would lose to a folder named rgtg, as a clone is, in whose parent someone works.
 EDITABLE := --config-settings editable_mode=compat --editable '.[dev]'
 
-.PHONY: install nightly methods chaos autoscaling test test-slow check format clean
+.PHONY: install nightly methods chaos autoscaling test test-slow test-gpu check format clean
 
 install: $(INSTALLED)
 
@@ -37,6 +37,10 @@ test: install
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow
+
+# On a machine with a GPU.
+test-gpu: install
+	$(BIN)/python -m pytest -m gpu
 
 # Kill actors, nodes, workers and drivers while they work, and compare: some ten minutes.
 chaos: install

@@ -28,7 +28,7 @@ STAGE = "generate"
 ATTEMPTS = 3
 # Settings that may change in a run: they leave every row as it is.
 ANY_ROWS_ALIKE = {
-    *("prompts", "incremental", "max_error_rate", "block_rows", "min_actors", "max_actors"),
+    *("prompts", "incremental", "max_error_rate", "block_rows", "min_actors", "max_actors", "cuda_graphs"),
     *("slots", "threads"),  # these may round differently: see the README
 }
 

@@ -20,7 +20,7 @@ from rgtg.decoding.decoder import Completion, Decoder
 from rgtg.decoding.methods import METHODS
 from rgtg.decoding.request import Request
 from rgtg.errors import RowError, UserError
-from rgtg.models.cache import ROW_MULTIPLE, round_up
+from rgtg.models.cache import ROW_MULTIPLE, round_up, view_length
 from rgtg.models.loading import context_length, load_config, resolve_device, resolve_dtype
 from rgtg.models.memory import Plan, memory_of, plan
 from rgtg.tables import completions_schema
@@ -29,7 +29,7 @@ from rgtg.tables import completions_schema
 DECODER_OPTIONS = {
     *("beta", "k", "temperature", "top_p"),
     *("proposals", "segment_tokens", "segment_entropy", "target_reward"),
-    *("slots", "max_prompt_tokens"),
+    *("slots", "max_prompt_tokens", "cuda_graphs"),
 }
 
 
@@ -41,14 +41,18 @@ def memory_plan(models: Models, reward: str | None, settings: Generate, device: 
         load_config(place, "models.reward", trust_remote_code=trust)
         for place in ([reward, *models.ensemble] if reward else [])
     ]
+    dtype = resolve_dtype(models.dtype, device)
     longest = min(settings.max_prompt_tokens + settings.max_new_tokens, context_length(language))
     # What sees the candidates has a cache, with room for them where it scores each.
     k = (preset.k if settings.k is None else settings.k) or language.vocab_size
     seen = {"none": 0, "next-token": longest, "candidates": longest + k}[preset.guidance]
     seen = seen if models.reward_reads == "tokens" else 0
     needed = plan(
-        [(language, longest), *((config, seen) for config in rewards)],
-        resolve_dtype(models.dtype, device),
+        [
+            (config, view_length(n, dtype, device))
+            for config, n in [(language, longest), *((r, seen) for r in rewards)]
+        ],
+        dtype,
         memory_of(device),
         trust_remote_code=trust,
     )

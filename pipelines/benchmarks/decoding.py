@@ -42,6 +42,7 @@ class Task:
     k: int
     device: torch.device
     dtype: torch.dtype
+    cuda_graphs: bool
 
     def prompts(self, rows: int, seed: int) -> list[list[int]]:
         return models.texts(torch.linspace(*self.prompt_tokens, rows).long().tolist(), self.size.vocabulary, seed)
@@ -57,6 +58,7 @@ class Task:
             k=self.k,
             slots=slots,
             device=self.device.type,
+            cuda_graphs=self.cuda_graphs,
             dtype=next(name for name, value in DTYPES.items() if value == self.dtype),
         )
         decoder.engine.eos = decoder.engine.eos[:0]
@@ -88,6 +90,7 @@ def main(
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto.")] = "auto",
     device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "auto",
     threads: Annotated[int | None, typer.Option(help="CPU threads; by default as torch has it.")] = None,
+    cuda_graphs: Annotated[bool, typer.Option(help="On a GPU, steps of rgtg by CUDA graphs.")] = True,
     repeats: Annotated[int, typer.Option(help="Turns of which the median counts.")] = 3,
     loops: Annotated[bool, typer.Option(help="Also the published loops, which are slow.")] = True,
     refill: Annotated[
@@ -112,7 +115,9 @@ def main(
     name = torch.cuda.get_device_name() if where.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
     print(f"{size}, k {k}, prompts of {shortest}-{longest}, {new_tokens} new tokens, {kind} on {name}", flush=True)
     with TemporaryDirectory() as folder:
-        task = Task(models.write(Path(folder), size), size, (shortest, longest), new_tokens, k, where, kind)
+        task = Task(
+            models.write(Path(folder), size), size, (shortest, longest), new_tokens, k, where, kind, cuda_graphs
+        )
         for batch in batches:
             ways = [*_engine_ways(task, batch), *_plain_ways(task, batch, loops)]
             both = {f"{way.name} {n}": partial(way.run, n) for way in ways for n in (1, way.tokens)}
@@ -143,11 +148,11 @@ def _engine_ways(task: Task, rows: int) -> list[Way]:
             decoder.engine.run(_requests(task.prompts(rows, next(seeds)), [tokens] * rows))
 
         engine, guidance = decoder.engine, decoder.engine.guidance
-        caches, read = [engine.language.cache], [engine.language.model]
+        caches, read = [engine.language.rows.cache], [engine.language.model]
         if isinstance(guidance, CandidateGuidance):
-            caches, read = [*caches, guidance.cache], [*read, guidance.reward_model.backbone]
+            caches, read = [*caches, guidance.rows.cache], [*read, guidance.reward_model.backbone]
         if isinstance(guidance, NextTokenGuidance):
-            caches, read = [*caches, guidance.reader.cache], [*read, guidance.reward_model.backbone]
+            caches, read = [*caches, guidance.reader.rows.cache], [*read, guidance.reward_model.backbone]
         ways.append(Way(name, run, task.new_tokens, rows, caches, read))
     return ways
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from rgtg.chat import Prompt, check_prompt, decode_response, encode_prompt
 from rgtg.chat import prompt_id as id_of_prompt
 from rgtg.decoding.engine import Engine
+from rgtg.decoding.graphs import STRIDE, cuda_recorder
 from rgtg.decoding.methods import METHODS, with_segments
 from rgtg.decoding.policy import Rule
 from rgtg.decoding.request import Request, Sequence
@@ -56,6 +57,7 @@ class Decoder:
         target_reward: float | None = None,
         slots: int = 32,
         max_prompt_tokens: int | None = None,
+        cuda_graphs: bool = True,
     ) -> None:
         """What is None is as the method has it.
 
@@ -63,7 +65,7 @@ class Decoder:
         keeps the likeliest of them. Methods that search propose a segment at most `proposals` times; it ends behind
         `segment_tokens`, or where the next token has `segment_entropy` nats; `target_reward` is what CARDS aims at.
         Memory grows with `slots`, the completions decoded at once, and with the longest prompt, which
-        `max_prompt_tokens` bounds.
+        `max_prompt_tokens` bounds. On a GPU, `cuda_graphs` launch each step as a whole.
         """
         if method not in METHODS:
             raise UserError(f"the method {method!r} is unknown; there are {', '.join(METHODS)}")
@@ -81,7 +83,7 @@ class Decoder:
         if preset.needs_reward and scorer is None:
             raise UserError(f"the method {method!r} needs a reward model; give one, or use the method 'unguided'")
         self.language, self.scorer, self.method = language, scorer, method
-        self.max_prompt_tokens = max_prompt_tokens
+        self.max_prompt_tokens, self.cuda_graphs = max_prompt_tokens, cuda_graphs
         # Embeddings may be padded beyond the tokens, and not alike in both models.
         known = [num_embeddings(language.model), scorer.vocabulary if scorer else None]
         vocabulary = min(n for n in known if n)
@@ -102,9 +104,14 @@ class Decoder:
         """An engine for `slots` completions at once, with caches of its own."""
         slots = round_up(slots, ROW_MULTIPLE) if slots > 1 else slots
         guidance = self.scorer.guidance(self.method, slots, self.rule.k) if self.scorer else None
-        if self.segments and self.scorer:
-            return SearchEngine(self.language, guidance, self.rule, slots, self.segments, self.scorer)
-        return Engine(self.language, guidance, self.rule, slots)
+        engine = (
+            SearchEngine(self.language, guidance, self.rule, slots, self.segments, self.scorer)
+            if self.segments and self.scorer
+            else Engine(self.language, guidance, self.rule, slots)
+        )
+        if self.language.device.type == "cuda" and self.cuda_graphs and (guidance is None or guidance.on_device):
+            engine.use_graphs(cuda_recorder(), STRIDE)
+        return engine
 
     @classmethod
     def load(

@@ -1,14 +1,17 @@
 """The batched loop: rows of a cache that each decode one completion, and are refilled as soon as they finish."""
 
 from collections import deque
+from itertools import islice
 from math import fsum
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from rgtg.decoding.graphs import Graphs, Record
 from rgtg.decoding.guidance import Guidance
 from rgtg.decoding.policy import Choice, Rule, candidates, choose, gumbel, row_key
+from rgtg.decoding.prompts import AHEAD
 from rgtg.decoding.reader import Reader
 from rgtg.decoding.request import Request, Sequence
 from rgtg.models.language import LanguageModel
@@ -36,11 +39,21 @@ class Engine:
         self.steps, self.keys, self.limits = (
             torch.zeros(slots, dtype=torch.long, device=self.device) for _ in range(3)
         )
+        # Whether it is at work; if not, whether it ended with an EOS, or broken.
+        self.running, self.stopped, self.broken = (
+            torch.zeros(slots, dtype=torch.bool, device=self.device) for _ in range(3)
+        )
         # Of each row and step, as long as the longest completion.
         self.tokens = torch.zeros(slots, 0, dtype=torch.long, device=self.device)
         self.rewards = torch.zeros(slots, 0, device=self.device)
         self.logprobs = torch.zeros(slots, 0, dtype=torch.float64, device=self.device)
         self.guided_logprobs = self.logprobs.clone()
+        self.stride = 1
+        self.graphs: Graphs | None = None
+
+    def use_graphs(self, record: Record, stride: int) -> None:
+        """Compute steps by graphs, so many between two looks at which rows have ended."""
+        self.stride, self.graphs = stride, Graphs(self._compute, self._state, record)
 
     @property
     def busy(self) -> bool:
@@ -58,59 +71,78 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> list[Request]:
-        """One token for every row; the requests that this finished."""
+        """One token for every row, or a few; the requests that this finished."""
         self._refill()
         if not any(self.owners):
             return []
+        for _ in range(self.stride):
+            shape = self.tokens.shape[1], self.language.look(), self.guidance.look() if self.guidance else ()
+            logits = self.graphs(shape) if self.graphs else self._compute()
+        return self._end(logits)
+
+    def _compute(self) -> Tensor:
+        """One token for every row that runs; the language model's logits (B, V) of it.
+
+        Nothing here waits for the device, and all that lasts keeps its place in memory.
+        """
         logits = self.language.step()
         logprobs, tokens = candidates(logits[:, : self.rule.vocabulary], self.rule.k)
         rewards = self.guidance.rewards(tokens) if self.guidance else None
         choice = self._choose(logprobs, rewards, tokens)
-        if self.guidance:
-            self.guidance.commit(choice.candidate)
         chosen = self._record(tokens, rewards, choice)
-        stopped = torch.isin(chosen, self.eos)
-        broken = ~(choice.logprob.isfinite() & choice.guided_logprob.isfinite())
-        return self._end(logits, stopped, broken)
+        if self.guidance:
+            self.guidance.commit(choice.candidate, self.running)
+        self.language.advance(chosen, self.running)
+        self.steps += self.running
+        self.stopped |= self.running & (chosen[:, None] == self.eos).any(-1)
+        self.broken |= self.running & ~(choice.logprob.isfinite() & choice.guided_logprob.isfinite())
+        self.running &= ~(self.stopped | self.broken | (self.steps >= self.limits))
+        return logits
+
+    def _state(self) -> list[Tensor]:
+        """What changes from step to step, beside caches."""
+        return [
+            *(self.steps, self.running, self.stopped, self.broken),
+            *(self.tokens, self.rewards, self.logprobs, self.guided_logprobs),
+            *(self.language.rows.lengths, self.language.pending),
+            *(self.guidance.state() if self.guidance else []),
+        ]
 
     def _choose(self, logprobs: Tensor, rewards: Tensor | None, tokens: Tensor) -> Choice:
         noise = None if self.rule.greedy else gumbel(self.keys, self.steps, tokens)
         return choose(logprobs, rewards, self.rule, noise)
 
     def _record(self, tokens: Tensor, rewards: Tensor | None, choice: Choice) -> Tensor:
-        """Write down what was chosen, (B,) tokens, and return it."""
+        """Write down what was chosen, (B,) tokens, and return it. A row that does not run has room for one more."""
         index = choice.candidate[:, None]
         chosen = tokens.gather(1, index)[:, 0]
-        self.language.pending = chosen
         at = self.rows, self.steps
         self.tokens[at] = chosen
         if rewards is not None:
             self.rewards[at] = rewards.gather(1, index)[:, 0]
         self.logprobs[at] = choice.logprob.double()
         self.guided_logprobs[at] = choice.guided_logprob.double()
-        self.steps += 1
         return chosen
 
-    def _end(self, logits: Tensor, stopped: Tensor, broken: Tensor) -> list[Request]:
-        """Free the rows whose completion ended with this step; the requests that this finished."""
+    def _end(self, logits: Tensor) -> list[Request]:
+        """Free the rows whose completion has ended; the requests that this finished."""
         finished = []
-        for row in (stopped | broken | (self.steps >= self.limits)).nonzero()[:, 0].tolist():
-            if self.owners[row]:
-                sequence = self._sequence(row, bool(stopped[row]), BROKEN if broken[row] else None)
-                finished += self._finish(row, sequence)
+        for row, running in enumerate(self.running.tolist()):
+            if self.owners[row] and not running:
+                finished += self._finish(row, self._sequence(row))
         return finished
 
-    def _sequence(self, row: int, stopped: bool, error: str | None = None) -> Sequence:
+    def _sequence(self, row: int) -> Sequence:
         steps = int(self.steps[row])
         return Sequence(
             token_ids=self.tokens[row, :steps].tolist(),
             token_rewards=self.rewards[row, :steps].tolist() if self.guidance else [],
             logprob=fsum(self.logprobs[row, :steps].tolist()),
             guided_logprob=fsum(self.guided_logprobs[row, :steps].tolist()),
-            finish_reason="stop" if stopped else "length",
+            finish_reason="stop" if self.stopped[row] else "length",
             language_calls=steps,
             reward_calls=steps * (self.guidance.calls if self.guidance else 0),
-            error=error,
+            error=BROKEN if self.broken[row] else None,
         )
 
     def _finish(self, row: int, sequence: Sequence) -> list[Request]:
@@ -119,40 +151,37 @@ class Engine:
         assert owner is not None
         request, sample = owner
         self.owners[row] = None
+        self.running[row] = False
+        self.language.park(row)
+        if self.guidance:
+            self.guidance.park(row)
         request.sequences[sample] = sequence
         return [request] if request.done else []
 
     def _refill(self) -> None:
         """Give every free row to the next sample in the queue."""
-        idle = deque(self._idle_rows())
-        while idle and self.queue:
-            request = self.queue[0]
-            self._assign(idle.popleft(), request)
-            if request.started == request.samples:
-                self.queue.popleft()
-        if idle:
-            rows = list(idle)
-            self.steps[rows] = 0
-            self.language.park(rows)
-            if self.guidance:
-                self.guidance.park(rows)
-
-    def _idle_rows(self) -> list[int]:
-        return [row for row, owner in enumerate(self.owners) if owner is None]
+        for row, owner in enumerate(self.owners):
+            if owner is None and self.queue:
+                request = self.queue[0]
+                self._assign(row, request)
+                if request.started == request.samples:
+                    self.queue.popleft()
 
     def _assign(self, row: int, request: Request) -> None:
         """The next sample of a request begins in `row`."""
         self.owners[row] = (request, request.started)
         self.keys[row] = row_key(request.seed, request.prompt_id, request.started)
         self.steps[row], self.limits[row] = 0, request.max_new_tokens
+        self.running[row], self.stopped[row], self.broken[row] = True, False, False
         request.started += 1
         self.language.reserve(len(request.prompt_ids) + request.max_new_tokens)
         if self.guidance:
             self.guidance.reserve(len(request.reward_prompt_ids) + request.max_new_tokens)
         self._reserve(request.max_new_tokens + 1)
-        self.language.start(row, request.prompt_ids)
+        coming = list(islice(self.queue, 1, AHEAD))
+        self.language.start(row, request.prompt_ids, (other.prompt_ids for other in coming))
         if self.guidance:
-            self.guidance.start(row, request)
+            self.guidance.start(row, request, coming)
 
     def _reserve(self, length: int) -> None:
         """Room for completions of `length` tokens."""

@@ -12,9 +12,8 @@ from torch.nn.functional import pad
 from transformers import PreTrainedTokenizerBase
 
 from rgtg.chat import decode_response
-from rgtg.decoding.reader import Prompts, Reader
+from rgtg.decoding.reader import Reader, Rows
 from rgtg.decoding.request import Request
-from rgtg.models.cache import SlotCache
 from rgtg.models.ensemble import Combine, combine
 from rgtg.models.reward import RewardModel
 from rgtg.models.text_reward import TextReward
@@ -22,24 +21,31 @@ from rgtg.models.text_reward import TextReward
 
 class Guidance(Protocol):
     calls: int  # prefixes that the reward model is asked for, a token
+    on_device: bool  # whether a step can be launched without asking the device for anything
 
     def reserve(self, length: int) -> None:
         """Make room for rows of `length` tokens, prompt and completion."""
 
-    def start(self, row: int, request: Request) -> None:
-        """Begin a request's prompt in `row`."""
+    def start(self, row: int, request: Request, coming: list[Request]) -> None:
+        """Begin a request's prompt in `row`; those of some `coming` requests may be read along."""
 
     def rewind(self, row: int, request: Request, tokens: list[int]) -> None:
         """Go back to where the completion in `row` was `tokens`."""
 
-    def park(self, rows: list[int]) -> None:
-        """Nothing runs in `rows`: they are computed all the same, and must not grow."""
+    def park(self, row: int) -> None:
+        """Nothing runs in `row`: it is computed all the same, and must not grow."""
+
+    def look(self) -> tuple[int, ...]:
+        """What decides the shape of the next step, before it is computed."""
 
     def rewards(self, tokens: Tensor) -> Tensor:
         """Rewards (B, k) of the prefixes that end with the candidates (B, k) of all rows."""
 
-    def commit(self, index: Tensor) -> None:
-        """Candidate `index` (B,) of each row becomes its next token."""
+    def commit(self, index: Tensor, running: Tensor) -> None:
+        """Candidate `index` (B,) of each row becomes its next token; rows that do not run (B,) stay where they are."""
+
+    def state(self) -> list[Tensor]:
+        """What changes from step to step, beside caches."""
 
 
 class CandidateGuidance:
@@ -50,46 +56,49 @@ class CandidateGuidance:
     because it depends on the prefix, the token and the position only. The cache is as large as the language model's.
     """
 
+    on_device = True
+
     def __init__(self, reward_model: RewardModel, num_rows: int, k: int) -> None:
         self.reward_model, self.k, self.calls = reward_model, k, k
         weight = reward_model.head.weight
-        self.cache = SlotCache(reward_model.backbone.config, num_rows, dtype=weight.dtype, device=weight.device)
-        self.prompts = Prompts(reward_model.backbone, self.cache)
-        self.lengths = torch.zeros(num_rows, dtype=torch.long, device=weight.device)  # tokens of each row's prefix
+        self.rows = Rows(reward_model.backbone, num_rows, dtype=weight.dtype, device=weight.device)
 
     def reserve(self, length: int) -> None:
-        self.cache.reserve(length + self.k)
+        self.rows.cache.reserve(length + self.k)
 
-    def start(self, row: int, request: Request) -> None:
-        self.prompts.read(row, request.reward_prompt_ids)
-        self.lengths[row] = len(request.reward_prompt_ids)
+    def start(self, row: int, request: Request, coming: list[Request]) -> None:
+        self.rows.start(row, request.reward_prompt_ids, (other.reward_prompt_ids for other in coming))
 
     def rewind(self, row: int, request: Request, tokens: list[int]) -> None:
-        self.lengths[row] = len(request.reward_prompt_ids) + len(tokens)
+        self.rows.rewind(row, len(request.reward_prompt_ids) + len(tokens))
 
-    def park(self, rows: list[int]) -> None:
-        self.prompts.forget(rows)
-        self.lengths[rows] = 0
+    def park(self, row: int) -> None:
+        self.rows.park(row)
+
+    def look(self) -> tuple[int, ...]:
+        return self.rows.look(self.k)
 
     def rewards(self, tokens: Tensor) -> Tensor:
-        k, lengths = tokens.shape[1], self.lengths[:, None]
-        view = self.cache.view_of(int(lengths.max()) + k)
+        k, cache, lengths = tokens.shape[1], self.rows.cache, self.rows.lengths[:, None]
         slots = lengths + torch.arange(k, device=tokens.device)
-        column = torch.arange(view, device=tokens.device)
+        column = torch.arange(cache.view, device=tokens.device)
         prefix, itself = column < lengths[..., None], column == slots[..., None]
-        self.cache.step(slots, view)
+        cache.write_at(slots)
         hidden = self.reward_model.backbone(
             input_ids=tokens,
             attention_mask=(prefix | itself)[:, None],
             position_ids=lengths.expand(-1, k),
-            past_key_values=self.cache,
+            past_key_values=cache,
             use_cache=True,
         ).last_hidden_state
         return self.reward_model.score(hidden)
 
-    def commit(self, index: Tensor) -> None:
-        self.cache.move_slot(self.lengths + index, self.lengths)
-        self.lengths += 1
+    def commit(self, index: Tensor, running: Tensor) -> None:
+        self.rows.cache.move_slot(self.rows.lengths + index, self.rows.lengths)
+        self.rows.lengths += running
+
+    def state(self) -> list[Tensor]:
+        return [self.rows.lengths]
 
 
 class NextTokenGuidance:
@@ -99,32 +108,35 @@ class NextTokenGuidance:
     Only the columns of the candidates are multiplied, except where the head gives log-probabilities.
     """
 
-    calls = 1
+    calls, on_device = 1, True
 
     def __init__(self, reward_model: RewardModel, num_rows: int) -> None:
         self.reward_model = reward_model
         self.reader = Reader(reward_model.backbone, num_rows, lambda output: output.last_hidden_state)
-        self.rows = torch.arange(num_rows, device=self.reader.lengths.device)
+        self.rows = torch.arange(num_rows, device=self.reader.pending.device)
         self.steps = torch.zeros_like(self.rows)  # tokens of each completion
         self.totals = torch.zeros(num_rows, 1, device=self.rows.device)  # the reward behind so many of them
         self.tokens = self.seen = self.totals  # of this step: candidates and their rewards
 
     def reserve(self, length: int) -> None:
         self.reader.reserve(length)
-        self.totals = pad(self.totals, (0, max(0, length + 1 - self.totals.shape[1])))
+        grow = length + 1 - self.totals.shape[1]
+        if grow > 0:
+            self.totals = pad(self.totals, (0, grow))
 
-    def start(self, row: int, request: Request) -> None:
-        self.reader.start(row, request.reward_prompt_ids)
+    def start(self, row: int, request: Request, coming: list[Request]) -> None:
+        self.reader.start(row, request.reward_prompt_ids, (other.reward_prompt_ids for other in coming))
         self.steps[row] = 0
 
     def rewind(self, row: int, request: Request, tokens: list[int]) -> None:
-        text = request.reward_prompt_ids + tokens
-        self.reader.rewind(row, len(text) - 1, text[-1])
+        self.reader.rewind(row, request.reward_prompt_ids + tokens)
         self.steps[row] = len(tokens)
 
-    def park(self, rows: list[int]) -> None:
-        self.reader.park(rows)
-        self.steps[rows] = 0
+    def park(self, row: int) -> None:
+        self.reader.park(row)
+
+    def look(self) -> tuple[int, ...]:
+        return (self.totals.shape[1], *self.reader.look())
 
     def rewards(self, tokens: Tensor) -> Tensor:
         self.tokens = tokens
@@ -133,10 +145,15 @@ class NextTokenGuidance:
             self.seen = self.totals[self.rows, self.steps][:, None] + self.seen
         return self.seen
 
-    def commit(self, index: Tensor) -> None:
-        self.reader.pending = self.tokens.gather(1, index[:, None])[:, 0]
-        self.steps += 1
-        self.totals[self.rows, self.steps] = self.seen.gather(1, index[:, None])[:, 0]
+    def commit(self, index: Tensor, running: Tensor) -> None:
+        self.reader.advance(self.tokens.gather(1, index[:, None])[:, 0], running)
+        self.steps += running
+        total = self.totals[self.rows, self.steps]
+        chosen = self.seen.gather(1, index[:, None])[:, 0]
+        self.totals[self.rows, self.steps] = torch.where(running, chosen, total)
+
+    def state(self) -> list[Tensor]:
+        return [self.reader.rows.lengths, self.reader.pending, self.steps, self.totals]
 
 
 class TextGuidance:
@@ -145,6 +162,8 @@ class TextGuidance:
     A row's k texts are one forward, whose shape is their own: k forwards of a text cost what they must, since a
     tokenizer may cut the same text differently with every character that follows.
     """
+
+    on_device = False
 
     def __init__(self, reward: TextReward, tokenizer: PreTrainedTokenizerBase, num_rows: int, k: int) -> None:
         """`tokenizer` is the language model's."""
@@ -155,15 +174,17 @@ class TextGuidance:
 
     def reserve(self, length: int) -> None: ...
 
-    def start(self, row: int, request: Request) -> None:
+    def start(self, row: int, request: Request, coming: list[Request]) -> None:
         self.requests[row], self.completions[row] = request, []
 
     def rewind(self, row: int, request: Request, tokens: list[int]) -> None:
         self.completions[row] = list(tokens)
 
-    def park(self, rows: list[int]) -> None:
-        for row in rows:
-            self.requests[row] = None
+    def park(self, row: int) -> None:
+        self.requests[row] = None
+
+    def look(self) -> tuple[int, ...]:
+        return ()
 
     def rewards(self, tokens: Tensor) -> Tensor:
         self.tokens = tokens.cpu()
@@ -175,11 +196,14 @@ class TextGuidance:
                 rewards[row] = torch.tensor(self.reward.forward_texts(texts))
         return rewards.to(tokens.device)
 
-    def commit(self, index: Tensor) -> None:
+    def commit(self, index: Tensor, running: Tensor) -> None:
         chosen = self.tokens.gather(1, index.cpu()[:, None])[:, 0].tolist()
         for request, completion, token in zip(self.requests, self.completions, chosen, strict=True):
             if request:
                 completion.append(token)
+
+    def state(self) -> list[Tensor]:
+        return []
 
 
 class EnsembleGuidance:
@@ -188,29 +212,36 @@ class EnsembleGuidance:
     def __init__(self, members: list[Guidance], how: Combine, width: float) -> None:
         self.members, self.how, self.width = members, how, width
         self.calls = sum(member.calls for member in members)
+        self.on_device = all(member.on_device for member in members)
 
     def reserve(self, length: int) -> None:
         for member in self.members:
             member.reserve(length)
 
-    def start(self, row: int, request: Request) -> None:
+    def start(self, row: int, request: Request, coming: list[Request]) -> None:
         for member in self.members:
-            member.start(row, request)
+            member.start(row, request, coming)
 
     def rewind(self, row: int, request: Request, tokens: list[int]) -> None:
         for member in self.members:
             member.rewind(row, request, tokens)
 
-    def park(self, rows: list[int]) -> None:
+    def park(self, row: int) -> None:
         for member in self.members:
-            member.park(rows)
+            member.park(row)
+
+    def look(self) -> tuple[int, ...]:
+        return tuple(number for member in self.members for number in member.look())
 
     def rewards(self, tokens: Tensor) -> Tensor:
         return combine(torch.stack([member.rewards(tokens) for member in self.members]), self.how, self.width)
 
-    def commit(self, index: Tensor) -> None:
+    def commit(self, index: Tensor, running: Tensor) -> None:
         for member in self.members:
-            member.commit(index)
+            member.commit(index, running)
+
+    def state(self) -> list[Tensor]:
+        return [tensor for member in self.members for tensor in member.state()]
 
 
 def completion_text(tokenizer: PreTrainedTokenizerBase, request: Request, tokens: list[int]) -> str:

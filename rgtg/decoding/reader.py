@@ -1,80 +1,52 @@
 """Reader: a causal model that reads every row of a batch token by token, each row at its own place."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rgtg.models.cache import VIEW_MULTIPLE, SlotCache, round_up
-
-# Tokens of a forward of a prompt. A chunk has a shape of its own, and so its own rounding, whatever came before it:
-# what one row has read, another may copy.
-CHUNK = 256
+from rgtg.decoding.prompts import Prompts
+from rgtg.models.cache import SlotCache
 
 
-class Prompts:
-    """The prompts in the rows of a cache. Each is read once: samples of it copy it, and a prompt that begins with
-    the same chunks (those of a system prompt) copies them.
+class Rows:
+    """The rows of a model's cache: how many tokens are in each, on the device and, so that nothing must wait for the
+    device, as far as the host knows.
     """
 
-    def __init__(self, model: torch.nn.Module, cache: SlotCache) -> None:
-        self.model, self.cache = model, cache
-        self.held: list[list[int]] = [[] for _ in range(cache.num_rows)]
+    def __init__(self, model: Any, num_rows: int, *, dtype: torch.dtype, device: torch.device) -> None:
+        self.cache = SlotCache(model.config, num_rows, dtype=dtype, device=device)
+        self.prompts = Prompts(model, num_rows)
+        self.lengths = torch.zeros(num_rows, dtype=torch.long, device=device)
+        self.reached: dict[int, int] = {}  # of the rows at work, at most
 
-    def read(self, row: int, prompt: list[int]) -> None:
-        """Write the keys and values of a prompt into `row` of the cache, and nothing behind them.
+    def start(self, row: int, prompt: list[int], coming: Iterable[list[int]] = ()) -> None:
+        """A prompt becomes what is in `row`, and nothing behind it."""
+        self.cache.write_row(row, self.prompts.get(prompt, coming) if prompt else None)
+        self.rewind(row, len(prompt))
 
-        One prompt a forward, padded on the right to a round length: the shape, and so the rounding, is the prompt's
-        own. Its tokens never see the padding, and no later step sees what it leaves in the cache.
+    def rewind(self, row: int, length: int) -> None:
+        """Go back to where `length` tokens were in `row`."""
+        self.lengths[row] = self.reached[row] = length
+
+    def park(self, row: int) -> None:
+        """Nothing runs in `row`: it is computed all the same, and must not grow."""
+        self.lengths[row] = 0
+        self.reached.pop(row, None)
+
+    def look(self, new: int) -> tuple[int, int]:
+        """How many slots there are, and how many of them the next step looks at, whose rows get `new` tokens. A step
+        of the same shape launches the same kernels on the same memory.
         """
-        start, _, source = max((common, row == at, at) for at, common in self._common(prompt))
-        self.cache.reserve(round_up(len(prompt), VIEW_MULTIPLE))
-        if source != row:
-            self.cache.copy_row(source, row, start)
-        else:
-            self.cache.clear_row(row, start)
-        self.held[row] = []  # until it is whole: reading may fail
-        for begin in range(start, len(prompt), CHUNK):
-            self._forward(row, begin, prompt[begin : begin + CHUNK])
-        self.held[row] = prompt
-
-    def forget(self, rows: list[int]) -> None:
-        """Something else is written where `rows` held a prompt."""
-        for row in rows:
-            self.held[row] = []
-
-    def _common(self, prompt: list[int]) -> Iterator[tuple[int, int]]:
-        """Rows that hold the beginning of a prompt, and how much of it: whole chunks, or all of it."""
-        for row, held in enumerate(self.held):
-            common = 0
-            while common + CHUNK <= len(prompt) and held[common : common + CHUNK] == prompt[common : common + CHUNK]:
-                common += CHUNK
-            yield row, len(prompt) if held == prompt else common
-
-    def _forward(self, row: int, start: int, tokens: list[int]) -> None:
-        length, device = round_up(len(tokens), VIEW_MULTIPLE), self.cache.keys.device
-        mask = None
-        if start:  # none means causal among the new tokens
-            column, query = (
-                torch.arange(start + length, device=device),
-                torch.arange(start, start + length, device=device),
-            )
-            mask = (column <= query[:, None])[None, None]
-        # Learned positions may end before the round length does.
-        positions = torch.arange(length, device=device).clamp(max=len(tokens) - 1)[None] + start
-        self.cache.prefill(row, start)
-        self.model(
-            input_ids=torch.tensor([tokens + [0] * (length - len(tokens))], device=device),
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=self.cache,
-            use_cache=True,
-        )
+        self.cache.look(max(self.reached.values(), default=0) + new)
+        for row in self.reached:
+            self.reached[row] += 1
+        return self.cache.length, self.cache.view
 
 
 class Reader:
-    """The model, its cache, and of each row how many tokens are in it and which one is next.
+    """The model, its rows, and of each row which token is next.
 
     The last token of a prompt is not read when a row starts but waits in `pending`: the next step computes it together
     with all the other rows, so that no prompt needs an output of its own.
@@ -83,41 +55,44 @@ class Reader:
     def __init__(self, model: Any, num_rows: int, output: Callable[[Any], Tensor]) -> None:
         """`output` picks what `step` gives from the model's own output, (B, 1, ...)."""
         self.model, self.output = model, output
-        self.cache = SlotCache(model.config, num_rows, dtype=model.dtype, device=model.device)
-        self.prompts = Prompts(model.base_model, self.cache)
-        self.lengths = torch.zeros(num_rows, dtype=torch.long, device=model.device)
+        self.rows = Rows(model.base_model, num_rows, dtype=model.dtype, device=model.device)
         self.pending = torch.zeros(num_rows, dtype=torch.long, device=model.device)
 
     def reserve(self, length: int) -> None:
         """Make room for rows of `length` tokens."""
-        self.cache.reserve(length)
+        self.rows.cache.reserve(length)
 
-    def start(self, row: int, prompt: list[int]) -> None:
-        """Begin a prompt in `row`."""
-        self.prompts.read(row, prompt[:-1])
-        self.rewind(row, len(prompt) - 1, prompt[-1])
+    def start(self, row: int, prompt: list[int], coming: Iterable[list[int]] = ()) -> None:
+        """Begin a prompt in `row`; some of the `coming` ones may be read along."""
+        self.rows.start(row, prompt[:-1], (other[:-1] for other in coming))
+        self.pending[row] = prompt[-1]
 
-    def rewind(self, row: int, length: int, pending: int) -> None:
-        """Go back to where `row` had read `length` tokens and `pending` was next."""
-        self.lengths[row], self.pending[row] = length, pending
+    def rewind(self, row: int, text: list[int]) -> None:
+        """Go back to where `text` was in `row`, prompt and all."""
+        self.rows.rewind(row, len(text) - 1)
+        self.pending[row] = text[-1]
 
-    def park(self, rows: list[int]) -> None:
-        """Nothing runs in `rows`: they are computed all the same, and must not grow."""
-        self.prompts.forget(rows)
-        self.lengths[rows] = 0
+    def park(self, row: int) -> None:
+        self.rows.park(row)
+
+    def look(self) -> tuple[int, int]:
+        return self.rows.look(1)
 
     def step(self) -> Tensor:
-        """Every row reads its pending token; the model's output there (B, ...). `pending` is to be set anew."""
-        lengths = self.lengths[:, None]
-        view = self.cache.view_of(int(lengths.max()) + 1)
-        column = torch.arange(view, device=lengths.device)
-        self.cache.step(lengths, view)
+        """Every row reads its pending token; the model's output there (B, ...)."""
+        cache, lengths = self.rows.cache, self.rows.lengths[:, None]
+        column = torch.arange(cache.view, device=lengths.device)
+        cache.write_at(lengths)
         output = self.model(
             input_ids=self.pending[:, None],
             attention_mask=(column <= lengths)[:, None, None],
             position_ids=lengths,
-            past_key_values=self.cache,
+            past_key_values=cache,
             use_cache=True,
         )
-        self.lengths += 1
         return self.output(output)[:, -1]
+
+    def advance(self, tokens: Tensor, running: Tensor) -> None:
+        """The tokens (B,) that come next; rows that do not run (B,) stay where they are."""
+        self.pending.copy_(tokens)
+        self.rows.lengths += running

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from rgtg.decoding.engine import BROKEN, Engine
+from rgtg.decoding.engine import Engine
+from rgtg.decoding.graphs import Record
 from rgtg.decoding.guidance import Guidance
 from rgtg.decoding.methods import Segments
 from rgtg.decoding.policy import Choice, Rule, row_key, uniform
@@ -101,6 +102,9 @@ class SearchEngine(Engine):
         # Tokens of a proposal that is decoded again because a worse one came after it; -1 is a free choice.
         self.forced = torch.zeros(slots, 0, dtype=torch.long, device=self.device)
 
+    def use_graphs(self, record: Record, stride: int) -> None:
+        super().use_graphs(record, 1)  # every token may end a segment
+
     def _assign(self, row: int, request: Request) -> None:
         super()._assign(row, request)
         if self.segments.accept == "threshold" and request.prompt_reward is None:
@@ -110,7 +114,9 @@ class SearchEngine(Engine):
 
     def _reserve(self, length: int) -> None:
         super()._reserve(length)
-        self.forced = pad(self.forced, (0, self.tokens.shape[1] - self.forced.shape[1]), value=-1)
+        grow = self.tokens.shape[1] - self.forced.shape[1]
+        if grow > 0:
+            self.forced = pad(self.forced, (0, grow), value=-1)
 
     def _choose(self, logprobs: Tensor, rewards: Tensor | None, tokens: Tensor) -> Choice:
         choice = super()._choose(logprobs, rewards, tokens)
@@ -120,10 +126,10 @@ class SearchEngine(Engine):
         index = torch.where(forced >= 0, again, choice.candidate)
         return choice._replace(candidate=index, logprob=logprobs.gather(-1, index[:, None])[:, 0])
 
-    def _end(self, logits: Tensor, stopped: Tensor, broken: Tensor) -> list[Request]:
+    def _end(self, logits: Tensor) -> list[Request]:
         """Judge the segments that end with this step's token, or ended before it because it was uncertain."""
-        ends = (stopped | (self.steps >= self.limits)).tolist()
-        stops, breaks, steps = stopped.tolist(), broken.tolist(), self.steps.tolist()
+        stops, breaks, steps = self.stopped.tolist(), self.broken.tolist(), self.steps.tolist()
+        ends = (~self.running).tolist()
         uncertain = [False] * self.slots
         if self.segments.until == "entropy":
             logprobs = logits.float().log_softmax(-1)
@@ -134,7 +140,7 @@ class SearchEngine(Engine):
                 continue
             draft, length = self.drafts[row], steps[row]
             if breaks[row]:
-                finished += self._finish(row, self._sequence(row, False, BROKEN))
+                finished += self._finish(row, self._sequence(row))
                 continue
             ended_before = uncertain[row] and length - 1 - draft.start >= self.segments.shortest
             # If the segment is kept, this step's token is the first of the next one.
@@ -180,11 +186,11 @@ class SearchEngine(Engine):
         """Go back to where the completion in `row` had `length` tokens."""
         self.drafts[row].discarded += int(self.steps[row]) - length
         kept = self.tokens[row, :length].tolist()
-        text = request.prompt_ids + kept
-        self.language.rewind(row, len(text) - 1, text[-1])
+        self.language.rewind(row, request.prompt_ids + kept)
         if self.guidance:
             self.guidance.rewind(row, request, kept)
         self.steps[row] = length
+        self.running[row], self.stopped[row] = True, False
 
     def _kept(self, row: int, proposal: Proposal) -> Sequence:
         """The completion that a row ends with."""

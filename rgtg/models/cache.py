@@ -18,6 +18,9 @@ ATTENTION = "packed_gqa"
 VIEW_MULTIPLE = 32
 BLOCK, FIRST_PART = 512, 192
 
+# On a GPU every view has a CUDA graph of its own.
+GPU_VIEW_MULTIPLE = 256
+
 # The rounding of matrix products depends on their shape, so the engine never changes a shape, and on the place of a
 # row where the rows are not a multiple of 4, so there are always as many as a multiple of this, or one.
 ROW_MULTIPLE = 8
@@ -27,8 +30,10 @@ def round_up(n: int, multiple: int) -> int:
     return -(-n // multiple) * multiple
 
 
-def view_length(length: int, dtype: torch.dtype) -> int:
+def view_length(length: int, dtype: torch.dtype, device: torch.device) -> int:
     """Slots to look at where the longest row has `length` tokens: shorter rows round as they would by themselves."""
+    if device.type == "cuda":
+        return round_up(length, GPU_VIEW_MULTIPLE)
     whole_block = dtype == torch.float32 and length % BLOCK > FIRST_PART
     return round_up(length, BLOCK if whole_block else VIEW_MULTIPLE)
 
@@ -48,11 +53,6 @@ class _SlotLayer(CacheLayerMixin):
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
         owner = self.owner
         keys, values = owner.keys[self.index], owner.values[self.index]
-        if owner.slots is None:
-            row, end = slice(owner.row, owner.row + 1), owner.start + key_states.shape[2]
-            keys[row, :, owner.start : end] = key_states
-            values[row, :, owner.start : end] = value_states
-            return keys[row, :, :end], values[row, :, :end]
         keys[owner.row_index, :, owner.slots] = key_states.transpose(1, 2)
         values[owner.row_index, :, owner.slots] = value_states.transpose(1, 2)
         return keys[:, :, : owner.view], values[:, :, : owner.view]
@@ -73,7 +73,7 @@ class _SlotLayer(CacheLayerMixin):
 class SlotCache(Cache):
     """Keys and values of `num_rows` sequences: two tensors (layers, rows, KV heads, slots, head size).
 
-    One call of the model uses it in one of two ways, set just before: `prefill(row, start)` or `step(slots, view)`.
+    Every call of the model writes to the slots that `write_at` named just before, and sees as many as `look` said.
     """
 
     def __init__(self, config: PreTrainedConfig, num_rows: int, *, dtype: torch.dtype, device: torch.device) -> None:
@@ -87,8 +87,7 @@ class SlotCache(Cache):
         )
         self.keys = self.values = torch.empty(*self.shape[:3], 0, self.shape[3], dtype=dtype, device=device)
         self.row_index = torch.arange(num_rows, device=device)[:, None]
-        self.row = self.start = 0
-        self.slots: Tensor | None = None
+        self.slots = self.row_index
         self.view = 0
         super().__init__(layers=[_SlotLayer(self, i) for i in range(config.num_hidden_layers)])
 
@@ -98,7 +97,7 @@ class SlotCache(Cache):
         return self.keys.shape[3]
 
     def view_of(self, length: int) -> int:
-        return view_length(length, self.keys.dtype)
+        return view_length(length, self.keys.dtype, self.keys.device)
 
     def reserve(self, length: int) -> None:
         """Make every row at least `length` slots long; what is in them stays."""
@@ -106,23 +105,23 @@ class SlotCache(Cache):
         if length > self.length:
             self.keys, self.values = (self._grown(tensor, length) for tensor in (self.keys, self.values))
 
-    def prefill(self, row: int, start: int = 0) -> None:
-        """The next call writes its tokens (1, L) into the slots of `row` from `start` on, and sees all up to there."""
-        self.row, self.start, self.slots = row, start, None
+    def look(self, length: int) -> None:
+        """Later calls see as many slots as rows of up to `length` tokens need."""
+        self.view = min(self.view_of(length), self.length)
 
-    def step(self, slots: Tensor, view: int) -> None:
-        """The next call writes token t of row b, of tokens (B, T), to slot `slots[b, t]` and sees slots 0..view-1."""
-        self.slots, self.view = slots, view
+    def write_at(self, slots: Tensor) -> None:
+        """The next call writes token t of row b, of tokens (B, T), to slot `slots[b, t]`."""
+        self.slots = slots
 
-    def clear_row(self, row: int, start: int = 0) -> None:
-        """Zero the slots from `start` on. A slot that no query may see still counts: zero times NaN is NaN."""
-        self.keys[:, row, :, start:] = self.values[:, row, :, start:] = 0
+    def write_row(self, row: int, read: tuple[Tensor, Tensor] | None) -> None:
+        """Keys and values (layers, KV heads, L, head size) become what is in `row`, or nothing does.
 
-    def copy_row(self, source: int, target: int, length: int) -> None:
-        """Give `target` the first `length` slots of `source`, and nothing else."""
-        for tensor in (self.keys, self.values):
-            tensor[:, target, :, :length] = tensor[:, source, :, :length]
-        self.clear_row(target, length)
+        Behind them are zeros. A slot that no query may see still counts: zero times NaN is NaN.
+        """
+        self.keys[:, row] = self.values[:, row] = 0
+        if read:
+            length = read[0].shape[2]
+            self.keys[:, row, :, :length], self.values[:, row, :, :length] = read
 
     def move_slot(self, source: Tensor, target: Tensor) -> None:
         """Copy slot `source[b]` to slot `target[b]` in every row b, in all layers at once."""

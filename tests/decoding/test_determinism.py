@@ -41,7 +41,8 @@ def test_what_a_broken_row_leaves_behind_reaches_no_later_one(language_dir, rewa
     expected = Decoder.load(language_dir, reward_dir, method, slots=8).generate(PROMPTS, **OPTIONS)
     decoder = Decoder.load(language_dir, reward_dir, method, slots=8)
     decoder.generate(["others", "came before"], **OPTIONS)
-    caches = [decoder.engine.language.cache, *([decoder.engine.guidance.cache] if decoder.engine.guidance else [])]
+    guidance = decoder.engine.guidance
+    caches = [decoder.engine.language.rows.cache, *([guidance.rows.cache] if guidance else [])]
     with torch.inference_mode():
         for cache in caches:
             cache.keys.fill_(torch.nan)

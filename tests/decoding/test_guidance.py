@@ -8,6 +8,7 @@ from rgtg.decoding.request import Request
 from rgtg.models.reward import RewardModel
 
 EOS = 2
+ALL = torch.ones(8, dtype=torch.bool)  # rows that run
 PROMPTS = [[1], [1, 50, 60], [1, *range(100, 150)], [1, *range(40, 71)], [9] * 32]
 
 
@@ -27,8 +28,13 @@ def rescored(classifier, prefix, token):
     return classifier(input_ids=row, attention_mask=torch.ones_like(row), use_cache=False).logits[0, 0].item()
 
 
+def rewards_of(guidance, tokens):
+    guidance.look()
+    return guidance.rewards(tokens)
+
+
 def check(classifier, guidance, prefixes, tokens):
-    rewards = guidance.rewards(tokens)
+    rewards = rewards_of(guidance, tokens)
     for row, prefix in enumerate(prefixes):
         expected = [rescored(classifier, prefix, token) for token in tokens[row].tolist()]
         assert rewards[row].tolist() == pytest.approx(expected, abs=1e-4)
@@ -42,14 +48,14 @@ def test_rewards_of_siblings_as_rows_begin_go_on_and_are_taken_over(classifier, 
     prefixes = [list(prompt) for prompt in PROMPTS]
     for row, prompt in enumerate(PROMPTS):
         guidance.reserve(len(prompt))
-        guidance.start(row, request(prompt))
+        guidance.start(row, request(prompt), [])
 
     def step():
         tokens = torch.stack([3 + torch.randperm(256, generator=g)[:k] for _ in prefixes])
         tokens[:, 2] = EOS
         check(classifier, guidance, prefixes, tokens)
         choice = torch.randint(k, (len(prefixes),), generator=g)
-        guidance.commit(choice)
+        guidance.commit(choice, ALL[: len(choice)])
         for row, prefix in enumerate(prefixes):
             prefix.append(tokens[row, choice[row]].item())
 
@@ -57,17 +63,17 @@ def test_rewards_of_siblings_as_rows_begin_go_on_and_are_taken_over(classifier, 
         guidance.reserve(max(map(len, prefixes)) + 1)
         step()
     # Row 0 begins the prompt of row 2 while row 2 is far beyond it; row 3 begins a longer one than before.
-    guidance.start(0, request(PROMPTS[2]))
+    guidance.start(0, request(PROMPTS[2]), [])
     prefixes[0] = list(PROMPTS[2])
     guidance.reserve(80)
-    guidance.start(3, request([1, *range(5, 75)]))
+    guidance.start(3, request([1, *range(5, 75)]), [])
     prefixes[3] = [1, *range(5, 75)]
     step()
     guidance.reserve(200)  # growing keeps what is there
     step()
     step()
     # An idle row is computed with the others and disturbs none.
-    guidance.park([1])
+    guidance.park(1)
     prefixes[1] = []
     step()
 
@@ -76,7 +82,7 @@ def test_rewards_of_siblings_as_rows_begin_go_on_and_are_taken_over(classifier, 
 def test_the_whole_vocabulary_as_candidates(classifier, reward_dir):
     guidance = CandidateGuidance(RewardModel.load(reward_dir).eval(), 1, 256)
     guidance.reserve(3)
-    guidance.start(0, request([1, 50, 60]))
+    guidance.start(0, request([1, 50, 60]), [])
     check(classifier, guidance, [[1, 50, 60]], torch.arange(3, 259)[None])
 
 
@@ -88,7 +94,7 @@ def test_other_architectures(make_reward, plain, arch):
     prefixes = [[1], [1, *range(100, 140)]]
     guidance.reserve(41)
     for row, prompt in enumerate(prefixes):
-        guidance.start(row, request(prompt))
+        guidance.start(row, request(prompt), [])
     check(plain(directory), guidance, prefixes, torch.tensor([[EOS, 30, 40, 50, 60], [31, 41, EOS, 61, 71]]))
 
 
@@ -99,8 +105,8 @@ def test_eos_is_scored_at_its_own_position_where_it_is_also_the_padding(make_rew
     classifier = plain(directory)
     guidance = CandidateGuidance(RewardModel.load(directory).eval(), 1, 2)
     guidance.reserve(3)
-    guidance.start(0, request([1, 50, 60]))
-    eos, other = guidance.rewards(torch.tensor([[EOS, 70]]))[0].tolist()
+    guidance.start(0, request([1, 50, 60]), [])
+    eos, other = rewards_of(guidance, torch.tensor([[EOS, 70]]))[0].tolist()
     hidden = classifier.model(torch.tensor([[1, 50, 60, EOS]])).last_hidden_state
     assert eos == pytest.approx(classifier.score(hidden)[0, -1, 0].item(), abs=1e-4)
     assert abs(eos - classifier.score(hidden)[0, -2, 0].item()) > 0.1
@@ -117,15 +123,37 @@ def test_going_back_gives_each_member_of_an_ensemble_its_own_reward(make_languag
         guidance = EnsembleGuidance([NextTokenGuidance(model, 2) for model in models], "min", 1.0)
         guidance.reserve(20)
         for row in range(2):
-            guidance.start(row, request([1, 50]))
-        guidance.rewards(tokens)
-        guidance.commit(torch.tensor([1, 2]))
+            guidance.start(row, request([1, 50]), [])
+        rewards_of(guidance, tokens)
+        guidance.commit(torch.tensor([1, 2]), ALL[:2])
         return guidance
 
-    expected = begun().rewards(tokens + 5)
+    expected = rewards_of(begun(), tokens + 5)
     guidance = begun()
     for _ in range(2):
-        guidance.rewards(tokens + 3)
-        guidance.commit(torch.tensor([0, 1]))
+        rewards_of(guidance, tokens + 3)
+        guidance.commit(torch.tensor([0, 1]), ALL[:2])
     guidance.rewind(0, request([1, 50]), [70])
-    assert torch.equal(guidance.rewards(tokens + 5)[0], expected[0])
+    assert torch.equal(rewards_of(guidance, tokens + 5)[0], expected[0])
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("head", ["scalar", "next-token", "log-probability"])
+def test_a_row_that_does_not_run_stays_where_it_is(reward_dir, make_language, head):
+    if head == "scalar":
+        guidance = CandidateGuidance(RewardModel.load(reward_dir).eval(), 2, 3)
+    else:
+        model = RewardModel.load(make_language(), head=head).eval()
+        torch.nn.init.normal_(model.head.weight)  # a new one gives no rewards yet
+        guidance = NextTokenGuidance(model, 2)
+    guidance.reserve(20)
+    for row in range(2):
+        guidance.start(row, request([1, 50]), [])
+    tokens = torch.tensor([[60, 70, 80], [90, 100, 110]])
+    first = rewards_of(guidance, tokens)
+    guidance.commit(torch.tensor([1, 2]), torch.tensor([True, False]))
+    # What it was given is not taken over, but it is read where the next one will stand.
+    second = rewards_of(guidance, tokens)
+    assert not torch.equal(second[0], first[0])
+    guidance.rewind(1, request([1, 50]), [])
+    assert torch.equal(rewards_of(guidance, tokens)[1], first[1])

@@ -1,0 +1,115 @@
+"""Prompts: the keys and values of prompts, read before a row begins, several in one forward."""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from rgtg.models.cache import VIEW_MULTIPLE, round_up
+
+# A prompt's bits must be its own, and rounding depends on the shape of a forward. So its length alone gives the shape:
+# a short prompt is one of a fixed number (of which some may be empty) at the next of these lengths, and a longer one
+# is read by itself, chunk by chunk, so that what another begins with need not be read again.
+TOGETHER = {32: 8, 64: 8, 128: 4}
+CHUNK = 256
+
+AHEAD = 16  # coming prompts, of which those of the same shape are read along
+HELD = 4096  # tokens of prompts that are kept, beside the last one
+
+
+class KeysValues(NamedTuple):
+    """Of a prompt of P tokens, (layers, KV heads, P, head size) each."""
+
+    keys: Tensor
+    values: Tensor
+
+
+class Prompts:
+    """What a model has read of prompts, the last ones used: for their other samples, and for prompts that begin with
+    the same chunks, those of a system prompt.
+    """
+
+    def __init__(self, model: torch.nn.Module, num_rows: int) -> None:
+        """At most `num_rows` prompts are read in one forward."""
+        self.model, self.num_rows = model, num_rows
+        self.held: dict[tuple[int, ...], KeysValues] = {}  # the last one used is the last
+
+    def get(self, prompt: list[int], coming: Iterable[list[int]] = ()) -> KeysValues:
+        """Read a prompt of at least one token, unless it is held. The next of `coming` may be read along."""
+        key = tuple(prompt)
+        if key not in self.held:
+            length = _padded(len(prompt))
+            if length is None:
+                self._hold(key, self._read_long(prompt))
+            else:
+                new = dict.fromkeys([key, *(tuple(p) for p in coming if _padded(len(p)) == length)])
+                group = [p for p in new if p not in self.held][: min(TOGETHER[length], self.num_rows)]
+                for other, read in zip(group, self._read_together(group, length), strict=True):
+                    self._hold(other, read)
+        found = self.held.pop(key)
+        self._hold(key, found)
+        return found
+
+    def _hold(self, prompt: tuple[int, ...], read: KeysValues) -> None:
+        self.held[prompt] = read
+        while len(self.held) > 1 and sum(map(len, self.held)) - len(prompt) > HELD:
+            del self.held[next(iter(self.held))]
+
+    def _read_together(self, prompts: list[tuple[int, ...]], length: int) -> list[KeysValues]:
+        """Padded on the right to `length`: no token of a prompt sees its padding, or another prompt."""
+        empty = [()] * (min(TOGETHER[length], self.num_rows) - len(prompts))
+        cache = self._forward([*prompts, *empty], length, DynamicCache())
+        return [_row(cache, i, len(prompt)) for i, prompt in enumerate(prompts)]
+
+    def _read_long(self, prompt: list[int]) -> KeysValues:
+        start, cache = 0, DynamicCache()
+        common, source = max(((_common(prompt, held), held) for held in self.held), default=(0, ()))
+        if common:
+            start, read = common, self.held[source]
+            for layer, (keys, values) in enumerate(zip(read.keys, read.values, strict=True)):
+                cache.update(keys[None, :, :start], values[None, :, :start], layer)
+        for begin in range(start, len(prompt), CHUNK):
+            chunk = tuple(prompt[begin : begin + CHUNK])
+            self._forward([chunk], round_up(len(chunk), VIEW_MULTIPLE), cache, begin)
+        return _row(cache, 0, len(prompt))
+
+    def _forward(
+        self, prompts: list[tuple[int, ...]], length: int, cache: DynamicCache, start: int = 0
+    ) -> DynamicCache:
+        device = next(self.model.parameters()).device
+        mask = None
+        if start:  # none means causal among the new tokens
+            column = torch.arange(start + length, device=device)
+            mask = (column <= column[start:, None])[None, None]
+        # Learned positions may end before the padded length does.
+        last = torch.tensor([[max(len(prompt), 1) - 1] for prompt in prompts], device=device)
+        self.model(
+            input_ids=torch.tensor([[*prompt, *[0] * (length - len(prompt))] for prompt in prompts], device=device),
+            attention_mask=mask,
+            position_ids=torch.arange(length, device=device).minimum(last) + start,
+            past_key_values=cache,
+            use_cache=True,
+        )
+        return cache
+
+
+def _padded(length: int) -> int | None:
+    """The length at which prompts of so many tokens are read together; None for those that are read alone."""
+    return next((padded for padded in TOGETHER if length <= padded), None)
+
+
+def _common(prompt: list[int], held: tuple[int, ...]) -> int:
+    """Tokens in the chunks that both begin with, of long prompts; at least one token remains to be read."""
+    common = 0
+    while common + CHUNK < len(prompt) and held[common : common + CHUNK] == tuple(prompt[common : common + CHUNK]):
+        common += CHUNK
+    return common
+
+
+def _row(cache: DynamicCache, row: int, length: int) -> KeysValues:
+    keys, values = (
+        torch.stack([getattr(layer, name)[row, :, :length] for layer in cache.layers]) for name in ("keys", "values")
+    )
+    return KeysValues(keys, values)
