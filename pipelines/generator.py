@@ -18,9 +18,10 @@ from ray.actor import ActorHandle
 from rgtg.config import Generate, Models
 from rgtg.decoding.decoder import Completion, Decoder
 from rgtg.decoding.methods import METHODS
+from rgtg.decoding.prompts import HELD
 from rgtg.decoding.request import Request
 from rgtg.errors import RowError, UserError
-from rgtg.models.cache import ROW_MULTIPLE, round_up, view_length
+from rgtg.models.cache import ROW_MULTIPLE, round_up
 from rgtg.models.loading import context_length, load_config, resolve_device, resolve_dtype
 from rgtg.models.memory import Plan, memory_of, plan
 from rgtg.tables import completions_schema
@@ -41,19 +42,17 @@ def memory_plan(models: Models, reward: str | None, settings: Generate, device: 
         load_config(place, "models.reward", trust_remote_code=trust)
         for place in ([reward, *models.ensemble] if reward else [])
     ]
-    dtype = resolve_dtype(models.dtype, device)
     longest = min(settings.max_prompt_tokens + settings.max_new_tokens, context_length(language))
     # What sees the candidates has a cache, with room for them where it scores each.
     k = (preset.k if settings.k is None else settings.k) or language.vocab_size
     seen = {"none": 0, "next-token": longest, "candidates": longest + k}[preset.guidance]
     seen = seen if models.reward_reads == "tokens" else 0
     needed = plan(
-        [
-            (config, view_length(n, dtype, device))
-            for config, n in [(language, longest), *((r, seen) for r in rewards)]
-        ],
-        dtype,
-        memory_of(device),
+        [(language, longest), *((config, seen) for config in rewards)],
+        resolve_dtype(models.dtype, device),
+        device,
+        memory=memory_of(device),
+        held=HELD,
         trust_remote_code=trust,
     )
     if not needed.fitting(1):

@@ -197,7 +197,7 @@ class Generate(Section):
     slots: Positive = 32
     """Completions that an actor decodes at once."""
     threads: Positive = 1
-    """CPU threads, and so cores, of an actor. Another number rounds otherwise, and above two by place."""
+    """CPU threads, and so cores, of an actor. Another number rounds differently; above two, so does another place."""
     cuda_graphs: bool = True
     """On a GPU, launch each step as a whole. It is faster, and the tokens are the same."""
 

@@ -29,6 +29,7 @@ BETA = 1.0
 RESCORED = 8  # tokens of the loop without a cache, which is too slow for more
 # Of the lengths of completions: the median and the largest in proportion to it, and the standard deviation of the log.
 LONGEST, SPREAD = 4.7, 0.8
+PER_SLOT = 10  # of such completions
 
 
 @dataclass(frozen=True)
@@ -192,9 +193,9 @@ def _plain_ways(task: Task, rows: int, loops: bool) -> list[Way]:
 
 
 def _refill(task: Task, slots: int, repeats: int) -> None:
-    """Six times as many completions as slots, of log-normal lengths: refilled one by one, and in batches that wait."""
+    """Many completions of log-normal lengths: slots refilled one by one, and in batches that wait for the longest."""
     draw = torch.Generator().manual_seed(0)
-    spread = torch.randn(6 * slots, generator=draw).mul(SPREAD).exp().clamp(max=LONGEST)
+    spread = torch.randn(PER_SLOT * slots, generator=draw).mul(SPREAD).exp().clamp(max=LONGEST)
     lengths = spread.mul(task.new_tokens).ceil().long().tolist()
     prompts = task.prompts(len(lengths), seed=0)
     decoder = task.decoder("pargs", slots)

@@ -110,7 +110,7 @@ class Decoder:
             else Engine(self.language, guidance, self.rule, slots)
         )
         if self.language.device.type == "cuda" and self.cuda_graphs and (guidance is None or guidance.on_device):
-            engine.use_graphs(cuda_recorder(), STRIDE)
+            engine.use_graphs(cuda_recorder(self.language.device), STRIDE)
         return engine
 
     @classmethod

@@ -75,7 +75,7 @@ class Engine:
         self._refill()
         if not any(self.owners):
             return []
-        for _ in range(self.stride):
+        for _ in range(min(self.stride, self._most_left())):
             shape = self.tokens.shape[1], self.language.look(), self.guidance.look() if self.guidance else ()
             logits = self.graphs(shape) if self.graphs else self._compute()
         return self._end(logits)
@@ -90,14 +90,21 @@ class Engine:
         rewards = self.guidance.rewards(tokens) if self.guidance else None
         choice = self._choose(logprobs, rewards, tokens)
         chosen = self._record(tokens, rewards, choice)
-        if self.guidance:
-            self.guidance.commit(choice.candidate, self.running)
-        self.language.advance(chosen, self.running)
         self.steps += self.running
         self.stopped |= self.running & (chosen[:, None] == self.eos).any(-1)
         self.broken |= self.running & ~(choice.logprob.isfinite() & choice.guided_logprob.isfinite())
         self.running &= ~(self.stopped | self.broken | (self.steps >= self.limits))
+        # A row that has ended goes no further: its next position may be none.
+        self.language.advance(chosen, self.running)
+        if self.guidance:
+            self.guidance.commit(choice.candidate, self.running)
         return logits
+
+    def _most_left(self) -> int:
+        """Steps to the limit of the row that has most of them left."""
+        reached = self.language.rows.reached
+        ends = {row: len(o[0].prompt_ids) - 1 + o[0].max_new_tokens for row, o in enumerate(self.owners) if o}
+        return max(end - reached[row] for row, end in ends.items())
 
     def _state(self) -> list[Tensor]:
         """What changes from step to step, beside caches."""
@@ -178,7 +185,7 @@ class Engine:
         if self.guidance:
             self.guidance.reserve(len(request.reward_prompt_ids) + request.max_new_tokens)
         self._reserve(request.max_new_tokens + 1)
-        coming = list(islice(self.queue, 1, AHEAD))
+        coming = list(islice(self.queue, 1, AHEAD + 1))
         self.language.start(row, request.prompt_ids, (other.prompt_ids for other in coming))
         if self.guidance:
             self.guidance.start(row, request, coming)

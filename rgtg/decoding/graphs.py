@@ -3,6 +3,7 @@
 A small model's kernels run for less time than it takes to launch them one by one.
 """
 
+import gc
 import logging
 from collections.abc import Callable
 from functools import partial
@@ -10,15 +11,24 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from rgtg.errors import first_line
 
 logger = logging.getLogger(__name__)
 
 # Steps between two looks at which rows have ended: looking waits for the device.
 STRIDE = 8
 
-# Runs what it is given once more, on the same memory, and gives the tensors that this leaves its results in.
+MOST = 64  # graphs that are kept; those of caches that were smaller are the oldest
+
+# Runs what it is given once more, on the same memory, and gives the tensor that this leaves its result in.
 Replay = Callable[[], Tensor]
 Record = Callable[[Callable[[], Tensor]], Replay]
+
+# Ops that wait for a value of the device. Recording one fails, and some versions of torch do not get over it.
+ASKING = {"_local_scalar_dense", "nonzero", "equal", "masked_select", "is_nonzero"}
 
 
 class Graphs:
@@ -38,15 +48,19 @@ class Graphs:
         """One step of a shape, the first one eagerly: that warms up, and says what a graph must give."""
         if replay := self.replays.get(shape):
             return replay()
-        before = [tensor.clone() for tensor in self.state()]
-        output = self.compute()
-        if self.trusted:
+        if not self.trusted:
+            return self.compute()
+        before = self._copies()
+        with Watch() as watch:
+            output = self.compute()
+        if watch.asked:
+            self._distrust(f"could not be recorded (a step waits for {watch.asked})")
+        else:
             self._record(shape, before, output)
         return output
 
     def _record(self, shape: Any, before: list[Tensor], output: Tensor) -> None:
-        after = [tensor.clone() for tensor in self.state()]
-        expected = output.clone()
+        after, expected = self._copies(), output.clone()
         try:
             replay = self.record(self.compute)
             self._set(before)
@@ -54,11 +68,14 @@ class Graphs:
                 self.replays[shape] = replay
             else:
                 self._distrust("did not repeat a step bit for bit")
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
-            self._distrust(f"could not be recorded ({str(error).splitlines()[0]})")
+        except RuntimeError as error:  # also where there is no memory for a graph, as there is for a step
+            self._distrust(f"could not be recorded ({first_line(error)})")
         self._set(after)
+        while len(self.replays) > MOST:
+            del self.replays[next(iter(self.replays))]
+
+    def _copies(self) -> list[Tensor]:
+        return [tensor.clone() for tensor in self.state()]
 
     def _set(self, values: list[Tensor]) -> None:
         for tensor, value in zip(self.state(), values, strict=True):
@@ -70,15 +87,39 @@ class Graphs:
         logger.warning("a CUDA graph %s: steps are launched kernel by kernel, which is slower", reason)
 
 
-def cuda_recorder() -> Record:
+class Watch(TorchDispatchMode):
+    """Notes an op that waits for the device: for a value, or for a copy from or to the host."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: str | None = None
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        tensors = [leaf for leaf in tree_leaves((args, kwargs, output)) if isinstance(leaf, Tensor)]
+        if func.overloadpacket.__name__ in ASKING or len({tensor.device for tensor in tensors}) > 1:
+            self.asked = str(func)
+        return output
+
+
+def cuda_recorder(device: torch.device) -> Record:
     """Records CUDA graphs, which share their memory: only one of them runs at a time."""
-    return partial(_record_cuda, pool=torch.cuda.graph_pool_handle())
+    with torch.cuda.device(device):
+        return partial(_record_cuda, stream=torch.cuda.Stream(), pool=torch.cuda.graph_pool_handle())
 
 
-def _record_cuda(compute: Callable[[], Tensor], pool: Any) -> Replay:
+def _record_cuda(compute: Callable[[], Tensor], stream: torch.cuda.Stream, pool: Any) -> Replay:
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-        output = compute()
+    gc.collect()
+    gc.disable()  # a graph that is collected while another one is recorded spoils it
+    try:
+        with (
+            torch.cuda.stream(stream),  # which is left again also where recording fails
+            torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"),
+        ):
+            output = compute()
+    finally:
+        gc.enable()
 
     def replay() -> Tensor:
         graph.replay()

@@ -36,7 +36,7 @@ class Guidance(Protocol):
         """Nothing runs in `row`: it is computed all the same, and must not grow."""
 
     def look(self) -> tuple[int, ...]:
-        """What decides the shape of the next step, before it is computed."""
+        """What decides the shape of the next step; exactly once before each."""
 
     def rewards(self, tokens: Tensor) -> Tensor:
         """Rewards (B, k) of the prefixes that end with the candidates (B, k) of all rows."""
@@ -120,7 +120,7 @@ class NextTokenGuidance:
 
     def reserve(self, length: int) -> None:
         self.reader.reserve(length)
-        grow = length + 1 - self.totals.shape[1]
+        grow = self.reader.rows.cache.length + 1 - self.totals.shape[1]
         if grow > 0:
             self.totals = pad(self.totals, (0, grow))
 
@@ -136,7 +136,7 @@ class NextTokenGuidance:
         self.reader.park(row)
 
     def look(self) -> tuple[int, ...]:
-        return (self.totals.shape[1], *self.reader.look())
+        return self.reader.look()
 
     def rewards(self, tokens: Tensor) -> Tensor:
         self.tokens = tokens

@@ -16,7 +16,7 @@ TOGETHER = {32: 8, 64: 8, 128: 4}
 CHUNK = 256
 
 AHEAD = 16  # coming prompts, of which those of the same shape are read along
-HELD = 4096  # tokens of prompts that are kept, beside the last one
+HELD = 2048  # tokens of prompts that are kept, beside the last one
 
 
 class KeysValues(NamedTuple):
@@ -33,7 +33,8 @@ class Prompts:
 
     def __init__(self, model: torch.nn.Module, num_rows: int) -> None:
         """At most `num_rows` prompts are read in one forward."""
-        self.model, self.num_rows = model, num_rows
+        self.model = model
+        self.together = {length: min(number, num_rows) for length, number in TOGETHER.items()}
         self.held: dict[tuple[int, ...], KeysValues] = {}  # the last one used is the last
 
     def get(self, prompt: list[int], coming: Iterable[list[int]] = ()) -> KeysValues:
@@ -44,8 +45,8 @@ class Prompts:
             if length is None:
                 self._hold(key, self._read_long(prompt))
             else:
-                new = dict.fromkeys([key, *(tuple(p) for p in coming if _padded(len(p)) == length)])
-                group = [p for p in new if p not in self.held][: min(TOGETHER[length], self.num_rows)]
+                new = dict.fromkeys([key, *(tuple(p) for p in coming if p and _padded(len(p)) == length)])
+                group = [p for p in new if p not in self.held][: self.together[length]]
                 for other, read in zip(group, self._read_together(group, length), strict=True):
                     self._hold(other, read)
         found = self.held.pop(key)
@@ -59,7 +60,7 @@ class Prompts:
 
     def _read_together(self, prompts: list[tuple[int, ...]], length: int) -> list[KeysValues]:
         """Padded on the right to `length`: no token of a prompt sees its padding, or another prompt."""
-        empty = [()] * (min(TOGETHER[length], self.num_rows) - len(prompts))
+        empty = [()] * (self.together[length] - len(prompts))
         cache = self._forward([*prompts, *empty], length, DynamicCache())
         return [_row(cache, i, len(prompt)) for i, prompt in enumerate(prompts)]
 

@@ -13,16 +13,15 @@ from transformers import DynamicCache
 
 @torch.inference_mode()
 def rescoring(language: Any, reward: Any, prompts: Tensor, beta: float, k: int, num_tokens: int) -> Tensor:
-    """Every candidate is a text of its own that the reward model reads from its beginning, without a cache.
-
-    As published with PARGS (arXiv 2406.07780) and ARGS (arXiv 2402.01694), there for one prompt at a time. The
-    language model has its cache.
+    """Every candidate is a text of its own that the reward model reads from its beginning, without a cache, and one
+    after the other: as published with PARGS (arXiv 2406.07780), there for one prompt at a time. The language model has
+    its cache.
     """
     text, cache, step = prompts, DynamicCache(), prompts
     for _ in range(num_tokens):
         logprobs, tokens = _candidates(language(step, past_key_values=cache, use_cache=True).logits[:, -1], k)
-        texts = torch.cat([text.repeat_interleave(k, 0), tokens.reshape(-1, 1)], dim=1)
-        rewards = _reward(reward, texts, None).view(-1, k)
+        texts = [torch.cat([text, candidate[:, None]], dim=1) for candidate in tokens.T]
+        rewards = torch.stack([_reward(reward, ids, None) for ids in texts], dim=1)
         step = _best(logprobs, rewards, tokens, beta)[1]
         text = torch.cat([text, step], dim=1)
     return text[:, prompts.shape[1] :]

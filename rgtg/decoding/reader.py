@@ -36,8 +36,8 @@ class Rows:
         self.reached.pop(row, None)
 
     def look(self, new: int) -> tuple[int, int]:
-        """How many slots there are, and how many of them the next step looks at, whose rows get `new` tokens. A step
-        of the same shape launches the same kernels on the same memory.
+        """Exactly once before each step, whose rows get `new` tokens: how many slots there are, and how many of them
+        it looks at. Steps of the same shape launch the same kernels on the same memory.
         """
         self.cache.look(max(self.reached.values(), default=0) + new)
         for row in self.reached:

@@ -4,8 +4,11 @@ Rows are left-aligned: *slot index = token position*, so filling a row is a plai
 padding of another. Hugging Face modules use it unchanged: positions and masks are always passed by the caller.
 """
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedConfig
 from transformers.cache_utils import Cache, CacheLayerMixin
@@ -18,8 +21,10 @@ ATTENTION = "packed_gqa"
 VIEW_MULTIPLE = 32
 BLOCK, FIRST_PART = 512, 192
 
-# On a GPU every view has a CUDA graph of its own.
+# On a GPU every view has a CUDA graph of its own. These kernels go through the slots in order, so that a hidden one at
+# the end adds an exact zero; cuDNN's choose how to split them by how many there are.
 GPU_VIEW_MULTIPLE = 256
+GPU_BACKENDS = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 # The rounding of matrix products depends on their shape, so the engine never changes a shape, and on the place of a
 # row where the rows are not a multiple of 4, so there are always as many as a multiple of this, or one.
@@ -78,7 +83,6 @@ class SlotCache(Cache):
 
     def __init__(self, config: PreTrainedConfig, num_rows: int, *, dtype: torch.dtype, device: torch.device) -> None:
         heads = config.num_attention_heads
-        self.num_rows = num_rows
         self.shape = (
             config.num_hidden_layers,
             num_rows,
@@ -162,7 +166,8 @@ def packed_gqa(
         return out.transpose(1, 2).contiguous(), None
     packed = query.reshape(batch, key.shape[1], groups * num_queries, size)
     mask = attention_mask.repeat(1, 1, groups, 1) if num_queries > 1 and groups > 1 else attention_mask
-    out = scaled_dot_product_attention(packed, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling)
+    with sdpa_kernel(GPU_BACKENDS) if packed.is_cuda else nullcontext():
+        out = scaled_dot_product_attention(packed, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling)
     return out.view(batch, num_heads, num_queries, size).transpose(1, 2).contiguous(), None
 
 

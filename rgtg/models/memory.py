@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedConfig
 
-from rgtg.models.cache import ROW_MULTIPLE, SlotCache, round_up
+from rgtg.models.cache import ROW_MULTIPLE, SlotCache, round_up, view_length
 from rgtg.models.loading import is_language_model
 
 META = torch.device("meta")
@@ -21,10 +21,11 @@ class Plan:
     weights: int  # bytes of all models
     slot: int  # bytes of keys and values of one completion at its longest, in all models
     memory: int  # bytes of the device; 0 where that is unknown
+    prompts: int = 0  # bytes of what is kept of prompts, of the longest ones
 
     def fitting(self, slots: int) -> int:
         """Of `slots`, as many as there is room for, by a number that the engine takes; 0 where one is too many."""
-        room = max(0, int((self.memory * USABLE - self.weights) // max(self.slot, 1)))
+        room = max(0, int((self.memory * USABLE - self.weights - self.prompts) // max(self.slot, 1)))
         needed = round_up(slots, ROW_MULTIPLE) if slots > 1 else slots
         if not self.memory or room >= needed:
             return slots
@@ -32,21 +33,31 @@ class Plan:
 
     def __str__(self) -> str:
         of = f" of {_gib(self.memory)}" if self.memory else ""
-        return f"{_gib(self.weights)} for weights and at most {_gib(self.slot)} a slot{of}"
+        return f"{_gib(self.weights + self.prompts)} for weights and prompts, and at most {_gib(self.slot)} a slot{of}"
 
 
 def plan(
-    models: Iterable[tuple[PreTrainedConfig, int]], dtype: torch.dtype, memory: int, *, trust_remote_code: bool = False
+    models: Iterable[tuple[PreTrainedConfig, int]],
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    memory: int = 0,
+    held: int = 0,
+    trust_remote_code: bool = False,
 ) -> Plan:
-    """For models, each with the longest text in tokens that a slot of its cache holds; 0 of one without a cache."""
-    weights = slot = 0
+    """For models, each with the longest text in tokens that a slot of its cache holds; 0 of one without a cache.
+
+    `held` tokens of prompts are kept beside the longest one.
+    """
+    weights = slot = prompts = 0
     for config, length in models:
         weights += num_parameters(config, trust_remote_code) * dtype.itemsize
         if length:
-            cache = SlotCache(config, 1, dtype=dtype, device=META)
-            cache.reserve(length)
-            slot += cache.keys.nbytes + cache.values.nbytes
-    return Plan(weights, slot, memory)
+            layers, rows, heads, _, size = SlotCache(config, 1, dtype=dtype, device=META).keys.shape
+            token = 2 * layers * rows * heads * size * dtype.itemsize
+            slot += token * view_length(length, dtype, device)
+            prompts += token * (held + length)
+    return Plan(weights, slot, memory, prompts)
 
 
 def num_parameters(config: PreTrainedConfig, trust_remote_code: bool = False) -> int:

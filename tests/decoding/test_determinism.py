@@ -18,13 +18,14 @@ PROMPTS = [
 OPTIONS = {"samples": 3, "max_new_tokens": 12, "seed": 0}
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 # With 5 or 7 rows a matrix product rounds the last ones in another way than the first.
 @pytest.mark.parametrize(
     ("method", "slots"),
     [("pargs", 16), ("pargs", 5), ("pargs", 7), ("pargs", 1), ("pargs", 2), ("args", 5), ("unguided", 5)],
 )
-def test_company_order_and_refill_change_no_bit(language_dir, reward_dir, method, slots):
-    decoder = Decoder.load(language_dir, reward_dir, method, slots=slots)
+def test_company_order_and_refill_change_no_bit(language_dir, reward_dir, method, slots, device):
+    decoder = Decoder.load(language_dir, reward_dir, method, slots=slots, device=device)
     together = decoder.generate(PROMPTS, **OPTIONS)
     alone = [decoder.generate([prompt], **OPTIONS)[0] for prompt in PROMPTS]
     assert together == alone
@@ -32,7 +33,8 @@ def test_company_order_and_refill_change_no_bit(language_dir, reward_dir, method
     random.Random(0).shuffle(order)
     shuffled = decoder.generate([PROMPTS[i] for i in order], **OPTIONS)
     assert [shuffled[order.index(i)] for i in range(len(PROMPTS))] == together
-    assert Decoder.load(language_dir, reward_dir, method, slots=slots).generate(PROMPTS, **OPTIONS) == together
+    again = Decoder.load(language_dir, reward_dir, method, slots=slots, device=device)
+    assert again.generate(PROMPTS, **OPTIONS) == together
 
 
 @pytest.mark.parametrize("method", ["pargs", "unguided"])

@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 def test_a_plan_is_what_loaded_models_and_their_caches_take(make_language, make_reward, arch, dtype):
     places = make_language(arch=arch), make_reward(arch=arch)
     configs = [AutoConfig.from_pretrained(place) for place in places]
-    made = plan([(config, 70) for config in configs], dtype, 0)
+    made = plan([(config, 70) for config in configs], dtype, CPU)
     loaded = [
         auto.from_pretrained(place, dtype=dtype)
         for auto, place in zip((AutoModelForCausalLM, AutoModelForSequenceClassification), places, strict=True)
@@ -27,12 +27,14 @@ def test_a_plan_is_what_loaded_models_and_their_caches_take(make_language, make_
     for cache in caches:
         cache.reserve(70)
     assert 4 * made.slot == sum(cache.keys.nbytes + cache.values.nbytes for cache in caches)
+    # Prompts are kept at their own lengths; a slot of 70 tokens has 96 places.
+    assert 96 * plan([(config, 70) for config in configs], dtype, CPU, held=26).prompts == 96 * made.slot
 
 
 def test_a_model_that_reads_text_has_no_cache(make_language, make_reward):
     language, reward = (AutoConfig.from_pretrained(place) for place in (make_language(), make_reward()))
-    alone = plan([(language, 70)], torch.float32, 0)
-    both = plan([(language, 70), (reward, 0)], torch.float32, 0)
+    alone = plan([(language, 70)], torch.float32, CPU)
+    both = plan([(language, 70), (reward, 0)], torch.float32, CPU)
     assert both.slot == alone.slot
     assert both.weights > alone.weights
 
@@ -53,6 +55,7 @@ def test_a_model_that_reads_text_has_no_cache(make_language, make_reward):
 def test_slots_are_as_many_as_there_is_room_for(memory, slots, fitting):
     """A thousand bytes of weights and a hundred a slot; a tenth is left alone, and four slots are eight rows."""
     assert Plan(weights=1000, slot=100, memory=memory).fitting(slots) == fitting
+    assert Plan(weights=700, prompts=300, slot=100, memory=memory).fitting(slots) == fitting
 
 
 def test_memory_is_that_of_the_machine():
@@ -71,6 +74,6 @@ def test_a_model_with_code_of_its_own_is_planned_where_that_is_allowed(make_lang
         "class Model(LlamaForCausalLM):\n    config_class = Own\n"
     )
     config = load_config(str(directory), "models.language", trust_remote_code=True)
-    made = plan([(config, 70)], torch.float32, 0, trust_remote_code=True)
-    usual = plan([(AutoConfig.from_pretrained(make_language()), 70)], torch.float32, 0)
+    made = plan([(config, 70)], torch.float32, CPU, trust_remote_code=True)
+    usual = plan([(AutoConfig.from_pretrained(make_language()), 70)], torch.float32, CPU)
     assert (made.weights, made.slot) == (usual.weights, usual.slot)

@@ -154,13 +154,14 @@ def test_packed_attention_without_a_mask_is_causal(kv_heads):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("num_queries", [1, 10])
-def test_a_longer_view_rounds_a_row_as_its_own_does(dtype, num_queries):
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_a_longer_view_rounds_a_row_as_its_own_does(dtype, num_queries, device):
     g = torch.Generator().manual_seed(3)
-    query = torch.randn(1, 4, num_queries, 16, generator=g).to(dtype)
-    key, value = (torch.randn(1, 2, 1536, 16, generator=g).to(dtype) for _ in range(2))
-    views = sorted({view_length(n, dtype, torch.device("cpu")) for n in range(1, 1537, 32)})
+    query = torch.randn(1, 4, num_queries, 16, generator=g).to(device, dtype)
+    key, value = (torch.randn(1, 2, 1536, 16, generator=g).to(device, dtype) for _ in range(2))
+    views = sorted({view_length(n, dtype, torch.device(device)) for n in range(1, 1537, 32)})
     for length in (31, 192, 193, 300, 400, 512, 513, 704, 705, 1000):
-        mask = (torch.arange(1536) < length).expand(1, 1, num_queries, -1)
+        mask = (torch.arange(1536, device=device) < length).expand(1, 1, num_queries, -1)
         own, *longer = (
             packed_gqa(torch.nn.Module(), query, key[:, :, :n], value[:, :, :n], mask[..., :n])[0]
             for n in views

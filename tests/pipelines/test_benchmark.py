@@ -25,7 +25,7 @@ def test_every_way_is_measured():
     assert "no cache" in first, "the loop that is published for one prompt at a time"
     assert "no cache" not in second
     assert result.stdout.count("peak memory") == 2
-    assert "48 guided completions" in second, "six times as many as slots"
+    assert "80 guided completions" in second, "ten for each slot"
 
 
 def test_training_is_measured():

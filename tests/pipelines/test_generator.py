@@ -62,7 +62,8 @@ def memory(monkeypatch):
 
 def test_slots_are_planned_before_anything_is_loaded(generator, monkeypatch):
     needed = memory_plan(*generator.arguments)
-    monkeypatch.setattr("pipelines.generator.memory_of", lambda device: int((needed.weights + 20 * needed.slot) / 0.9))
+    room = int((needed.weights + needed.prompts + 20 * needed.slot) / 0.9)
+    monkeypatch.setattr("pipelines.generator.memory_of", lambda device: room)
     made, board = generator()
     assert made.decoder.engine.slots == 16
     assert board.lines == [f"an actor needs {memory_plan(*generator.arguments)}: it decodes on 16 slots, not 32"]
