@@ -18,6 +18,7 @@ from rgtg.models.cache import ROW_MULTIPLE, round_up
 from rgtg.models.ensemble import Combine
 from rgtg.models.language import LanguageModel
 from rgtg.models.loading import num_embeddings
+from rgtg.models.packed import pack
 from rgtg.models.reward import RewardModel, check_trained
 from rgtg.models.text_reward import TextReward
 
@@ -142,6 +143,7 @@ class Decoder:
             else:
                 check_trained(place, trust_remote_code)
         model = LanguageModel.load(language, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+        pack(model.model)
         scorer: Scorer | None = None
         if rewards and reward_reads == "text":
             scorer = TextScorer(
@@ -157,6 +159,8 @@ class Decoder:
                 ).eval()
                 for place in rewards
             ]
+            for reward_model in models:
+                pack(reward_model.backbone)
             scorer = TokenScorer(models, model.tokenizer, combine, bound_width)
         return cls(model, scorer, method, **options)
 

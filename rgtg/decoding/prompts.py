@@ -10,9 +10,9 @@ from transformers import DynamicCache
 from rgtg.models.cache import VIEW_MULTIPLE, round_up
 
 # A prompt's bits must be its own, and rounding depends on the shape of a forward. So its length alone gives the shape:
-# a short prompt is one of a fixed number (of which some may be empty) at the next of these lengths, and a longer one
-# is read by itself, chunk by chunk, so that what another begins with need not be read again.
-TOGETHER = {32: 8, 64: 8, 128: 4}
+# a short prompt is padded to the next of these lengths and is one of as many (some may be empty) as have so many
+# tokens together; a longer one is read by itself, chunk by chunk, so that what another begins with is not read again.
+SHORT, TOGETHER = (64, 128), 512
 CHUNK = 256
 
 AHEAD = 16  # coming prompts, of which those of the same shape are read along
@@ -34,7 +34,7 @@ class Prompts:
     def __init__(self, model: torch.nn.Module, num_rows: int) -> None:
         """At most `num_rows` prompts are read in one forward."""
         self.model = model
-        self.together = {length: min(number, num_rows) for length, number in TOGETHER.items()}
+        self.together = {length: min(TOGETHER // length, num_rows) for length in SHORT}
         self.held: dict[tuple[int, ...], KeysValues] = {}  # the last one used is the last
 
     def get(self, prompt: list[int], coming: Iterable[list[int]] = ()) -> KeysValues:
@@ -98,7 +98,7 @@ class Prompts:
 
 def _padded(length: int) -> int | None:
     """The length at which prompts of so many tokens are read together; None for those that are read alone."""
-    return next((padded for padded in TOGETHER if length <= padded), None)
+    return next((padded for padded in SHORT if length <= padded), None)
 
 
 def _common(prompt: list[int], held: tuple[int, ...]) -> int:

@@ -24,8 +24,9 @@ OPTIONS = {"samples": 3, "max_new_tokens": 12, "seed": 0}
     ("method", "slots"),
     [("pargs", 16), ("pargs", 5), ("pargs", 7), ("pargs", 1), ("pargs", 2), ("args", 5), ("unguided", 5)],
 )
-def test_company_order_and_refill_change_no_bit(language_dir, reward_dir, method, slots, device):
-    decoder = Decoder.load(language_dir, reward_dir, method, slots=slots, device=device)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_company_order_and_refill_change_no_bit(language_dir, reward_dir, method, slots, device, dtype):
+    decoder = Decoder.load(language_dir, reward_dir, method, slots=slots, device=device, dtype=dtype)
     together = decoder.generate(PROMPTS, **OPTIONS)
     alone = [decoder.generate([prompt], **OPTIONS)[0] for prompt in PROMPTS]
     assert together == alone
@@ -33,7 +34,7 @@ def test_company_order_and_refill_change_no_bit(language_dir, reward_dir, method
     random.Random(0).shuffle(order)
     shuffled = decoder.generate([PROMPTS[i] for i in order], **OPTIONS)
     assert [shuffled[order.index(i)] for i in range(len(PROMPTS))] == together
-    again = Decoder.load(language_dir, reward_dir, method, slots=slots, device=device)
+    again = Decoder.load(language_dir, reward_dir, method, slots=slots, device=device, dtype=dtype)
     assert again.generate(PROMPTS, **OPTIONS) == together
 
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from rgtg.decoding.decoder import Decoder
-from rgtg.decoding.prompts import CHUNK, HELD, TOGETHER, Prompts
+from rgtg.decoding.prompts import CHUNK, HELD, Prompts
 from rgtg.models.cache import ATTENTION
 
 LONG = {"max_position_embeddings": 1024}
 SYSTEM = [3 + i * i % 200 for i in range(2 * CHUNK + 10)]  # two whole chunks, and a part of one
-SHORT = [[3 + (i * j) % 250 for j in range(1, n + 1)] for i, n in enumerate([5, 32, 20, 33, 1, 64, 90, 31, 50, 128])]
+SOME = [[3 + (i * j) % 250 for j in range(1, n + 1)] for i, n in enumerate([5, 32, 20, 33, 1, 64, 90, 31, 50, 128])]
 
 
 @pytest.fixture(scope="module")
@@ -40,11 +40,11 @@ def same(found, expected):
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("prompt", [SYSTEM, SHORT[2], SHORT[9]])
+@pytest.mark.parametrize("prompt", [SYSTEM, SOME[2], SOME[9]])
 def test_keys_and_values_are_those_of_one_plain_forward(plain, long_language_dir, prompt):
     ours, theirs = plain(long_language_dir), plain(long_language_dir)
     ours.set_attn_implementation(ATTENTION)
-    keys, values = Prompts(ours.base_model, 8).get(prompt, SHORT)
+    keys, values = Prompts(ours.base_model, 8).get(prompt, SOME)
     whole = theirs.base_model(input_ids=torch.tensor([prompt]), use_cache=True).past_key_values
     assert keys.shape[2] == len(prompt)
     for i, layer in enumerate(whole.layers):
@@ -55,25 +55,25 @@ def test_keys_and_values_are_those_of_one_plain_forward(plain, long_language_dir
 @torch.inference_mode()
 def test_coming_prompts_of_the_same_shape_are_read_along(model):
     prompts, shapes = prompts_of(model)
-    prompts.get(SHORT[0], SHORT[1:])
-    for prompt in (SHORT[1], SHORT[2], SHORT[4], SHORT[7]):
-        prompts.get(prompt)
-    assert shapes == [(TOGETHER[32], 32)], "five prompts of at most 32 tokens"
-    prompts.get(SHORT[3])
-    assert shapes[1:] == [(TOGETHER[64], 64)]
+    prompts.get(SOME[0], SOME[1:])
+    for i in (1, 2, 3, 4, 5, 7, 8):
+        prompts.get(SOME[i])
+    assert shapes == [(8, 64)], "eight prompts of at most 64 tokens"
+    prompts.get(SOME[6])
+    assert shapes[1:] == [(4, 128)]
     few, shapes = prompts_of(model, rows=2)
-    few.get(SHORT[0], SHORT[1:])
-    assert shapes[-1] == (2, 32), "no more than the rows that there are"
+    few.get(SOME[0], SOME[1:])
+    assert shapes[-1] == (2, 64), "no more than the rows that there are"
 
 
 @torch.inference_mode()
 def test_company_and_order_change_no_bit(model):
-    expected = [Prompts(model, 8).get(prompt) for prompt in SHORT]
+    expected = [Prompts(model, 8).get(prompt) for prompt in SOME]
     for seed in range(5):
-        order = random.Random(seed).sample(range(len(SHORT)), len(SHORT))
+        order = random.Random(seed).sample(range(len(SOME)), len(SOME))
         prompts = Prompts(model, 8)
         for at, i in enumerate(order):
-            assert same(prompts.get(SHORT[i], [SHORT[j] for j in order[at + 1 :]]), expected[i])
+            assert same(prompts.get(SOME[i], [SOME[j] for j in order[at + 1 :]]), expected[i])
 
 
 @torch.inference_mode()
@@ -101,7 +101,7 @@ def test_what_is_held_is_bounded_and_the_last_used_stays(model):
     assert shapes.count((1, 224)) == 1, "in use all the time"
     assert sum(map(len, prompts.held)) <= HELD + 200
     prompts.get([10] * 100)
-    assert shapes[-1] == (TOGETHER[128], 128), "read again: it had been left behind"
+    assert shapes[-1] == (4, 128), "read again: it had been left behind"
 
 
 @pytest.mark.parametrize("method", ["pargs", "pargs-best-of-n", "unguided"])
