@@ -1,7 +1,7 @@
 """Linear layers on a CPU in bfloat16, whose weights lie in the order in which oneDNN multiplies by them.
 
-It brings them into that order in every product otherwise, which takes a quarter of a step of eight rows. Results are the
-same. In float32 it gains nothing (measured), and a GPU has no such order.
+It brings them into that order in every product otherwise, which takes a quarter of a step of eight rows. Results are
+the same. In float32 it gains nothing (measured), and a GPU has no such order.
 """
 
 from functools import cache
