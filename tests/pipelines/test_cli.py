@@ -75,7 +75,7 @@ def test_doctor_tells_good_from_bad(tmp_path, language_dir, write_parquet):
     ]
     good = rgtg("doctor", *settings, f"generate.prompts={write_parquet('prompts.parquet', prompt=['one'])}")
     assert good.returncode == 0, good.stderr
-    assert "32 of 32 slots" in " ".join(good.stdout.split())
+    assert "32 of 32 slots" in " ".join(good.stdout.replace("│", "").split())
     bad = rgtg("doctor", *settings, "generate.prompts=/nowhere")
     assert bad.returncode == 2
     assert "generate.prompts cannot be used as configured" in bad.stderr
