@@ -1,5 +1,6 @@
 """Two training workers (gloo, on the CPU) do together what one does alone."""
 
+import faulthandler
 from dataclasses import asdict
 from datetime import timedelta
 from functools import partial
@@ -66,6 +67,7 @@ def through_a_file(file, state):
 
 
 def work(rank, folder, reward_dir):
+    faulthandler.enable()  # a worker that crashes says where
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2, timeout=timedelta(seconds=120)
