@@ -79,20 +79,20 @@ class Way:
 
 
 def main(
-    hidden: Annotated[int, typer.Option(help="Hidden size of both models.")] = 512,
-    layers: Annotated[int, typer.Option(help="Their layers.")] = 8,
-    heads: Annotated[int, typer.Option(help="Their attention heads.")] = 8,
-    kv_heads: Annotated[int, typer.Option(help="Their heads of keys and values.")] = 4,
-    vocabulary: Annotated[int, typer.Option(help="Their vocabulary.")] = 32_000,
-    k: Annotated[int, typer.Option(help="Candidates a step.")] = 10,
+    hidden: Annotated[int, typer.Option(min=1, help="Hidden size of both models.")] = 512,
+    layers: Annotated[int, typer.Option(min=1, help="Their layers.")] = 8,
+    heads: Annotated[int, typer.Option(min=1, help="Their attention heads.")] = 8,
+    kv_heads: Annotated[int, typer.Option(min=1, help="Their heads of keys and values.")] = 4,
+    vocabulary: Annotated[int, typer.Option(min=1, help="Their vocabulary.")] = 32_000,
+    k: Annotated[int, typer.Option(min=1, help="Candidates a step.")] = 10,
     slots: Annotated[str, typer.Option(help="Completions at once: one run for each.")] = "1,8,32",
     prompt_tokens: Annotated[str, typer.Option(help="Shortest and longest prompt.")] = "32,64",
-    new_tokens: Annotated[int, typer.Option(help="Tokens of a completion.")] = 64,
+    new_tokens: Annotated[int, typer.Option(min=2, help="Tokens of a completion.")] = 64,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto.")] = "auto",
     device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "auto",
-    threads: Annotated[int | None, typer.Option(help="CPU threads; by default as torch has it.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; by default as torch has it.")] = None,
     cuda_graphs: Annotated[bool, typer.Option(help="On a GPU, steps of rgtg by CUDA graphs.")] = True,
-    repeats: Annotated[int, typer.Option(help="Turns of which the median counts.")] = 3,
+    repeats: Annotated[int, typer.Option(min=1, help="Turns of which the median counts.")] = 3,
     loops: Annotated[bool, typer.Option(help="Also the published loops, which are slow.")] = True,
     refill: Annotated[
         bool, typer.Option(help="Also completions of many lengths: refilled slots, static batches.")
@@ -104,12 +104,10 @@ def main(
     """
     if threads:
         torch.set_num_threads(threads)
-    if device not in ("auto", "cpu", "cuda"):
-        raise UserError(f"--device is {device!r}; there are auto, cpu and cuda")
     where = resolve_device(device)
-    if dtype not in (*DTYPES, "auto"):
-        raise UserError(f"--dtype is {dtype!r}; there are {', '.join(DTYPES)} and auto")
     kind = resolve_dtype(dtype, where)
+    if k > vocabulary:
+        raise UserError(f"--k is {k}, more than the vocabulary of {vocabulary}")
     size = models.Size(hidden, layers, heads, kv_heads, vocabulary)
     shortest, longest = numbers(prompt_tokens, "--prompt-tokens", 2)
     batches = numbers(slots, "--slots")
@@ -250,11 +248,13 @@ def _print(task: Task, slots: int, ways: list[Way], seconds: dict[str, Seconds])
         first, whole = seconds[f"{way.name} 1"], seconds[f"{way.name} {way.tokens}"]
         rate = way.rows * way.tokens / whole.wall
         unguided = unguided or rate
-        steps = (way.tokens - 1) / max(whole.wall - first.wall, 1e-9)  # a second
-        row = [way.name, f"{rate:,.1f}", f"{unguided / rate:.2f}", f"{first.wall:.3f}", f"{way.rows * steps:,.1f}"]
+        # Steps a second, if they take long enough to be told from reading the prompts.
+        steps = (way.tokens - 1) / (whole.wall - first.wall) if whole.wall > 1.05 * first.wall else None
+        row = [way.name, f"{rate:,.1f}", f"{unguided / rate:.2f}", f"{first.wall:.3f}"]
+        row.append(f"{way.rows * steps:,.1f}" if steps else "-")
         row.append(f"{1000 * whole.cpu / (way.rows * way.tokens):.2f}")
         if bandwidth:
-            row.append(f"{steps * _bytes_of_step(task, way) / bandwidth:.2f}" if way.models else "")
+            row.append(f"{steps * _bytes_of_step(task, way) / bandwidth:.2f}" if steps and way.models else "")
         table.add_row(*row)
     print_table(table)
     if torch.cuda.is_available():

@@ -53,12 +53,12 @@ class Waiting(Instant):
 
 
 def main(
-    num_prompts: Annotated[int, typer.Option(help="Prompts that both complete, four times each.")] = 512,
+    num_prompts: Annotated[int, typer.Option(min=1, help="Prompts that both complete, four times each.")] = 512,
     method: Annotated[str, typer.Option(help="The method.")] = "pargs",
-    repeats: Annotated[int, typer.Option(help="Turns of which the median counts.")] = 3,
+    repeats: Annotated[int, typer.Option(min=1, help="Turns of which the median counts.")] = 3,
     rows: Annotated[str, typer.Option(help="Prompts for a simulated device that takes no time.")] = "1000,100000",
     actors: Annotated[str, typer.Option(help="Simulated devices at once.")] = "1,2,4",
-    blocks: Annotated[int, typer.Option(help="Blocks of prompts for each of them.")] = 16,
+    blocks: Annotated[int, typer.Option(min=1, help="Blocks of prompts for each of them.")] = 16,
 ) -> None:
     """The `generate` job on this machine: its tokens per second beside the bare engine's, on the sandbox.
 

@@ -15,6 +15,7 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar
 
+from rgtg.errors import UserError
 from rgtg.models.reward import HEAD
 
 UNKNOWN, BOS, EOS, PAD, FIRST = range(5)
@@ -29,6 +30,15 @@ class Size:
     heads: int = 8
     kv_heads: int = 4
     vocabulary: int = 32_000
+
+    def __post_init__(self) -> None:
+        if self.hidden % (2 * self.heads) or self.heads % self.kv_heads:
+            raise UserError(
+                f"a hidden size of {self.hidden} with {self.heads} heads and {self.kv_heads} of keys and values does "
+                "not divide: take a multiple of twice the heads, and heads that are a multiple of theirs"
+            )
+        if self.vocabulary < 2 * FIRST:
+            raise UserError(f"the vocabulary of {self.vocabulary} is too small; take at least {2 * FIRST}")
 
 
 def write(folder: Path, size: Size) -> dict[str, str]:

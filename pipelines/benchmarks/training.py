@@ -24,19 +24,19 @@ from rgtg.training.loop import Learner
 
 
 def main(
-    hidden: Annotated[int, typer.Option(help="Hidden size of the model.")] = 256,
-    layers: Annotated[int, typer.Option(help="Its layers.")] = 6,
-    heads: Annotated[int, typer.Option(help="Its attention heads.")] = 8,
-    kv_heads: Annotated[int, typer.Option(help="Its heads of keys and values.")] = 4,
-    vocabulary: Annotated[int, typer.Option(help="Its vocabulary.")] = 8192,
-    pairs: Annotated[int, typer.Option(help="Preference pairs of a turn.")] = 64,
-    batch: Annotated[int, typer.Option(help="Pairs of a step.")] = 32,
-    prompt_tokens: Annotated[int, typer.Option(help="Median length of a prompt; lengths are log-normal.")] = 48,
-    response_tokens: Annotated[int, typer.Option(help="Median length of a response; also log-normal.")] = 64,
-    max_length: Annotated[int, typer.Option(help="Longest prompt and response together.")] = 512,
-    threads: Annotated[int | None, typer.Option(help="CPU threads; by default as torch has it.")] = None,
+    hidden: Annotated[int, typer.Option(min=1, help="Hidden size of the model.")] = 256,
+    layers: Annotated[int, typer.Option(min=1, help="Its layers.")] = 6,
+    heads: Annotated[int, typer.Option(min=1, help="Its attention heads.")] = 8,
+    kv_heads: Annotated[int, typer.Option(min=1, help="Its heads of keys and values.")] = 4,
+    vocabulary: Annotated[int, typer.Option(min=1, help="Its vocabulary.")] = 8192,
+    pairs: Annotated[int, typer.Option(min=1, help="Preference pairs of a turn.")] = 64,
+    batch: Annotated[int, typer.Option(min=1, help="Pairs of a step.")] = 32,
+    prompt_tokens: Annotated[int, typer.Option(min=1, help="Median length of a prompt; lengths are log-normal.")] = 48,
+    response_tokens: Annotated[int, typer.Option(min=1, help="Median length of a response; also log-normal.")] = 64,
+    max_length: Annotated[int, typer.Option(min=1, help="Longest prompt and response together.")] = 512,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; by default as torch has it.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "auto",
-    repeats: Annotated[int, typer.Option(help="Turns of which the median counts.")] = 3,
+    repeats: Annotated[int, typer.Option(min=1, help="Turns of which the median counts.")] = 3,
 ) -> None:
     """Training of a reward model on this machine: pairs per second of every way.
 

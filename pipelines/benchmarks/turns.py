@@ -37,5 +37,6 @@ def numbers(text: str, option: str, count: int | None = None) -> list[int]:
     parts = text.split(",")
     found = [int(part) for part in parts if part.strip().isdigit()]
     if len(found) != len(parts) or 0 in found or (count and len(found) != count):
-        raise UserError(f"{option} is {text!r}; write numbers with commas between them")
+        many = f"{count} numbers" if count else "numbers"
+        raise UserError(f"{option} is {text!r}; write {many} above 0 with commas between them")
     return found

@@ -16,13 +16,15 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def resolve_device(name: str) -> torch.device:
-    """`auto` is CUDA where there is one. Raises UserError where the named device is absent."""
+    """`auto` is CUDA where there is one. Raises UserError for a device that is unknown or absent."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(
             f"models.device is {name!r} but torch {torch.__version__} sees no CUDA device; use cpu or auto"
         )
+    if name.partition(":")[0] not in ("cpu", "cuda"):
+        raise UserError(f"the device {name!r} is unknown; there are auto, cpu and cuda")
     return torch.device(name)
 
 
@@ -30,6 +32,8 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     """`auto` is bfloat16 on a CUDA device that has it, float32 elsewhere."""
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" and has_fast_bfloat16(device) else torch.float32
+    if name not in DTYPES:
+        raise UserError(f"the dtype {name!r} is unknown; there are auto, {', '.join(DTYPES)}")
     return DTYPES[name]
 
 
