@@ -42,12 +42,13 @@ def run(config: Config) -> RunDirectory:
     inputs = inputs_of(config, reward, directory)
     grew = config.generate.incremental and directory.changed(STAGE, inputs) == {"prompts"}
     state = directory.begin(STAGE, inputs, rerunnable=grew)
+    target, checkpoint = directory.path("completions"), directory.path("_checkpoint")
     if state == "done":
+        _check_errors(config, directory.counts(STAGE), target)
         return directory
     if state == "resume" or grew:
         print("generate: goes on from the rows that are committed", flush=True)
     begun = time.monotonic()
-    target, checkpoint = directory.path("completions"), directory.path("_checkpoint")
     expected = directory.counts(prompts.STAGE)["rows"]
     for _ in range(ATTEMPTS):  # more than one only where workers of a job that was killed went on writing beside it
         _reconcile(target, checkpoint)
@@ -56,13 +57,7 @@ def run(config: Config) -> RunDirectory:
             break
     else:
         raise Unavailable(f"{target!r} has {counts['rows']} rows of {expected} prompts: does another job write there?")
-    if counts["errors"] > config.generate.max_error_rate * counts["rows"]:
-        reason, times = next(iter(counts["error_reasons"].items()))
-        raise UserError(
-            f"{counts['errors']} of {counts['rows']} prompts have an error, and generate.max_error_rate is "
-            f"{config.generate.max_error_rate}; {times} times it is {reason!r}. All rows are in {target!r}: raise the "
-            "rate to go on with them, or mend the input and give another run.id"
-        )
+    _check_errors(config, counts, target)
     directory.finish(STAGE, counts, time.monotonic() - begun)
     return directory
 
@@ -162,6 +157,17 @@ def count(target: str) -> dict[str, Any]:
             stopped=pc.sum(pc.equal(flat.field("finish_reason"), "stop")).as_py() or 0,
         )
     return {**totals, "error_reasons": dict(reasons.most_common(10))}
+
+
+def _check_errors(config: Config, counts: dict[str, Any], target: str) -> None:
+    """Raises UserError where more prompts have an error than the config allows: of a run that is done too."""
+    if counts["errors"] > config.generate.max_error_rate * counts["rows"]:
+        reason, times = next(iter(counts["error_reasons"].items()))
+        raise UserError(
+            f"{counts['errors']} of {counts['rows']} prompts have an error, and generate.max_error_rate is "
+            f"{config.generate.max_error_rate}; {times} times it is {reason!r}. All rows are in {target!r}: raise the "
+            "rate to go on with them, or mend the input and give another run.id"
+        )
 
 
 def _calls_in_flight(settings: Generate) -> int:

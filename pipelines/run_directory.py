@@ -58,6 +58,7 @@ class RunDirectory:
                 "give those settings again to go on with it, or another run.id (--new-run) to start beside it"
             )
         if entry and entry["inputs"] == now and entry["status"] == "done":
+            print(f"{stage}: was done before, in {self.place}", flush=True)
             return "done"
         storage.remove(self.path("_SUCCESS"))
         if entry and entry["inputs"] == now:
@@ -81,6 +82,7 @@ class RunDirectory:
         entry = self.manifest["stages"][stage]
         entry |= {"status": "done", "finished": _now(), "seconds": round(seconds, 2), "counts": counts}
         self._save()
+        print(f"{stage}: done in {seconds:.0f} s, in {self.place}", flush=True)
 
     def counts(self, stage: str) -> dict[str, Any]:
         """The counts of a stage that is done."""

@@ -27,7 +27,9 @@ Places = Annotated[list[str], BeforeValidator(lambda v: [v] if isinstance(v, str
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
 
 class Run(Section):

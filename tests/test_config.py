@@ -95,6 +95,7 @@ def test_an_empty_file_is_the_defaults(write):
         ("generate.samples=true", ["'generate.samples'", "True"]),
         ("generate.samples=0", ["'generate.samples'", "greater than or equal to 1", "0"]),
         ("generate.beta=-1", ["'generate.beta'", "-1"]),
+        ("generate.beta=.inf", ["'generate.beta'", "inf"]),
         ("generate.k=-1", ["'generate.k'"]),
         ("generate.method=parg", ["'generate.method'", "'parg'", "pargs-greedy"]),
         ("models.dtype=int8", ["'models.dtype'", "bfloat16", "'int8'"]),

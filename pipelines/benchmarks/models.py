@@ -58,7 +58,7 @@ def write(folder: Path, size: Size) -> dict[str, str]:
         num_hidden_layers=size.layers,
         num_attention_heads=size.heads,
         num_key_value_heads=size.kv_heads,
-        max_position_embeddings=8192,
+        max_position_embeddings=131_072,
         tie_word_embeddings=False,
         bos_token_id=BOS,
         eos_token_id=EOS,

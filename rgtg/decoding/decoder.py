@@ -1,7 +1,7 @@
 """Decoder: both models, a method and an engine behind two calls, `generate` and `score`."""
 
 from dataclasses import dataclass
-from math import isfinite
+from math import inf, isfinite
 from typing import Any, Literal
 
 from rgtg.chat import Prompt, check_prompt, decode_response, encode_prompt
@@ -74,8 +74,10 @@ class Decoder:
             raise UserError(
                 f"slots ({slots}) must be at least 1 and k ({k}) at least 0, which is the whole vocabulary"
             )
-        if temperature <= 0 or not 0 < top_p <= 1:
+        if not 0 < temperature < inf or not 0 < top_p <= 1:
             raise UserError(f"temperature ({temperature}) must be above 0 and top_p ({top_p}) in (0, 1]")
+        if beta is not None and not isfinite(beta):
+            raise UserError(f"beta ({beta}) must be a finite number")
         preset = METHODS[method]
         try:
             segments = with_segments(method, proposals, segment_tokens, segment_entropy, target_reward)

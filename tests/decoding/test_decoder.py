@@ -167,6 +167,13 @@ def test_unknown_method(language_dir):
         Decoder.load(language_dir, method="parg")
 
 
+@pytest.mark.parametrize("option", ["beta", "temperature", "top_p"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_number_that_is_none(language_dir, reward_dir, option, value):
+    with pytest.raises(UserError, match=rf"{option} \({value}\)"):
+        Decoder.load(language_dir, reward_dir, **{option: value})
+
+
 @pytest.mark.parametrize("method", ["pargs", "pargs-greedy", "args"])
 def test_a_guided_method_without_reward_model(language_dir, method):
     with pytest.raises(UserError, match=f"'{method}' needs a reward model"):

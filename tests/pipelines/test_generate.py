@@ -78,6 +78,8 @@ def test_bad_rows_are_written_with_their_error(job, read_rows):
     assert rows["None"]["error"] == "the prompt is null"
     assert rows["None"]["completions"] is None
     assert "leaves no room for a completion in the context of 128" in rows["long " * 100]["error"]
+    with pytest.raises(UserError, match=r"2 of 5 prompts have an error, and generate\.max_error_rate is 0\.3"):
+        generate.run(job(prompts, **{"generate.max_error_rate": 0.3}))  # nor is what was accepted under a higher rate
     assert not directory.is_done("preferences")
     for prompt in ("good", "also good", ""):  # an empty prompt starts from the BOS
         assert rows[prompt]["error"] is None
