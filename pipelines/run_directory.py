@@ -58,7 +58,7 @@ class RunDirectory:
                 "give those settings again to go on with it, or another run.id (--new-run) to start beside it"
             )
         if entry and entry["inputs"] == now and entry["status"] == "done":
-            print(f"{stage}: was done before, in {self.place}", flush=True)
+            print(f"{stage}: is done, in {self.place}", flush=True)
             return "done"
         storage.remove(self.path("_SUCCESS"))
         if entry and entry["inputs"] == now:
