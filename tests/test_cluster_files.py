@@ -153,7 +153,7 @@ def test_the_cronjob_creates_the_night_once_and_ends_as_it_ends(tmp_path, cronjo
         env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=120,
     )
     assert result.returncode == code, result.stderr
     [job] = documents(tmp_path / "created.yaml")

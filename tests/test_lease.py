@@ -98,10 +98,10 @@ def test_of_two_that_take_over_one_wins(place):
             both.wait()
             with take(place):
                 outcome.append("held")
-                both.wait(timeout=20)
+                both.wait(timeout=120)
         except UserError:
             outcome.append("refused")
-            both.wait(timeout=20)
+            both.wait(timeout=120)
 
     threads = [threading.Thread(target=run) for _ in range(4)]
     for thread in threads:
@@ -115,7 +115,7 @@ def test_a_holder_hears_that_its_lease_is_lost(place):
     lost = threading.Event()
     with take(place, lambda sentence: lost.set()):
         storage.write_bytes(storage.join(place, NAME), json.dumps({"host": "other", "pid": 2}).encode())
-        assert lost.wait(timeout=20)
+        assert lost.wait(timeout=120)
     assert b"other" in storage.read_bytes(storage.join(place, NAME)), "what is another's is left alone"
 
 

@@ -11,7 +11,7 @@ def benchmark(*options):
         [sys.executable, "-m", "pipelines.cli", "benchmark", *options],
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=1000,
     )
 
 

@@ -18,7 +18,7 @@ def rgtg(*arguments: str, module: str = "pipelines.cli", **env: str) -> subproce
         capture_output=True,
         text=True,
         env={**os.environ, **env},
-        timeout=120,
+        timeout=600,
     )
 
 
@@ -111,7 +111,7 @@ def test_a_job_that_is_stopped_says_so_and_closes_what_it_holds(tmp_path, number
     )
     assert process.stdout.readline() == "ready\n"
     process.send_signal(number)
-    assert process.communicate(timeout=60)[1] == "stopped: the same command goes on where this one was\n"
+    assert process.communicate(timeout=300)[1] == "stopped: the same command goes on where this one was\n"
     assert process.returncode == 130
     assert not (tmp_path / "night").exists()
 

@@ -246,7 +246,7 @@ def test_completions_are_bit_equal_when_the_driver_is_killed_and_the_job_started
         stdout=subprocess.DEVNULL,
         env={**os.environ, "RAY_TMPDIR": own_ray},
     )
-    assert victim.wait(timeout=200) == -signal.SIGKILL
+    assert victim.wait(timeout=1000) == -signal.SIGKILL
     while left := processes_with(f"RAY_TMPDIR={own_ray}"):  # its Ray outlives it for a moment, and still writes
         for pid in left:
             with suppress(ProcessLookupError):

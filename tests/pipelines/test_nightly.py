@@ -133,7 +133,7 @@ def night(make_bucket, tmp_path_factory, language_dir):
     def start(run_id):
         # With a Ray of its own, which has this environment.
         command = [*(sys.executable, "-m", "pipelines.nightly"), "--config", f"{s3}/config.yaml", f"run.id={run_id}"]
-        return subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=280)
+        return subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=1000)
 
     with pytest.MonkeyPatch.context() as patch:
         make_bucket(patch)
@@ -182,7 +182,7 @@ def until_a_block_is_committed(plan):
     return expiring
 
 
-@pytest.mark.timeout(600)  # two starts of all stages
+@pytest.mark.timeout(2400)  # two starts of all stages
 @pytest.mark.slow
 def test_a_night_on_a_store_that_fails_now_and_then_and_on_credentials_that_expire(night, faulty):
     """The rows are those of a night on a good store, each one once."""

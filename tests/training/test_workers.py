@@ -70,7 +70,7 @@ def work(rank, folder, reward_dir):
     faulthandler.enable()  # a worker that crashes says where
     torch.set_num_threads(1)
     dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2, timeout=timedelta(seconds=120)
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2, timeout=timedelta(seconds=600)
     )
     outcome = {
         (strategy, name): train(
