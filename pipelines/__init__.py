@@ -9,7 +9,7 @@ if not os.environ.get("RGTG_RAY_LOGS"):
     os.environ.setdefault("RAY_DEDUP_LOGS_AGG_WINDOW_S", "0")  # "repeated 5x" would be in colours
     os.environ.setdefault("RAY_COLOR_PREFIX", "0")
 
-# For each table of Parquet files Ray starts 32 processes that read footers: seconds of every stage on two cores. One is
-# enough, which reads those of a batch of files at once.
+# For each table of Parquet files Ray starts 32 processes that read footers: seconds of every stage on two cores. One
+# is enough, which reads those of a batch of files at once.
 os.environ.setdefault("RAY_DATA_PARQUET_FOOTER_NUM_ACTORS", "1")
 os.environ.setdefault("RAY_DATA_PARQUET_FOOTER_BATCH_SIZE", "128")
