@@ -65,6 +65,7 @@ def patiently(read: Callable[[], T]) -> T:
         except OSError as error:
             if "Failed to flush response stream" not in str(error):
                 raise
+        # Longer each time, and not with all the other workers that the store has just turned away.
         time.sleep(random.random() * 2 ** (attempt - 1))
     return read()
 

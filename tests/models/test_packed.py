@@ -6,14 +6,16 @@ from transformers import AutoModelForCausalLM
 from rgtg.models import packed
 from rgtg.models.packed import PackedLinear, pack
 
-supported = pytest.mark.skipif(not packed._supported(), reason="this machine multiplies no packed bfloat16")
-
 
 def kinds(model):
     return {type(module) for module in model.modules()} & {nn.Linear, PackedLinear}
 
 
-@supported
+def is_packed(model):
+    """As it must be wherever oneDNN has bfloat16 for certain; another CPU may keep its layers."""
+    return kinds(model) == {PackedLinear} or torch.backends.cpu.get_cpu_capability() != "AVX512"
+
+
 @torch.inference_mode()
 @pytest.mark.parametrize("rows", [1, 8, 80, 512])
 @pytest.mark.parametrize("bias", [True, False])
@@ -23,12 +25,11 @@ def test_products_are_those_of_the_plain_layer(rows, bias):
     x = torch.randn(rows, 96, generator=g, dtype=torch.bfloat16)
     model = nn.Sequential(linear)
     pack(model)
-    assert kinds(model) == {PackedLinear}
+    assert is_packed(model)
     torch.testing.assert_close(model(x), linear(x))
     torch.testing.assert_close(model(x.view(rows, 1, 96))[:, 0], linear(x))
 
 
-@supported
 @pytest.mark.parametrize("arch", ["llama", "qwen2"])
 def test_a_model_whose_head_is_tied_to_its_embeddings(make_language, arch):
     model = AutoModelForCausalLM.from_pretrained(make_language(arch=arch), dtype=torch.bfloat16).eval()
@@ -38,7 +39,7 @@ def test_a_model_whose_head_is_tied_to_its_embeddings(make_language, arch):
     with torch.inference_mode():
         expected = model(ids).logits
         pack(model)
-        assert kinds(model) == {PackedLinear}
+        assert is_packed(model)
         torch.testing.assert_close(model(ids).logits, expected)
 
 
