@@ -94,6 +94,9 @@ def complete(
     num_gpus = 1 if on_gpu(config.models) else 0
     ray_session.start(config)
     storage.make_directory(target)
+    for table in (source, checkpoint):  # Ray reads these
+        if table and storage.exists(table):
+            storage.check_tables(table)
     filesystem, path = storage.resolve(target)
     source_filesystem, source_path = storage.resolve(source)
     context = DataContext.get_current().copy()

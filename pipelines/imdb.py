@@ -20,7 +20,7 @@ import torch
 import typer
 
 from pipelines import cli, evaluate
-from rgtg import config_file
+from rgtg import config_file, storage
 from rgtg.chat import Prompt, encode_prompt
 from rgtg.errors import UserError
 from rgtg.models.loading import has_fast_bfloat16
@@ -97,14 +97,18 @@ def read_reviews(data: Path, num_prompts: int) -> Reviews:
     for name in ("labelled.parquet", "unlabelled.parquet"):
         if not (data / name).is_file():
             raise UserError(f"there is no {name} in {str(data)!r}")
-    table = pq.read_table(data / "labelled.parquet").to_pylist()
+    table = _rows(data / "labelled.parquet")
     labelled = list({row["text"]: (row["text"], row["label"]) for row in table}.values())
     random.Random(0).shuffle(labelled)
     judge, held_out, train = labelled[:4000], labelled[4000:9000], labelled[9000:]
     known = {text for text, _ in labelled}
-    texts = [t for t in pq.read_table(data / "unlabelled.parquet")["text"].to_pylist() if t not in known]
+    texts = [row["text"] for row in _rows(data / "unlabelled.parquet") if row["text"] not in known]
     openings = {" ".join(text.split()[:PROMPT_WORDS]) for text in texts if len(text.split()) > 2 * PROMPT_WORDS}
     return Reviews(train, held_out, judge, random.Random(1).sample(sorted(openings), num_prompts))
+
+
+def _rows(file: Path) -> list[dict[str, Any]]:
+    return [row for table in storage.read_tables(str(file)) for row in table.to_pylist()]
 
 
 def _write_inputs(reviews: Reviews, out: Path) -> tuple[Path, Path, Path]:

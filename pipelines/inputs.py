@@ -3,7 +3,6 @@
 import os
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
 from pipelines.run_directory import RunDirectory
@@ -126,9 +125,8 @@ def check_models(config: Config, reward: str | None, directory: RunDirectory) ->
     if reward and config.models.reward_reads == "tokens":
         for place in {reward, *config.models.ensemble} - {config.models.language}:
             check_same_tokens(tokenizer, load_tokenizer(place, "the reward model", trust_remote_code=trust))
-    filesystem, _ = storage.resolve(directory.path("prompts"))
-    first = storage.list_files(directory.path("prompts"), (".parquet",))[0]
-    messages = pa.types.is_list(pq.read_schema(first.path, filesystem=filesystem).field("prompt").type)
+    first = next(storage.read_tables(directory.path("prompts"), ["prompt"]))
+    messages = pa.types.is_list(first.schema.field("prompt").type)
     if messages and not tokenizer.chat_template:
         raise UserError(
             f"the prompts are messages but the tokenizer of {config.models.language!r} has no chat template; give "

@@ -7,28 +7,32 @@ reason, so that each one can be looked up; training reads the others, epoch afte
 import hashlib
 import json
 import time
-from collections import Counter, defaultdict
+from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import ray
+from ray.data import DataContext
 
 from pipelines import ray_session
 from pipelines.run_directory import RunDirectory, listing
 from rgtg import object_store, storage
 from rgtg.config import Config
 from rgtg.errors import UserError, first_line
+from rgtg.input_files import Found, InputFile, check_share, find, open_file, read_bytes
 from rgtg.models.loading import context_length, load_config, load_tokenizer
+from rgtg.parquet import UNREADABLE, open_parquet, parquet_fault
 from rgtg.preferences.readers import PAIR_COLUMNS, read_pair
 from rgtg.preferences.selection import fraction
 from rgtg.preferences.tokenized import TokenizedPair, tokenize_pair
-from rgtg.rows import SUFFIXES, UNREADABLE, json_rows, parquet_fault, table_rows
+from rgtg.rows import json_rows, table_rows
 
 STAGE = "pairs"
-BATCH_ROWS = 256
+BATCH_ROWS = 256  # raw rows of a chunk
+BLOCK_CHUNKS = 16  # chunks of a task that tokenises
+MOST_BLOCKS = 256  # tasks that read files
 JSON_ROW = "json"  # the one column of what came from JSON, until it is read as pairs
 
 IDS = pa.list_(pa.int32())
@@ -48,9 +52,8 @@ def run(config: Config, directory: RunDirectory, init: str) -> None:
     """The stage: train_reward.pairs (and eval_pairs) to pairs/, tokenised for the model at `init`."""
     settings = config.train_reward
     sources = {"pairs": settings.pairs, "eval_pairs": settings.eval_pairs}
-    inputs: dict[str, Any] = {
-        f"train_reward.{name}": places and listing(places, SUFFIXES) for name, places in sources.items()
-    }
+    inputs: dict[str, Any] = {f"train_reward.{name}": places and listing(places) for name, places in sources.items()}
+    fractions = {"pairs": 0.0 if settings.eval_pairs else settings.eval_fraction, "eval_pairs": 1.0}
     context = context_length(load_config(init, "train_reward.init", trust_remote_code=config.models.trust_remote_code))
     max_length = min(settings.max_length, context)
     inputs |= {f"train_reward.{name}": getattr(settings, name) for name in ("overlong", "eval_fraction")}
@@ -66,32 +69,26 @@ def run(config: Config, directory: RunDirectory, init: str) -> None:
     target = directory.path("pairs")
     storage.remove(target)
     storage.make_directory(target)
-    filesystem, path = storage.resolve(target)
-    eval_fraction = 0.0 if settings.eval_pairs else settings.eval_fraction
-    skipped: dict[str, str] = {}
-    datasets = [
-        dataset.map_batches(
-            _tokenize,  # type: ignore[arg-type]  # Ray's own annotation leaves out Arrow tables with arguments
-            fn_kwargs={
-                "init": init,
-                "trust_remote_code": config.models.trust_remote_code,
-                "max_length": max_length,
-                "overlong": settings.overlong,
-                "eval_fraction": 1.0 if name == "eval_pairs" else eval_fraction,
-            },
-            batch_size=BATCH_ROWS,
-            batch_format="pyarrow",
-        )
-        for name, places in sources.items()
-        if places
-        for dataset in _read(places, skipped)
+    found = {name: _readable(places) for name, places in sources.items() if places}
+    skipped = {path: reason for of in found.values() for path, reason in of.skipped.items()}
+    files = [
+        {"place": file.place, "path": file.path, "eval_fraction": fractions[name]}
+        for name, of in found.items()
+        for file in of.files
     ]
-    if not datasets:
+    if not files:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in skipped.items())
         raise UserError(f"none of the files of train_reward.pairs can be read ({reasons})")
-    every = datasets[0].union(*datasets[1:]) if len(datasets) > 1 else datasets[0]
+    for name, of in found.items():
+        check_share(len(of.files), of.unreadable, config.generate.max_error_rate, f"train_reward.{name}")
+    tokenize = {
+        "init": init,
+        "trust_remote_code": config.models.trust_remote_code,
+        "max_length": max_length,
+        "overlong": settings.overlong,
+    }
     with ray_session.explained("reading the pairs"):
-        every.random_shuffle(seed=config.run.seed).write_parquet(path, filesystem=filesystem)
+        _write(files, tokenize, config.run.seed, target)
     counts = count(target) | {"skipped_files": skipped}
     reasons = "".join(f"\n  skipped {name}: {reason}" for name, reason in skipped.items())
     reasons += "".join(f"\n  {n} unused: {reason}" for reason, n in counts["unused"].items())
@@ -102,6 +99,26 @@ def run(config: Config, directory: RunDirectory, init: str) -> None:
             f"{counts['eval']} to evaluate on; see the reasons above"
         )
     directory.finish(STAGE, counts, time.monotonic() - begun)
+
+
+def _write(files: list[dict[str, Any]], tokenize: dict[str, Any], seed: int, target: str) -> None:
+    """All pairs of `files`, tokenised and shuffled, to `target`."""
+    filesystem, path = storage.resolve(target)
+    in_order = DataContext.get_current().copy()
+    in_order.execution_options.preserve_order = True  # what a seed shuffles must have an order
+    with DataContext.current(in_order):
+        chunks = ray.data.from_items(files, override_num_blocks=min(len(files), MOST_BLOCKS)).map_batches(
+            _chunks,  # type: ignore[arg-type]  # Ray's own annotation leaves out Arrow tables
+            batch_size=1,
+            batch_format="pyarrow",
+        )
+        tokenized = chunks.repartition(target_num_rows_per_block=BLOCK_CHUNKS).map_batches(
+            _tokenized,  # type: ignore[arg-type]
+            fn_kwargs=tokenize,
+            batch_size=1,
+            batch_format="pyarrow",
+        )
+        tokenized.random_shuffle(seed=seed).write_parquet(path, filesystem=filesystem)
 
 
 def count(target: str) -> dict[str, Any]:
@@ -124,64 +141,78 @@ def to_pairs(batch: dict[str, Any]) -> list[TokenizedPair]:
     ]
 
 
-def _read(places: list[str], skipped: dict[str, str]) -> list["ray.data.Dataset"]:
-    """The rows of all files as they are, in a dataset for each schema; files that cannot be read go to `skipped`."""
-    groups: defaultdict[Any, list[str]] = defaultdict(list)  # paths, by the kind of store and what a file holds
-    filesystems = {}
-    for place in places:
-        filesystem, _ = storage.resolve(place)
-        skipped |= storage.passed_over(place, SUFFIXES)
-        paths = [file.path for file in storage.list_files(place, SUFFIXES)]
-        with ThreadPoolExecutor(storage.READERS) as pool:
-            columns = pool.map(partial(_columns, filesystem), paths)
-        for path, found in zip(paths, columns, strict=True):
-            if isinstance(found, str):
-                skipped[path] = found
-            else:
-                filesystems[filesystem.type_name] = filesystem
-                groups[filesystem.type_name, found].append(path)
-    datasets = []
-    for (store, columns), paths in groups.items():
-        if columns:
-            names = [field.name for field in columns]
-            datasets.append(ray.data.read_parquet(paths, filesystem=filesystems[store], columns=names))
-        else:
-            files = ray.data.read_binary_files(paths, filesystem=filesystems[store])
-            datasets.append(files.map_batches(_lines, batch_size=1, batch_format="pyarrow"))
-    return datasets
+def _readable(places: list[str]) -> Found:
+    """The files of pairs at `places`; those that cannot be read are named."""
+    found = find(places)
+    with ThreadPoolExecutor(storage.READERS) as pool:
+        columns = list(pool.map(_columns, found.files))
+    faults = {
+        file.path: of_file for file, of_file in zip(found.files, columns, strict=True) if isinstance(of_file, str)
+    }
+    found.unreadable |= faults
+    found.files = [file for file in found.files if file.path not in faults]
+    return found
 
 
-def _columns(filesystem: Any, path: str) -> tuple[pa.Field, ...] | str:
+def _columns(file: InputFile) -> list[str] | str:
     """The columns that make a pair in a Parquet file, none for JSON, or why it cannot be read. Raises UserError where
     it holds no pairs.
     """
-    if not path.endswith(".parquet"):
-        return ()
+    if not file.path.endswith(".parquet"):
+        return []
     try:
-        schema = object_store.patiently(lambda: pq.read_schema(path, filesystem=filesystem))
-        names = [name for name in schema.names if name in PAIR_COLUMNS]
-        fault = parquet_fault(path, filesystem, names)
+        with open_file(file) as source:
+            names = object_store.patiently(lambda: open_parquet(source).schema_arrow.names)
+            fault = parquet_fault(source, [name for name in names if name in PAIR_COLUMNS])
     except UNREADABLE as error:
         fault = f"not a readable Parquet file ({first_line(error)})"
     if fault:
-        if failure := object_store.failure_of_store(f"cannot read {path!r}", fault):
+        if failure := object_store.failure_of_store(f"cannot read {file.path!r}", fault):
             raise failure
         return fault
-    if not PAIR_COLUMNS.intersection(schema.names):
+    if not PAIR_COLUMNS.intersection(names):
         raise UserError(
-            f"{path!r} holds no preference pairs: its columns are {', '.join(sorted(schema.names))}, and the known "
+            f"{file.path!r} holds no preference pairs: its columns are {', '.join(sorted(names))}, and the known "
             "formats use chosen and rejected, or completions with scores"
         )
-    return tuple(field for field in schema.remove_metadata() if field.name in PAIR_COLUMNS)
+    return [name for name in names if name in PAIR_COLUMNS]
 
 
-def _lines(files: pa.Table) -> pa.Table:
-    """Files of JSON as rows: JSON text again, since rows may differ in their columns."""
-    rows = [row for data in files["bytes"].to_pylist() for _, row in json_rows(data)]
-    return pa.table({JSON_ROW: pa.array([json.dumps(row) for row in rows], pa.large_string())})
+def _chunks(files: pa.Table) -> Iterator[pa.Table]:
+    """The raw rows of files, some to a chunk: Arrow's own bytes, since files differ in their columns."""
+    for row in files.to_pylist():
+        file = InputFile(row["place"], row["path"], 0)
+        for table in _raw(file):
+            sink = pa.BufferOutputStream()
+            with pa.ipc.new_stream(sink, table.schema) as stream:
+                stream.write_table(table)
+            chunk = pa.array([sink.getvalue().to_pybytes()], pa.large_binary())
+            yield pa.table({"rows": chunk, "eval_fraction": [row["eval_fraction"]]})
+
+
+def _raw(file: InputFile) -> Iterator[pa.Table]:
+    """The rows of a file; of JSON as text, a row each, since rows may differ in their columns."""
+    if not file.path.endswith(".parquet"):
+        rows = [json.dumps(row) for _, row in json_rows(read_bytes(file))]
+        for start in range(0, len(rows), BATCH_ROWS):
+            yield pa.table({JSON_ROW: pa.array(rows[start : start + BATCH_ROWS], pa.large_string())})
+        return
+    with open_file(file) as source:
+        parquet = open_parquet(source)
+        names = [name for name in parquet.schema_arrow.names if name in PAIR_COLUMNS]
+        for batch in parquet.iter_batches(BATCH_ROWS, columns=names):
+            yield pa.Table.from_batches([batch])
 
 
 _tokenizers: dict[str, Any] = {}  # of this worker process, by place: a task is called for every batch
+
+
+def _tokenized(chunks: pa.Table, **options: Any) -> pa.Table:
+    """Chunks of raw rows as rows of pairs/."""
+    return pa.concat_tables(
+        _tokenize(pa.ipc.open_stream(chunk["rows"]).read_all(), eval_fraction=chunk["eval_fraction"], **options)
+        for chunk in chunks.to_pylist()
+    )
 
 
 def _tokenize(

@@ -5,21 +5,23 @@ are skipped and named.
 """
 
 import hashlib
-import io
-import json
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipelines.inputs import resolved
 from pipelines.run_directory import RunDirectory, listing
-from rgtg import object_store, storage
+from rgtg import storage
 from rgtg.chat import check_prompt, prompt_id
 from rgtg.config import Config
-from rgtg.errors import UserError, first_line
-from rgtg.rows import SUFFIXES, UNREADABLE, Row, is_unicode, json_rows, parquet_fault, table_rows
+from rgtg.errors import UserError
+from rgtg.input_files import InputFile, Unreadable, check_share, find, read_bytes
+from rgtg.parquet import open_parquet, parquet_fault
+from rgtg.passed_through import Column, as_type, common_type
+from rgtg.rows import Row, is_unicode, json_rows, table_rows
 from rgtg.tables import COMPLETION_COLUMNS, MESSAGES, PROMPT_COLUMNS, prompts_schema
 
 STAGE = "prompts"
@@ -31,11 +33,14 @@ def run(config: Config) -> RunDirectory:
     config = resolved(config, models=False, prompts=True)
     directory = RunDirectory(config)
     begun = time.monotonic()
-    files = listing(config.generate.prompts, SUFFIXES)
+    files = listing(config.generate.prompts)
     free = not directory.has_begun("generate") or (config.generate.incremental and _grew(directory, files))
     if directory.begin(STAGE, {"generate.prompts": files}, rerunnable=free) == "done":
         return directory
     counts = take_in(config.generate.prompts, directory.path("prompts"))
+    check_share(counts["files"], counts["unreadable_files"], config.generate.max_error_rate, "generate.prompts")
+    if not counts["rows"]:
+        raise UserError(f"there is no prompt at {', '.join(map(repr, config.generate.prompts))}")
     directory.finish(STAGE, counts, time.monotonic() - begun)
     skipped = "".join(f"\n  skipped {name}: {reason}" for name, reason in counts["skipped_files"].items())
     print(
@@ -54,94 +59,61 @@ def _grew(directory: RunDirectory, files: list[dict[str, Any]]) -> bool:
 
 def take_in(places: list[str], target: str) -> dict[str, Any]:
     """Read all files at `places` and write the table of prompts at `target`; the counts of what was met."""
-    skipped: dict[str, str] = {}
-    tables = {}
-    for place in places:
-        skipped |= storage.passed_over(place, SUFFIXES)
-        for file in storage.list_files(place, SUFFIXES):
-            name = file.path
-            try:
-                tables[name] = _read(place, name)
-            except _Unreadable as error:
-                skipped[name] = str(error)
-    if not tables:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in skipped.items())
+    found = find(places)
+    files = []
+    for file in found.files:
+        try:
+            files.append(_read(file))
+        except Unreadable as error:
+            found.unreadable[file.path] = str(error)
+    if not files:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in found.skipped.items())
         raise UserError(f"none of the files of generate.prompts can be read ({reasons})")
-    prompt_type = _prompt_type(tables)
-    passed_through = _passed_through(tables)
-    schema = prompts_schema(prompt_type, passed_through)
-    num_rows = num_errors = num_duplicates = 0
-    seen: dict[str, bytes] = {}
-    kept: list[Row] = []
+    schema = prompts_schema(_prompt_type(files), _passed_through(files))
+    identified, num_duplicates = _identified(files, schema.field("prompt").type)
     storage.remove(target)
     storage.make_directory(target)
-    num_files = 0
-    for name, rows in tables.items():
-        for number, row in enumerate(rows):
-            row = _identified(row, name, number, prompt_type)
-            digest = hashlib.sha256(
-                repr((row["prompt"], row["error"] is None)).encode(errors="surrogatepass")
-            ).digest()[:16]
-            before = seen.get(row["prompt_id"])
-            if before is not None and before != digest:
-                raise UserError(
-                    f"the prompt_id {row['prompt_id']!r} stands for two different prompts (the second is row "
-                    f"{number + 1} of {name!r}); ids must be unique"
-                )
-            if before is not None:
-                num_duplicates += 1
-                continue
-            seen[row["prompt_id"]] = digest
-            num_rows += 1
-            num_errors += row["error"] is not None
-            kept.append(row)
-            if len(kept) == FILE_ROWS:
-                _write(kept, schema, target, num_files)
-                kept, num_files = [], num_files + 1
-    if kept or not num_files:
-        _write(kept, schema, target, num_files)
+    table = pa.concat_tables(_table(file, rows, schema) for file, rows in zip(files, identified, strict=True))
+    for number, start in enumerate(range(0, max(1, table.num_rows), FILE_ROWS)):
+        storage.write_table(storage.join(target, f"part-{number:05d}.parquet"), table.slice(start, FILE_ROWS))
     return {
-        "files": len(tables),
-        "skipped_files": skipped,
-        "rows": num_rows,
-        "errors": num_errors,
+        "files": len(files),
+        "skipped_files": found.skipped,
+        "unreadable_files": found.unreadable,
+        "rows": table.num_rows,
+        "errors": table.num_rows - table["error"].null_count,
         "duplicates": num_duplicates,
     }
 
 
-class _Unreadable(Exception):
-    """Why a file is skipped."""
+@dataclass
+class _File:
+    path: str
+    rows: list[Row]  # of `prompt`, and of `prompt_id` and `error` where there is one
+    others: dict[str, Column]  # by name, each as long as `rows`; null where the row holds what nobody can read
 
 
-def _read(place: str, path: str) -> list[Row]:
-    """All rows of a file. Raises _Unreadable for one that is broken, UserError for one without prompts.
+def _read(file: InputFile) -> _File:
+    """All rows of a file. Raises Unreadable for one that is broken, UserError for one without prompts."""
+    data = read_bytes(file)
+    if not file.path.endswith(".parquet"):
+        return _of_json(file.path, data)
+    if fault := parquet_fault(pa.BufferReader(data)):
+        raise Unreadable(fault)
+    table = open_parquet(pa.BufferReader(data)).read()
+    if "prompt" not in table.column_names:
+        raise UserError(f"{file.path!r} has no column 'prompt'; its columns are {', '.join(table.column_names)}")
+    read = table_rows(table)
+    rows = [
+        {"prompt": None, "error": f"row {number} is {row}"} if isinstance(row, str) else _given(row, file.path)
+        for number, row in enumerate(read, 1)
+    ]
+    readable = pa.array([None if isinstance(row, str) else i for i, row in enumerate(read)], pa.int64())
+    others = [name for name in table.column_names if name not in PROMPT_COLUMNS]
+    return _File(file.path, rows, {name: table[name].take(readable) for name in others})
 
-    A store that does not give the file is no reason to go on without it.
-    """
-    filesystem, _ = storage.resolve(place)
 
-    def whole() -> bytes:
-        with filesystem.open_input_file(path) as file:
-            return file.read()
-
-    try:
-        data = object_store.patiently(whole)
-    except OSError as error:
-        if failure := object_store.failure_of_store(f"cannot read {path!r}", str(error)):
-            raise failure from None
-        raise _Unreadable(first_line(error)) from error
-    if not data:
-        raise _Unreadable("the file is empty")
-    if path.endswith(".parquet"):
-        if fault := parquet_fault(pa.BufferReader(data)):
-            raise _Unreadable(fault)
-        table = pq.read_table(pa.BufferReader(data))
-        if "prompt" not in table.column_names:
-            raise UserError(f"{path!r} has no column 'prompt'; its columns are {', '.join(table.column_names)}")
-        return [
-            {"prompt": None, "error": f"row {number} is {row}"} if isinstance(row, str) else _given(row, path)
-            for number, row in enumerate(table_rows(table), 1)
-        ]
+def _of_json(path: str, data: bytes) -> _File:
     rows: list[Row] = []
     for number, row in json_rows(data):
         if isinstance(row, str):
@@ -150,7 +122,8 @@ def _read(place: str, path: str) -> list[Row]:
             rows.append({"prompt": None, **_given(row, path), "error": f"line {number} has no 'prompt'"})
         else:
             rows.append(_given(row, path))
-    return rows
+    names = dict.fromkeys(name for row in rows for name in row if name not in PROMPT_COLUMNS)
+    return _File(path, rows, {name: [row.get(name) for row in rows] for name in names})
 
 
 def _given(row: Row, path: str) -> Row:
@@ -160,29 +133,67 @@ def _given(row: Row, path: str) -> Row:
     return row
 
 
-def _identified(row: Row, file: str, number: int, prompt_type: pa.DataType) -> Row:
-    """The row with its id, and with `error` set and `prompt` null where that is none."""
+def _identified(files: list[_File], prompt_type: pa.DataType) -> tuple[list[list[Row | None]], int]:
+    """The rows of each file with their ids; None for a prompt that was met before, and how many those are.
+
+    Raises UserError where one id stands for two prompts.
+    """
+    rows = [[_checked(row, prompt_type) for row in file.rows] for file in files]
+    kept: list[list[Row | None]] = [list(of_file) for of_file in rows]
+    digests: dict[str, bytes] = {}
+    num_duplicates = 0
+    for f, i, row in _each(rows):
+        if row["error"] is not None:
+            continue
+        digest = hashlib.sha256(repr(row["prompt"]).encode(errors="surrogatepass")).digest()[:16]
+        before = digests.setdefault(row["prompt_id"], digest)
+        if before is not digest:
+            if before != digest:
+                raise UserError(
+                    f"the prompt_id {row['prompt_id']!r} stands for two different prompts (the second is row "
+                    f"{i + 1} of {files[f].path!r}); ids must be unique"
+                )
+            num_duplicates += 1
+            kept[f][i] = None
+    # A bad row keeps the id that it was given where no other row has it: none of them is a duplicate of another.
+    taken = set(digests)
+    for f, i, row in _each(rows):
+        if row["error"] is None:
+            continue
+        given = row["prompt_id"]
+        if given in taken:
+            row["error"] += f" (its prompt_id {given!r} is another row's too)"
+        if given is None or given in taken:
+            row["prompt_id"] = hashlib.sha256(f"{files[f].path}:{i}".encode()).hexdigest()
+        taken.add(row["prompt_id"])
+    return kept, num_duplicates
+
+
+def _each(rows: list[list[Row]]) -> Iterator[tuple[int, int, Row]]:
+    return ((f, i, row) for f, of_file in enumerate(rows) for i, row in enumerate(of_file))
+
+
+def _checked(row: Row, prompt_type: pa.DataType) -> Row:
+    """A row's prompt, id (None of a bad row that was given none) and error, which is set where the prompt is none."""
     prompt, given = row["prompt"], row.get("prompt_id")
     reason = row.get("error") or check_prompt(prompt)
     if given is not None and not is_unicode(str(given)):
         reason, given = reason or "the prompt_id is not valid Unicode (it holds a lone surrogate)", None
+    given = None if given is None else str(given)
     if reason:
-        prompt = None
-        fallback = hashlib.sha256(f"{file}:{number}".encode()).hexdigest()
-    else:
-        if prompt_type == MESSAGES:
-            prompt = [{"role": message["role"], "content": message["content"]} for message in prompt]
-        fallback = prompt_id(prompt)
-    return {**row, "prompt_id": fallback if given is None else str(given), "prompt": prompt, "error": reason}
+        return {"prompt_id": given, "prompt": None, "error": reason}
+    if prompt_type == MESSAGES:
+        prompt = [{"role": message["role"], "content": message["content"]} for message in prompt]
+    return {"prompt_id": prompt_id(prompt) if given is None else given, "prompt": prompt, "error": None}
 
 
-def _prompt_type(tables: dict[str, list[Row]]) -> pa.DataType:
+def _prompt_type(files: list[_File]) -> pa.DataType:
     """Text or messages. Raises UserError for a mixture: one column cannot hold both."""
     first: dict[bool, str] = {}
-    for name, rows in tables.items():
-        for number, row in enumerate(rows):
+    for file in files:
+        for number, row in enumerate(file.rows):
             if check_prompt(row["prompt"]) is None:
-                first.setdefault(isinstance(row["prompt"], list), f"row {number} of {name!r}")
+                first.setdefault(isinstance(row["prompt"], list), f"row {number} of {file.path!r}")
     if len(first) == 2:
         raise UserError(
             f"a run takes one kind of prompts: {first[False]} is text, {first[True]} is messages; "
@@ -191,46 +202,31 @@ def _prompt_type(tables: dict[str, list[Row]]) -> pa.DataType:
     return MESSAGES if True in first else pa.string()
 
 
-def _passed_through(tables: dict[str, list[Row]]) -> list[pa.Field]:
-    """A field for every other column, of a type that holds its values in all files; JSON text where none does."""
-    values: dict[str, list] = {}
-    for rows in tables.values():
-        for row in rows:
-            for name, value in row.items():
-                if name in COMPLETION_COLUMNS and name not in PROMPT_COLUMNS:
-                    raise UserError(f"the prompts have a column {name!r}, which completions/ uses itself; rename it")
-                if name not in PROMPT_COLUMNS:
-                    values.setdefault(name, []).append(value)
-    for name in values:
+def _passed_through(files: list[_File]) -> list[pa.Field]:
+    """A field for every column that is not ours."""
+    names = dict.fromkeys(name for file in files for name in file.others)
+    for name in names:
+        if name in COMPLETION_COLUMNS:
+            raise UserError(f"the prompts have a column {name!r}, which completions/ uses itself; rename it")
         if not is_unicode(name):
             raise UserError(f"the prompts have a column {name!r}, whose name is not valid Unicode; rename it")
-    return [pa.field(name, _kind(column)) for name, column in values.items()]
+    return [
+        pa.field(name, common_type([file.others[name] for file in files if name in file.others])) for name in names
+    ]
 
 
-def _kind(column: list) -> pa.DataType:
-    """The type that holds these values in a Parquet file, or text."""
-    try:
-        kind = pa.array(column).type
-        # Arrow has types that Parquet has not, such as objects without members or ones nested a hundredfold.
-        trial = io.BytesIO()
-        pq.write_table(pa.table([pa.array([], kind)], ["values"]), trial)
-        pq.read_schema(trial)
-    except UNREADABLE:
-        return pa.string()
-    # A column of nulls alone has a type that later files could not agree with.
-    return pa.string() if pa.types.is_null(kind) else kind
-
-
-def _write(rows: list[Row], schema: pa.Schema, target: str, number: int) -> None:
-    columns = [pa.array([_fitting(row.get(field.name), field.type) for row in rows], field.type) for field in schema]
-    storage.write_table(storage.join(target, f"part-{number:05d}.parquet"), pa.table(columns, schema=schema))
-
-
-def _fitting(value: Any, kind: pa.DataType) -> Any:
-    """A value as its column holds it; JSON text where that is text and the value is no text that can be stored."""
-    if value is None or not pa.types.is_string(kind) or (isinstance(value, str) and is_unicode(value)):
-        return value
-    return json.dumps(value, default=str)
+def _table(file: _File, rows: list[Row | None], schema: pa.Schema) -> pa.Table:
+    """The rows of a file that are kept, with what passes through beside them."""
+    kept = [i for i, row in enumerate(rows) if row is not None]
+    columns = []
+    for field in schema:
+        if field.name in PROMPT_COLUMNS:
+            columns.append(pa.array([row[field.name] for row in rows if row is not None], field.type))
+        elif field.name in file.others:
+            columns.append(as_type(file.others[field.name], field.type).take(pa.array(kept, pa.int64())))
+        else:
+            columns.append(pa.nulls(len(kept), field.type))
+    return pa.table(columns, schema=schema)
 
 
 if __name__ == "__main__":

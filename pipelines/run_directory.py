@@ -8,6 +8,7 @@ import hashlib
 import json
 import platform
 import time
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from typing import Any, Literal
 
@@ -16,7 +17,9 @@ import yaml
 from rgtg import storage
 from rgtg.config import Config
 from rgtg.errors import UserError
+from rgtg.input_files import find
 from rgtg.models.adapters import describe, is_adapter
+from rgtg.rows import SUFFIXES
 
 PACKAGES = ("rgtg", "ray", "torch", "transformers", "pyarrow")
 
@@ -117,16 +120,16 @@ def fingerprint(inputs: Inputs) -> str:
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 
 
-def listing(places: list[str], suffixes: tuple[str, ...]) -> list[dict[str, Any]]:
-    """Names, sizes and digests of the files at `places`. Raises UserError where there are none."""
-    files = [
-        {"path": file.path, "size": file.size, "sha256": content}
-        for place in places
-        for file, content in storage.hashed_files(place, suffixes)
-    ]
+def listing(places: list[str]) -> list[dict[str, Any]]:
+    """Names, sizes and digests of the input files at `places`. Raises UserError where there are none."""
+    files = find(places).files
     if not files:
-        raise UserError(f"there are no {' or '.join(suffixes)} files at {', '.join(map(repr, places))}")
-    return files
+        raise UserError(f"there are no {' or '.join(SUFFIXES)} files at {', '.join(map(repr, places))}")
+    with ThreadPoolExecutor(storage.READERS) as pool:
+        digests = list(pool.map(lambda file: storage.file_digest(file.place, file.path), files))
+    return [
+        {"path": file.path, "size": file.size, "sha256": content} for file, content in zip(files, digests, strict=True)
+    ]
 
 
 def model_digest(place: str) -> str:

@@ -5,36 +5,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.dataset as pads
 
 from rgtg.errors import first_line
+from rgtg.parquet import UNREADABLE
 
 SUFFIXES = (".parquet", ".jsonl", ".json")
 
 Row = dict[str, Any]
-
-# What Arrow raises where it cannot read: of the last two are bytes that are no text, and dates that Python has not.
-UNREADABLE = (pa.ArrowException, OSError, ValueError, OverflowError)
-
-
-def parquet_fault(source: Any, filesystem: Any = None, columns: list[str] | None = None) -> str | None:
-    """Why the rows of a Parquet file cannot be read, None where all can (of those columns).
-
-    They are decoded once for that: a file may be broken far behind a schema that is whole, and lose rows silently.
-    """
-    try:
-        options = pads.ParquetFragmentScanOptions(page_checksum_verification=True)
-        file = pads.ParquetFileFormat(default_fragment_scan_options=options).make_fragment(source, filesystem)
-        metadata, names = file.metadata, file.physical_schema.names
-        groups = sum(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
-        if len(set(names)) < len(names):
-            return "two of its columns have the same name"
-        found = sum(batch.num_rows for batch in file.to_batches(columns=columns, batch_readahead=1, use_threads=False))
-    except UNREADABLE as error:
-        return f"not a readable Parquet file ({first_line(error)})"
-    if not found == groups == metadata.num_rows:
-        return f"not a whole Parquet file ({found} rows of {max(groups, metadata.num_rows)})"
-    return None
 
 
 def table_rows(table: pa.Table) -> list[Row | str]:

@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -23,6 +24,11 @@ import pyarrow.parquet as pq
 
 from rgtg import object_store
 from rgtg.errors import Unavailable, UserError, first_line
+from rgtg.parquet import open_parquet, plain_footer, read_footer
+
+NOT_REGULAR = "not a regular file"
+OTHER_NAME = "its name does not end with"
+DANGLING = "a link to what is not there"
 
 READERS = 16  # files read at once: an object store answers slowly, and many requests as fast as one
 
@@ -68,40 +74,62 @@ def list_files(place: str, suffixes: tuple[str, ...] = ("",)) -> list[pafs.FileI
 
     Raises UserError where there is no such place.
     """
-    return [file for file, fault in _found(place, suffixes) if fault is None]
+    return [file for file, fault in scan(place, suffixes) if fault is None]
 
 
-def passed_over(place: str, suffixes: tuple[str, ...]) -> dict[str, str]:
-    """What stands in the directory `place`, hidden files aside, and is not in `list_files`, with the reason."""
-    return {file.path: fault for file, fault in _found(place, suffixes) if fault}
-
-
-def _found(place: str, suffixes: tuple[str, ...]) -> list[tuple[pafs.FileInfo, str | None]]:
-    """All that is at or below `place`, by path, and why it is none of the files with these suffixes."""
+def scan(place: str, suffixes: tuple[str, ...]) -> list[tuple[pafs.FileInfo, str | None]]:
+    """All that is at or below `place`, by path, and why `list_files` leaves it out; hidden files aside."""
     filesystem, path = resolve(place)
     info = _info(filesystem, path, place)
     if info.type == pafs.FileType.NotFound:
         raise UserError(f"there is nothing at {place!r}; give a file or a directory that exists")
-    if info.type == pafs.FileType.File:
-        return [(info, None)]
+    if info.type != pafs.FileType.Directory:
+        return [(info, None if info.type == pafs.FileType.File else NOT_REGULAR)]
+    if isinstance(filesystem, pafs.LocalFileSystem):
+        return _scan_locally(path, place, suffixes)
     with _explained(f"cannot read {place!r}"):
         below = filesystem.get_file_info(pafs.FileSelector(path, recursive=True))
-    try:
-        below.sort(key=lambda file: file.path)
-    except UnicodeDecodeError as error:
-        raise UserError(f"a name below {place!r} is not UTF-8 ({error}); rename that file") from error
-    return [
-        (file, _fault(file, suffixes))
-        for file in below
-        if file.type != pafs.FileType.Directory
-        and not any(part.startswith((".", "_")) for part in file.path[len(path) + 1 :].split("/"))
-    ]
+    files = [file for file in below if file.type != pafs.FileType.Directory and not _hidden(file.path, path)]
+    return [(file, _fault(file, suffixes)) for file in sorted(files, key=lambda file: file.path)]
+
+
+def _scan_locally(path: str, place: str, suffixes: tuple[str, ...]) -> list[tuple[pafs.FileInfo, str | None]]:
+    """The same of a local directory: links are followed, and a directory that links lead to again is met once."""
+    filesystem = pafs.LocalFileSystem()
+    found: list[tuple[pafs.FileInfo, str | None]] = []
+    directories: set[str] = set()  # as they are in reality
+
+    def unreadable(error: OSError) -> None:
+        found.append((pafs.FileInfo(error.filename), f"cannot be read ({error.strerror})"))
+
+    for directory, below, names in os.walk(path, followlinks=True, onerror=unreadable):
+        if (real := os.path.realpath(directory)) in directories:
+            below.clear()
+            continue
+        directories.add(real)
+        below.sort()
+        for name in sorted(names):
+            whole = os.path.join(directory, name)
+            if _hidden(whole, path):
+                continue
+            try:
+                info = filesystem.get_file_info(whole)
+            except UnicodeEncodeError as error:
+                raise UserError(f"a name below {place!r} is not UTF-8 ({error}); rename that file") from error
+            found.append((info, _fault(info, suffixes)))
+    return sorted(found, key=lambda pair: pair[0].path)
+
+
+def _hidden(path: str, directory: str) -> bool:
+    return any(part.startswith((".", "_")) for part in path[len(directory) + 1 :].split("/"))
 
 
 def _fault(file: pafs.FileInfo, suffixes: tuple[str, ...]) -> str | None:
+    if file.type == pafs.FileType.NotFound:
+        return DANGLING
     if file.type != pafs.FileType.File:
-        return "not a regular file"
-    return None if file.path.endswith(suffixes) else f"its name does not end with {' or '.join(suffixes)}"
+        return NOT_REGULAR
+    return None if file.path.endswith(suffixes) else f"{OTHER_NAME} {' or '.join(suffixes)}"
 
 
 def read_bytes(place: str) -> bytes:
@@ -122,12 +150,38 @@ def read_tables(
     filesystem, _ = resolve(place)
 
     def read(file: pafs.FileInfo) -> pa.Table:
-        return object_store.patiently(lambda: pq.ParquetFile(file.path, filesystem=filesystem).read(columns=columns))
+        def whole() -> pa.Table:
+            with filesystem.open_input_file(file.path) as stream:
+                return open_parquet(stream).read(columns=columns)
+
+        return object_store.patiently(whole)
 
     files = [file for file in list_files(place, (".parquet",)) if keep(file.path)]
     with ThreadPoolExecutor(READERS) as pool, _explained(f"cannot read {place!r}"):
         for start in range(0, len(files), READERS):
             yield from pool.map(read, files[start : start + READERS])
+
+
+def check_tables(place: str) -> None:
+    """Raises UserError where a Parquet file at `place` names extension types, whose code a reader may run.
+
+    No table of a run has any: it is for a reader that is not ours.
+    """
+    filesystem, _ = resolve(place)
+
+    def is_safe(file: pafs.FileInfo) -> bool:
+        def footer_is_plain() -> bool:
+            with filesystem.open_input_file(file.path) as stream:
+                footer = read_footer(stream)
+                return plain_footer(footer) == footer
+
+        return object_store.patiently(footer_is_plain)
+
+    files = list_files(place, (".parquet",))
+    with ThreadPoolExecutor(READERS) as pool, _explained(f"cannot read {place!r}"):
+        for file, safe in zip(files, pool.map(is_safe, files), strict=True):
+            if not safe:
+                raise UserError(f"{file.path!r} has columns of extension types, so this is no table that a run wrote")
 
 
 def read_json(place: str) -> Any:
@@ -153,17 +207,23 @@ def _write_object(filesystem: pafs.FileSystem, path: str, data: bytes | pa.Buffe
 
 def _write_local(path: str, data: bytes | pa.Buffer) -> None:
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".")
+    temporary = _beside(path)
+    # Not by tempfile, whose mode no umask changes: who may read a run is for the user to say.
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         with os.fdopen(descriptor, "wb") as stream:
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
-        os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+def _beside(path: str) -> str:
+    """A name of nothing yet in the directory of `path`, hidden."""
+    return os.path.join(os.path.dirname(path), f".{uuid.uuid4().hex}")
 
 
 def write_table(place: str, table: pa.Table) -> None:
@@ -199,18 +259,17 @@ def upload(directory: str | Path, place: str) -> None:
     """Copy a local directory to `place`, in the stead of what is there."""
     filesystem, path = resolve(place)
     with _explained(f"cannot write {place!r}"):
+        local = pafs.LocalFileSystem()
         if isinstance(filesystem, pafs.LocalFileSystem):
-            parent = os.path.dirname(path)
-            os.makedirs(parent, exist_ok=True)
-            fresh = tempfile.mkdtemp(dir=parent, prefix=".")
-            shutil.copytree(directory, fresh, dirs_exist_ok=True)
-            os.chmod(fresh, 0o755)  # the copy took over the mode of a temporary directory
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            fresh = _beside(path)
+            pafs.copy_files(str(directory), fresh, local, local)
             shutil.rmtree(path, ignore_errors=True)
             os.replace(fresh, path)
         else:
             remove(place)
             filesystem.create_dir(path, recursive=True)
-            pafs.copy_files(str(directory), path, pafs.LocalFileSystem(), filesystem)
+            pafs.copy_files(str(directory), path, local, filesystem)
 
 
 def local_copy(place: str) -> str:
@@ -241,20 +300,24 @@ def local_copy(place: str) -> str:
 
 def hashed_files(place: str, suffixes: tuple[str, ...] = ("",)) -> list[tuple[pafs.FileInfo, str]]:
     """The files that `list_files` gives, each with the SHA-256 of its content."""
+    files = list_files(place, suffixes)
+    with ThreadPoolExecutor(READERS) as pool:
+        return list(zip(files, pool.map(lambda file: file_digest(place, file.path), files), strict=True))
+
+
+def file_digest(place: str, path: str) -> str:
+    """The SHA-256 of the content of one file, at `path` in the file system of `place`."""
     filesystem, _ = resolve(place)
 
-    def content(file: pafs.FileInfo) -> str:
+    def content() -> str:
         total = hashlib.sha256()
-        with filesystem.open_input_stream(file.path) as stream:
+        with filesystem.open_input_stream(path) as stream:
             while chunk := stream.read(1 << 22):
                 total.update(chunk)
         return total.hexdigest()
 
-    files = list_files(place, suffixes)
-    with ThreadPoolExecutor(READERS) as pool, _explained(f"cannot read {place!r}"):
-        return list(
-            zip(files, pool.map(lambda file: object_store.patiently(lambda: content(file)), files), strict=True)
-        )
+    with _explained(f"cannot read {path!r}"):
+        return object_store.patiently(content)
 
 
 def digest(place: str) -> str:

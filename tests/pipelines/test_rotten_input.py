@@ -23,7 +23,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pyarrow.fs import LocalFileSystem
 
 from pipelines import pairs, prompts
 from pipelines.generator import Generator
@@ -31,7 +30,9 @@ from rgtg.chat import check_prompt
 from rgtg.config import Generate, Models
 from rgtg.decoding.decoder import Decoder
 from rgtg.errors import RowError, UserError
-from rgtg.rows import parquet_fault, table_rows
+from rgtg.input_files import InputFile
+from rgtg.parquet import open_parquet, parquet_fault
+from rgtg.rows import table_rows
 from rgtg.tables import MESSAGES
 
 GOOD = ["a good prompt", "another one", "the third 🙂"]
@@ -362,7 +363,10 @@ IDS = {
     "empty": refused(TWICE.format("''"), {"bad.jsonl": ids(("", "a"), ("", "b"))}),
     "of two lines": refused(TWICE.format(r"'a\\nb'"), {"bad.jsonl": ids(("a\nb", "a"), ("a\nb", "b"))}),
     "NaN": refused(TWICE.format("'nan'"), {"bad.jsonl": ids((float("nan"), "a"), (float("nan"), "b"))}),
-    "of a good and a bad row": refused(TWICE.format("'x'"), {"bad.jsonl": ids(("x", "a"), ("x", None))}),
+    "of a good and a bad row": jsonl(
+        ids(("x", None), ("x", "a")), "the prompt is null .its prompt_id 'x' is", good=("a",)
+    ),
+    "of two bad rows": jsonl(ids(("x", None), ("x", 3)), "the prompt is null$", "of type int.*'x' is another row's"),
     "twice with one prompt": jsonl(ids(("x", "a"), ("x", "a")), good=("a",), duplicates=1),
     "null": jsonl(ids((None, "a"), (None, "b")), good=("a", "b")),
     "with NUL": jsonl(ids(("a\0", "a"), ("a", "b")), good=("a", "b")),
@@ -563,7 +567,7 @@ def test_no_bit_loses_a_row():
         if parquet_fault(pa.BufferReader(changed)):
             faults += 1
         else:
-            assert len(table_rows(pq.read_table(pa.BufferReader(changed)))) == len(ROWS), offset
+            assert len(table_rows(open_parquet(pa.BufferReader(changed)).read())) == len(ROWS), offset
     assert len(data) / 3 / 4 < faults < len(data) / 3
 
 
@@ -668,8 +672,15 @@ def tokenized(language_dir):
     return tokenize
 
 
-def files_of(*contents: bytes) -> pa.Table:
-    return pa.table({"bytes": pa.array(contents, pa.binary())})
+def lines_of(data: bytes) -> pa.Table:
+    """The rows of a file of JSON, as the job reads them."""
+    with tempfile.TemporaryDirectory() as directory:
+        Path(directory, "pairs.jsonl").write_bytes(data)
+        return pa.concat_tables(pairs._raw(pair_file(Path(directory, "pairs.jsonl"))))
+
+
+def pair_file(path: Path) -> InputFile:
+    return InputFile(str(path), str(path), path.stat().st_size)
 
 
 def assert_beside(rows: list[dict[str, Any]], reasons: list[str]) -> None:
@@ -689,13 +700,13 @@ GOOD_LINES = b"".join(line(**pair) for pair in PAIRS)
 @pytest.mark.parametrize("name", [*PAIR_ROWS, *SURROGATES])
 def test_pairs_of_json(tokenized, name):
     row, reason = (PAIR_ROWS | SURROGATES)[name]
-    assert_beside(tokenized(pairs._lines(files_of(GOOD_LINES + line(**row) + GOOD_LINES))), [reason])
+    assert_beside(tokenized(lines_of(GOOD_LINES + line(**row) + GOOD_LINES)), [reason])
 
 
 @pytest.mark.parametrize("name", PAIRS_OF_STRANGE_TEXT)
 def test_strange_pairs(tokenized, name):
     row = PAIRS_OF_STRANGE_TEXT[name]
-    assert_beside(tokenized(pairs._lines(files_of(GOOD_LINES + line(**row) + GOOD_LINES))), [""])
+    assert_beside(tokenized(lines_of(GOOD_LINES + line(**row) + GOOD_LINES)), [""])
 
 
 PAIR_LINES: dict[str, tuple[bytes, list[str]]] = {
@@ -715,7 +726,7 @@ PAIR_LINES: dict[str, tuple[bytes, list[str]]] = {
 @pytest.mark.parametrize("name", PAIR_LINES)
 def test_lines_of_pairs(tokenized, name):
     data, reasons = PAIR_LINES[name]
-    assert_beside(tokenized(pairs._lines(files_of(GOOD_LINES + data, GOOD_LINES))), reasons)
+    assert_beside(tokenized(lines_of(GOOD_LINES + data + GOOD_LINES)), reasons)
 
 
 def rows_of_arrow(name: str) -> dict[str, Any]:
@@ -749,12 +760,12 @@ PAIR_COLUMNS: dict[str, tuple[dict[str, Any], list[str]]] = {
 def test_pairs_of_parquet(tokenized, tmp_path, name):
     columns, reasons = PAIR_COLUMNS[name]
     put(tmp_path / "in", {"bad.parquet": pa.table(columns)})
-    path = str(tmp_path / "in" / "bad.parquet")
-    assert {kind.name for kind in pairs._columns(LocalFileSystem(), path)} == columns.keys()
+    file = pair_file(tmp_path / "in" / "bad.parquet")
+    assert set(pairs._columns(file)) == columns.keys()
     assert_beside(
         [
             row
-            for table in (pa.Table.from_pylist(PAIRS), pq.read_table(path), pa.Table.from_pylist(PAIRS))
+            for table in (pa.Table.from_pylist(PAIRS), *pairs._raw(file), pa.Table.from_pylist(PAIRS))
             for row in tokenized(table)
         ],
         reasons,
@@ -789,7 +800,7 @@ PAIR_FLIPS = {
 def test_files_of_pairs_that_cannot_be_read(tmp_path, name):
     content, reason = PAIR_FILES[name]
     put(tmp_path / "in", {"bad.parquet": content})
-    found = pairs._columns(LocalFileSystem(), str(tmp_path / "in" / "bad.parquet"))
+    found = pairs._columns(pair_file(tmp_path / "in" / "bad.parquet"))
     assert isinstance(found, str)
     assert re.search(reason, found)
     assert_clear(found)
@@ -798,18 +809,18 @@ def test_files_of_pairs_that_cannot_be_read(tmp_path, name):
 @pytest.mark.parametrize("name", PAIR_FLIPS)
 def test_one_bit_of_pairs(tokenized, tmp_path, name):
     put(tmp_path / "in", {"bad.parquet": PAIR_FLIPS[name]})
-    path = str(tmp_path / "in" / "bad.parquet")
-    found = pairs._columns(LocalFileSystem(), path)
+    file = pair_file(tmp_path / "in" / "bad.parquet")
+    found = pairs._columns(file)
     if isinstance(found, str):
         assert_clear(found)
     else:  # a column whose name is another now is one that these pairs do not have
-        assert len(tokenized(pq.read_table(path, columns=[kind.name for kind in found]))) == PAIR_TABLE.num_rows
+        assert sum(len(tokenized(table)) for table in pairs._raw(file)) == PAIR_TABLE.num_rows
 
 
 def test_a_file_without_pairs_is_one_sentence(tmp_path):
     put(tmp_path / "in", {"bad.parquet": pa.table({"text": ["x"], "b\nc": [1]})})
     with pytest.raises(UserError, match="holds no preference pairs: its columns are b c, text") as raised:
-        pairs._columns(LocalFileSystem(), str(tmp_path / "in" / "bad.parquet"))
+        pairs._columns(pair_file(tmp_path / "in" / "bad.parquet"))
     assert_clear(str(raised.value))
 
 

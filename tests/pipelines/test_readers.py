@@ -1,0 +1,115 @@
+"""No reader of files unpickles: each one is found by its call, and tried with a table that would run code."""
+
+import ast
+import pickle
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import ray
+
+from pipelines import generate, pairs, prompts, train_reward
+from rgtg import storage
+from rgtg.errors import UserError
+from rgtg.input_files import InputFile
+from tests.hostile import Trap, hostile_table
+
+ROOT = Path(__file__).parents[2]
+
+# Calls that read tables or objects of a file, by the last part of their name. `read_parquet` is Ray's.
+READING = {
+    *("ParquetFile", "ParquetDataset", "read_table", "read_schema", "read_metadata", "read_pandas", "read_feather"),
+    *("open_file", "open_stream", "ORCFile", "read_parquet", "read_orc", "read_csv", "read_json", "read_numpy"),
+    *("read_binary_files", "read_images", "read_datasource", "from_huggingface", "load_dataset", "load_from_disk"),
+    *("load", "loads", "Unpickler", "read_pickle", "joblib"),
+}
+# Where they may stand, and why nothing is unpickled there.
+ALLOWED = {
+    ("rgtg/parquet.py", "ParquetFile"): "the footer is plain",
+    ("pipelines/generate.py", "read_parquet"): "check_tables stands before it",
+    ("pipelines/train_reward.py", "read_parquet"): "check_tables stands before it",
+    ("pipelines/pairs.py", "open_stream"): "bytes that this job has made of a plain table",
+    ("pipelines/pairs.py", "open_file"): "rgtg's own, of bytes",
+    ("rgtg/input_files.py", "open_file"): "rgtg's own, of bytes",
+}
+HARMLESS = {"json", "yaml", "storage", "config_file", "Decoder", "RewardModel", "LanguageModel", "TextReward", "cls"}
+
+
+def readers() -> set[tuple[str, str]]:
+    found = set()
+    for path in [*ROOT.glob("rgtg/**/*.py"), *ROOT.glob("pipelines/**/*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call):
+                continue
+            name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            of = getattr(node.func.value, "id", "") if isinstance(node.func, ast.Attribute) else ""
+            if name == "load" and of == "torch":  # without pickle, by its own word
+                assert any(k.arg == "weights_only" and k.value.value is True for k in node.keywords)  # type: ignore
+            elif name in READING and of not in HARMLESS and not (name == "load" and not of):
+                found.add((str(path.relative_to(ROOT)), name))
+    return found
+
+
+def test_there_are_no_other_readers():
+    assert readers() == ALLOWED.keys()
+
+
+@pytest.fixture
+def trap(tmp_path) -> Trap:
+    return Trap(tmp_path)
+
+
+def test_prompts(tmp_path, trap):
+    pq.write_table(hostile_table(trap, prompt=["one"]), tmp_path / "a.parquet")
+    prompts.take_in([str(tmp_path / "a.parquet")], str(tmp_path / "prompts"))
+    (row,) = pq.read_table(tmp_path / "prompts").to_pylist()
+    assert row["prompt"] == "one"
+    assert row["plain"] == row["list"][0] == pickle.dumps(trap)
+    assert not trap.sprung
+
+
+@pytest.mark.parametrize("column", ["chosen", "completions", "prompt"])
+def test_pairs(tmp_path, trap, column):
+    table = hostile_table(trap, prompt=["p"], chosen=["a"], rejected=["b"])
+    names = {"plain": column, column: f"other {column}"}
+    pq.write_table(
+        table.rename_columns([names.get(name, name) for name in table.column_names]), tmp_path / "a.parquet"
+    )
+    file = InputFile(str(tmp_path), str(tmp_path / "a.parquet"), 0)
+    assert isinstance(pairs._columns(file), list)
+    assert [row for raw in pairs._raw(file) for row in raw.to_pylist()]
+    assert not trap.sprung
+
+
+def test_tables_of_a_run(tmp_path, trap):
+    pq.write_table(hostile_table(trap, prompt_id=["a"], error=["e"]), tmp_path / "part.parquet")
+    (table,) = storage.read_tables(str(tmp_path))
+    assert table.to_pylist()[0]["plain"] == pickle.dumps(trap)
+    assert not trap.sprung
+    with pytest.raises(UserError, match="part.parquet' has columns of extension types"):
+        storage.check_tables(str(tmp_path))
+
+
+def test_tables_of_a_run_are_checked_before_ray_reads_them(configure, write_parquet, tmp_path, trap, monkeypatch):
+    monkeypatch.setattr(ray.data, "read_parquet", lambda *_, **__: pytest.fail("Ray was to read it"))
+    monkeypatch.setattr("pipelines.ray_session.start", lambda config: None)
+    config = configure(**{"generate.prompts": write_parquet("a.parquet", prompt=["one"])})
+    directory = prompts.run(config)
+    pq.write_table(hostile_table(trap, prompt_id=["a"], prompt=["x"]), directory.path("prompts", "part-00001.parquet"))
+    with pytest.raises(UserError, match="extension types"):
+        generate.complete(config, None, directory, str(tmp_path / "target"), None)
+    pairs_place = Path(directory.path("pairs"))
+    pairs_place.mkdir()
+    pq.write_table(hostile_table(trap, split=["train"]), pairs_place / "part.parquet")
+    with pytest.raises(UserError, match="extension types"):
+        train_reward._dataset(str(pairs_place), "train")
+    assert not trap.sprung
+
+
+def test_a_chunk_of_raw_rows_holds_no_extension_type(tmp_path, trap):
+    pq.write_table(hostile_table(trap, prompt=["p"], chosen=["a"], rejected=["b"]), tmp_path / "a.parquet")
+    files = pa.table({"place": [str(tmp_path)], "path": [str(tmp_path / "a.parquet")], "eval_fraction": [0.0]})
+    for chunk in pairs._chunks(files):
+        assert pa.ipc.open_stream(chunk["rows"][0].as_py()).read_all().num_rows == 1
+    assert not trap.sprung
