@@ -68,10 +68,14 @@ def _run(job: Callable[[Any], Any], settings: Any, new_run: bool) -> None:
 
     root = storage.absolute(settings.run.root, must_exist=False)
     run_id = settings.run.id
+    if "id" not in settings.run.model_fields_set:
+        from pipelines.run_directory import night
+
+        run_id = night(root)
     if new_run:
         names = (f"{run_id}-{n}" if n > 1 else run_id for n in itertools.count(1))
         run_id = next(name for name in names if not storage.exists(storage.join(root, name)))
-        settings = settings.model_copy(update={"run": settings.run.model_copy(update={"id": run_id})})
+    settings = settings.model_copy(update={"run": settings.run.model_copy(update={"id": run_id})})
 
     def lost(sentence: str) -> None:
         print(f"failed: {sentence}", file=sys.stderr, flush=True)
@@ -172,7 +176,8 @@ def guarded(command: Callable[[], Any]) -> None:
     """A user's mistake is one sentence and exit code 2; what a later attempt may mend exits with 1."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    for number in (signal.SIGINT, signal.SIGTERM):
+    hangup = [] if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else [signal.SIGHUP]  # ignored under nohup
+    for number in (signal.SIGINT, signal.SIGTERM, *hangup):
         signal.signal(number, _stop)
     sys.unraisablehook = _unraisable
     try:

@@ -19,7 +19,7 @@ from pipelines import prompts, ray_session
 from pipelines.generator import Generator
 from pipelines.inputs import check_models, on_gpu, resolved, reward_place
 from pipelines.progress import Progress
-from pipelines.run_directory import Inputs, RunDirectory, model_digest
+from pipelines.run_directory import Inputs, RunDirectory, model_digest, versions_that_round
 from rgtg import storage
 from rgtg.config import Config, Generate
 from rgtg.errors import Unavailable, UserError
@@ -41,8 +41,14 @@ def run(config: Config) -> RunDirectory:
     check_models(config, reward, directory)
     inputs = inputs_of(config, reward, directory)
     grew = config.generate.incremental and directory.changed(STAGE, inputs) == {"prompts"}
-    state = directory.begin(STAGE, inputs, rerunnable=grew)
     target, checkpoint = directory.path("completions"), directory.path("_checkpoint")
+    state = directory.begin(
+        STAGE,
+        inputs,
+        rerunnable=grew,
+        unfinished=versions_that_round(),
+        has_work=storage.exists(checkpoint) and bool(_names(checkpoint)),
+    )
     if state == "done":
         _check_errors(config, directory.counts(STAGE), target)
         return directory

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from pipelines import generate, pairs, preferences, prompts, train_reward
 from pipelines.inputs import check_models, resolved, reward_place
-from pipelines.run_directory import RunDirectory
+from pipelines.run_directory import SUCCESS, RunDirectory
 from rgtg import storage
 from rgtg.config import SANDBOX, Config
 from rgtg.decoding.methods import METHODS
@@ -33,6 +33,7 @@ def run(config: Config) -> RunDirectory:
             "stages train-reward and generate alone"
         )
     config = resolved(config, pairs=config.models.reward is None, prompts=True)
+    complete = storage.exists(storage.join(config.run.directory, SUCCESS))
     directory = prompts.run(config)
     check_models(config, config.models.reward or config.train_reward.init, directory)
     if config.models.reward is None:
@@ -46,8 +47,16 @@ def run(config: Config) -> RunDirectory:
     summary = _summary(config, directory, in_sandbox)
     storage.write_json(directory.path("report", "summary.json"), summary.figures())
     storage.write_bytes(directory.path("report", "summary.md"), as_markdown(summary).encode())
+    complete = complete and storage.exists(directory.path(SUCCESS))  # no stage has taken it away
     directory.succeed()
     Console().print(as_table(summary))
+    if complete:
+        print(
+            f"nothing was done: the run {directory.place} was complete already; --new-run, or another run.id, makes a "
+            "new one",
+            flush=True,
+        )
+        return directory
     print(f"done in {time.monotonic() - begun:.0f} s: {directory.place}", flush=True)
     return directory
 

@@ -110,9 +110,15 @@ def explained(what: str) -> Iterator[None]:
             ) from error
         if failure := object_store.failure_of_store(f"{what} failed", text):
             raise failure from None
-        lines = [line.strip() for line in text.splitlines() if line.strip()] or [first_line(error)]
         reason = re.search(r"Unavailable: (.+)", text)
-        raise Unavailable(f"{what} failed: {reason[1] if reason else lines[-1]}") from error
+        raise Unavailable(f"{what} failed: {reason[1] if reason else _last_words(text, error)}") from error
+
+
+def _last_words(text: str, error: BaseException) -> str:
+    """The last line that names an exception, as tracebacks end; Ray has advice of its own behind them."""
+    named = re.findall(r"^\s*((?:\w+\.)*\w*(?:Error|Exception|Panic|Exit|Interrupt)\w*(?:: .*)?)$", text, re.MULTILINE)
+    lines = named or [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else first_line(error)
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

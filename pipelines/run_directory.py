@@ -9,6 +9,7 @@ import json
 import platform
 import time
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, date, datetime, timedelta
 from importlib.metadata import version
 from typing import Any, Literal
 
@@ -16,12 +17,15 @@ import yaml
 
 from rgtg import storage
 from rgtg.config import Config
-from rgtg.errors import UserError
+from rgtg.errors import UserError, first_line
 from rgtg.input_files import find
 from rgtg.models.adapters import describe, is_adapter
 from rgtg.rows import SUFFIXES
 
 PACKAGES = ("rgtg", "ray", "torch", "transformers", "pyarrow")
+ROUNDING = ("rgtg", "torch", "transformers")  # those whose versions decide how a row rounds
+SUCCESS = "_SUCCESS"
+NIGHT_S = 12 * 3600  # a run of yesterday that is younger goes on after midnight
 
 Inputs = dict[str, Any]  # everything that changes a stage's rows, by names that a person knows
 
@@ -33,25 +37,29 @@ class RunDirectory:
         self.config = config
         self.place = config.run.directory
         storage.make_directory(self.place)
-        if storage.exists(self.path("manifest.json")):
-            self.manifest = storage.read_json(self.path("manifest.json"))
-        else:
-            packages = {name: version(name) for name in PACKAGES}
-            self.manifest = {
-                "run_id": config.run.id,
-                "created": _now(),
-                "versions": {"python": platform.python_version(), **packages},
-                "stages": {},
-            }
+        found = _manifest(self.place)
+        versions = {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+        self.manifest = found or {"run_id": config.run.id, "created": _now(), "versions": versions, "stages": {}}
+        self.attempt = {"began": _now(), "versions": versions}
 
     def path(self, *names: str) -> str:
         return storage.join(self.place, *names)
 
-    def begin(self, stage: str, inputs: Inputs, *, rerunnable: bool = False) -> Literal["new", "resume", "done"]:
+    def begin(
+        self,
+        stage: str,
+        inputs: Inputs,
+        *,
+        rerunnable: bool = False,
+        unfinished: Inputs | None = None,
+        has_work: bool = False,
+    ) -> Literal["new", "resume", "done"]:
         """Whether `stage` is new here, was begun, or is done.
 
         Raises UserError where it was begun or done from other inputs, naming what changed: rows of two kinds would
         mix. A `rerunnable` stage, which writes its output anew and on which nothing stands yet, is new then.
+        `unfinished` is what all attempts at a stage must have alike, such as versions, where an earlier one left work
+        that this one goes on with (`has_work`). It may change once the stage is done.
         """
         now = json.loads(json.dumps(inputs))  # as the manifest will read
         entry = self.manifest["stages"].get(stage)
@@ -63,13 +71,23 @@ class RunDirectory:
         if entry and entry["inputs"] == now and entry["status"] == "done":
             print(f"{stage}: is done, in {self.place}", flush=True)
             return "done"
-        storage.remove(self.path("_SUCCESS"))
+        storage.remove(self.path(SUCCESS))
         if entry and entry["inputs"] == now:
+            before = entry.get("unfinished")
+            if has_work and before and before != unfinished:
+                raise UserError(
+                    f"the run {self.place!r} is in the middle of its stage {stage!r}, with "
+                    f"{_changes(before, unfinished or {})}; resume it as it began, or give another run.id "
+                    "(--new-run) to start beside it"
+                )
+            entry["unfinished"] = unfinished
+            self._save()
             return "resume"
         self.manifest["stages"][stage] = {
             "status": "begun",
             "fingerprint": fingerprint(now),
             "inputs": now,
+            "unfinished": unfinished,
             "config": self.config.model_dump(exclude_defaults=True),
             "begun": _now(),
         }
@@ -107,13 +125,50 @@ class RunDirectory:
 
     def succeed(self) -> None:
         """Mark the whole run as complete."""
-        storage.write_bytes(self.path("_SUCCESS"), b"")
+        storage.write_bytes(self.path(SUCCESS), b"")
 
     def _save(self) -> None:
+        attempts = self.manifest.setdefault("attempts", [])
+        if self.attempt not in attempts[-1:]:
+            attempts.append(self.attempt)
         storage.write_bytes(
             self.path("config.yaml"), yaml.safe_dump(self.config.model_dump(), sort_keys=False).encode()
         )
         storage.write_json(self.path("manifest.json"), self.manifest)
+
+
+def versions_that_round() -> Inputs:
+    return {f"version of {name}": version(name) for name in ROUNDING}
+
+
+def night(root: str) -> str:
+    """The id of a run that was given none: today's date, or yesterday's while last night's run is not complete.
+
+    A job that begins before midnight and is restarted after it goes on with its run.
+    """
+    today = date.today()
+    last = (today - timedelta(days=1)).isoformat()
+    found = _manifest(storage.join(root, last))
+    if not found or storage.exists(storage.join(root, today.isoformat())):
+        return today.isoformat()
+    age = (datetime.now(UTC) - datetime.fromisoformat(found["created"])).total_seconds()
+    if storage.exists(storage.join(root, last, SUCCESS)) or age > NIGHT_S:
+        return today.isoformat()
+    print(f"run: {storage.join(root, last)}, which is not complete; it began {age / 3600:.1f} hours ago", flush=True)
+    return last
+
+
+def _manifest(place: str) -> dict[str, Any] | None:
+    """The manifest of a run, None where there is no run. Raises UserError for one that cannot be read."""
+    file = storage.join(place, "manifest.json")
+    if not storage.exists(file):
+        return None
+    try:
+        manifest = storage.read_json(file)
+        datetime.fromisoformat(manifest["created"])
+        return manifest | {"stages": dict(manifest["stages"])}
+    except (ValueError, TypeError, LookupError, RecursionError) as error:
+        raise UserError(f"{file!r} is no manifest of a run ({first_line(error)}); give another run.id") from error
 
 
 def fingerprint(inputs: Inputs) -> str:

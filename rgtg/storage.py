@@ -263,6 +263,7 @@ def upload(directory: str | Path, place: str) -> None:
         if isinstance(filesystem, pafs.LocalFileSystem):
             os.makedirs(os.path.dirname(path), exist_ok=True)
             fresh = _beside(path)
+            os.mkdir(fresh)
             pafs.copy_files(str(directory), fresh, local, local)
             shutil.rmtree(path, ignore_errors=True)
             os.replace(fresh, path)

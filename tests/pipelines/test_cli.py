@@ -89,7 +89,7 @@ def test_settings_are_a_config_file(tmp_path):
     assert "the method 'nonsense' is unknown" in result.stderr
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_job_that_is_stopped_says_so_and_closes_what_it_holds(tmp_path, number):
     """As a person and a scheduler do it, while the job waits."""
     job = (

@@ -50,6 +50,7 @@ def job(configure, write_parquet):
 def test_a_night_ends_with_everything_and_the_next_start_does_nothing(job, ray_here, capsys):
     directory = nightly.run(job())
     said = capsys.readouterr().out
+    assert "nothing was done" not in said
     for words in (
         "accuracy (partial)",
         "accuracy (full)",
@@ -78,7 +79,9 @@ def test_a_night_ends_with_everything_and_the_next_start_does_nothing(job, ray_h
     }
     nightly.run(job())
     assert all(file.stat().st_mtime_ns == time for file, time in written.items())
-    assert "step " not in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "step " not in said
+    assert f"nothing was done: the run {directory.place} was complete already; --new-run" in said
 
     # A comparison beside it uses the reward models that are there, and leaves the run complete.
     (result,) = evaluate.run(job(**{"evaluate.methods": "args", "evaluate.num_prompts": 4}))

@@ -166,3 +166,40 @@ def test_other_input_is_taken_in_until_completions_are_made_of_it_and_refused_th
     directory.begin("generate", {})
     with pytest.raises(UserError, match=r"generate\.prompts .* in its stage 'prompts'.*another run.id"):
         prompts.run(configure(**{"generate.prompts": write_parquet("b.parquet", prompt=["one", "two", "three"])}))
+
+
+def test_a_night_without_prompts_is_refused(configure, write_parquet):
+    config = configure(**{"generate.prompts": write_parquet("a.parquet", prompt=pa.array([], pa.string()))})
+    with pytest.raises(UserError, match="there is no prompt at .*a.parquet"):
+        prompts.run(config)
+
+
+def test_a_night_of_files_that_cannot_be_read_is_refused(configure, write_parquet, tmp_path):
+    write_parquet("in/good.parquet", prompt=["one"])
+    for i in range(30):
+        (tmp_path / "in" / f"{i}.parquet").write_bytes(b"torn")
+    config = configure(**{"generate.prompts": str(tmp_path / "in")})
+    for _ in range(2):  # a second start refuses it too
+        with pytest.raises(UserError, match="30 of the 31 files of generate.prompts cannot be read, such as"):
+            prompts.run(config)
+    allowed = configure(**{"generate.prompts": str(tmp_path / "in"), "generate.max_error_rate": 0.99})
+    assert prompts.run(allowed).counts(prompts.STAGE)["rows"] == 1
+
+
+def test_values_that_pass_through_keep_their_type_and_their_digits(tmp_path, write_parquet):
+    stamp = pa.array([1_767_225_600_000_000_001], pa.timestamp("ns", "Europe/Berlin"))
+    write_parquet("in/a.parquet", prompt=["one"], at=stamp, short=pa.array([1], pa.int8()))
+    (tmp_path / "in" / "b.jsonl").write_text('{"prompt": "two"}\n')
+    take_in(tmp_path, tmp_path / "in")
+    table = pq.read_table(tmp_path / "prompts")
+    assert table["at"].slice(0, 1).combine_chunks().equals(stamp)
+    assert table.schema.field("short").type == pa.int8()
+    assert table["at"].null_count == 1
+
+
+def test_two_bad_rows_of_one_id_are_both_kept(tmp_path, write_parquet):
+    counts, rows = take_in(tmp_path, write_parquet("a.parquet", prompt=[None, None, "x"], prompt_id=["7", "7", "7"]))
+    assert (counts["rows"], counts["errors"], counts["duplicates"]) == (3, 2, 0)
+    assert rows[2]["prompt_id"] == "7"
+    assert all("its prompt_id '7' is another row's too" in row["error"] for row in rows[:2])
+    assert len({row["prompt_id"] for row in rows}) == 3

@@ -136,7 +136,13 @@ def test_many_files_of_several_schemas_and_some_that_cannot_be_read(configure, r
     (tmp_path / "shards" / "cut.parquet").write_bytes(whole[:-20])
     (tmp_path / "shards" / "torn.parquet").write_bytes(whole[:8] + b"\xff" * 20 + whole[28:])  # its schema is whole
     (tmp_path / "shards" / "table.csv").write_bytes(b"prompt,chosen,rejected\n")
-    config = configure(**{"train_reward.pairs": str(tmp_path / "shards"), "train_reward.eval_fraction": 0.2})
+    config = configure(
+        **{
+            "train_reward.pairs": str(tmp_path / "shards"),
+            "train_reward.eval_fraction": 0.2,
+            "generate.max_error_rate": 0.2,
+        }
+    )
     directory = RunDirectory(config)
     pairs.run(config, directory, config.models.language)
     counts = directory.counts(pairs.STAGE)
