@@ -35,11 +35,11 @@ class Section(BaseModel):
 class Run(Section):
     root: str = "runs"
     """Where run directories are made: a local path or s3://bucket/prefix."""
-    id: Annotated[str, BeforeValidator(lambda v: str(v) if isinstance(v, (date, int)) else v)] = Field(
-        default_factory=lambda: date.today().isoformat(), pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+    id: str = Field(
+        default_factory=lambda: date.today().isoformat(), pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=128
     )
     """Name of the run; today's date by default, so that tonight's job started again goes on with tonight's run."""
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**31)
     """Seed of everything random. A completion depends on it, its prompt and its sample number alone."""
 
     @property

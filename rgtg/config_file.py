@@ -1,15 +1,16 @@
 """Settings as people write them: YAML files and section.key=value overrides, and one clear sentence for a mistake."""
 
-import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import ValidationError
 
-from rgtg import storage
+from rgtg import storage, yaml_text
 from rgtg.config import SANDBOX, SANDBOX_SETTINGS, Config
 from rgtg.errors import UserError
+
+MAX_BYTES = 1 << 20  # of a config file
 
 
 def load(file: str | Path | None = None, overrides: list[str] | tuple[str, ...] = ()) -> Config:
@@ -26,7 +27,7 @@ def load(file: str | Path | None = None, overrides: list[str] | tuple[str, ...] 
         target = settings.setdefault(section, {})
         if not isinstance(target, dict):
             raise UserError(f"{section!r} is a section of settings, not a value")
-        target[name] = value_of(value)
+        target[name] = value_of(value, (section, name))
     if settings.get("models", {}).get("language", SANDBOX) == SANDBOX:
         settings = {
             section: {**SANDBOX_SETTINGS.get(section, {}), **settings.get(section, {})}
@@ -65,32 +66,40 @@ def _plain(value: Any) -> str:
 def _read(file: str | Path | None) -> dict[str, Any]:
     if file is None:
         return {}
-    text = storage.read_bytes(str(file))
+    data = storage.read_bytes(str(file), at_most=MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise UserError(f"the config {str(file)!r} has more than {MAX_BYTES >> 20} MiB; give a file of settings")
     try:
-        settings = yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        raise UserError(f"the config {str(file)!r} is not YAML: {' '.join(str(error).split())}") from error
+        settings = yaml_text.read(data.decode("utf-8-sig"), _is_text)
+    except (yaml_text.NotSettings, UnicodeDecodeError) as error:
+        raise UserError(f"the config {str(file)!r} is wrong: {error}") from error
     settings = {} if settings is None else settings
     if not isinstance(settings, dict) or not all(isinstance(v, dict | None) for v in settings.values()):
         raise UserError(f"the config {str(file)!r} must hold sections ({', '.join(Config.model_fields)}) of settings")
     return {section: values or {} for section, values in settings.items()}
 
 
-def value_of(text: str) -> Any:
-    """What a person means by a value that is written as text."""
+def value_of(text: str, path: yaml_text.Path = ()) -> Any:
+    """What a person means by a value that is written as text; the text itself where the setting at `path` is text."""
     try:
-        return yaml.load(text, _Loader)
-    except yaml.YAMLError:
+        value = yaml_text.read(text, lambda _: _is_text(path))
+    except yaml_text.NotSettings:
         return text
+    # Quotes may stand around a text, and some are a list of them; else ` #` or `: ` in it are its own.
+    if not _is_text(path) or value is None or isinstance(value, list) or text.lstrip()[:1] in ('"', "'"):
+        return value
+    return text
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML that reads 1e-4 as the number it is meant to be; the standard wants a dot in it."""
+def _is_text(path: yaml_text.Path) -> bool:
+    """Whether the setting at section, key holds text, alone or in a list."""
+    section = Config.model_fields.get(path[0]) if len(path) == 2 else None
+    fields = section.annotation.model_fields if section else {}  # type: ignore[union-attr]
+    return path[1] in fields and _holds_text(fields[path[1]].annotation) if fields else False
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+$"), list("+-0123456789")
-)
+def _holds_text(annotation: Any) -> bool:
+    return annotation is str or isinstance(annotation, str) or any(map(_holds_text, get_args(annotation)))
 
 
 def sentence(error: ValidationError) -> str:
@@ -104,5 +113,13 @@ def sentence(error: ValidationError) -> str:
             known = known[part].annotation.model_fields  # type: ignore[union-attr]
         return f"the setting {key!r} is unknown; there are {', '.join(known)}"
     message = first["msg"].removeprefix("Value error, ")
-    value = "" if first["type"] == "value_error" else f" but is {first['input']!r}"
+    value = "" if first["type"] == "value_error" else f" but is {_short(first['input'])}"
     return f"the setting {key!r} is wrong: {message[0].lower() + message[1:]}{value}"
+
+
+def _short(value: Any) -> str:
+    try:
+        text = repr(value)
+    except ValueError:  # of thousands of digits
+        return "too long a number"
+    return text if len(text) <= 200 else f"{text[:197]}..."

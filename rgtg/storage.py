@@ -132,12 +132,12 @@ def _fault(file: pafs.FileInfo, suffixes: tuple[str, ...]) -> str | None:
     return None if file.path.endswith(suffixes) else f"{OTHER_NAME} {' or '.join(suffixes)}"
 
 
-def read_bytes(place: str) -> bytes:
+def read_bytes(place: str, at_most: int | None = None) -> bytes:
     filesystem, path = resolve(place)
 
     def read() -> bytes:
         with filesystem.open_input_file(path) as file:  # a stream would ask for it in small pieces
-            return file.read()
+            return file.read(at_most)
 
     with _explained(f"cannot read {place!r}"):
         return object_store.patiently(read)

@@ -143,10 +143,31 @@ def test_what_is_no_override(override):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
+        ("generate: {samples: 3}\ngenerate: {k: 5}", "'generate' stands twice, in lines 1 and 2"),
+        ("generate:\n  samples: 3\n  samples: 4", "'generate.samples' stands twice, in lines 2 and 3"),
+        ("generate: " + "[" * 2000 + "]" * 2000, "nests deeper"),
+        ("run: {id: &a b, root: *a}", "the alias *a in line 1 is not read"),
+        ("run: {id: !!python/name:os.system x}", "the tag tag:yaml.org,2002:python/name:os.system in line 1"),
+        ("run: !!set {id}", "the tag tag:yaml.org,2002:set"),
+        ("run: {id: a}\n---\nrun: {id: b}", "a second document begins in line"),
+        ("? [run]\n: {id: a}", "a key in line 1 is not text"),
+        ("run: {id: a\0b}", "is not YAML"),
+        ("run: {id: a}".encode("utf-16"), "can't decode"),
+        ("#" * (1 << 21), "more than 1 MiB"),
+        ("generate: {samples: 1_000}", "'1_000'"),
+        ("generate: {samples: 1:30}", "'1:30'"),
+        ("generate: {samples: 4.0}", "'generate.samples'"),
+        ("generate: {samples: 0x10}", "'0x10'"),
+        ("models: {trust_remote_code: yes}", "'models.trust_remote_code'"),
+        ("models: {language: null}", "'models.language'"),
+        (f"generate: {{beta: {'9' * 6000}}}", "'generate.beta'"),
+        ("generate: {beta: .inf}", "'generate.beta'"),
+        ("generate: {beta: .nan}", "'generate.beta'"),
+        (f"run: {{id: {'a' * 300}}}", "at most 128 characters"),
         ("generate: [unclosed", "is not YAML"),
         ("a: b: c", "is not YAML"),
         ("generate:\n\tsamples: 3", "is not YAML"),
-        (b"run: {id: \xff\xfe}", "is not YAML"),
+        (b"run: {id: \xff\xfe}", "can't decode"),
         ("- generate", "must hold sections"),
         ("just text", "must hold sections"),
         ("generate: 5", "must hold sections"),
@@ -171,6 +192,40 @@ def test_a_missing_file(tmp_path):
 def test_a_run_named_by_a_date_or_a_number():
     assert config_file.load(overrides=["run.id=20261120"]).run.id == "20261120"
     assert config_file.load(overrides=["run.id=2026-11-20"]).run.id == "2026-11-20"
+
+
+@pytest.mark.parametrize("text", ["010", "20261120_01", "12.30", "no", "1e3", "0x10", "2026-11-20", "1.50", "true"])
+def test_a_text_is_what_was_written(write, text):
+    """YAML 1.1 takes each of these for something else."""
+    for config in (
+        config_file.load(write(f"run: {{id: {text}}}\ngenerate: {{prompts: [{text}]}}")),
+        config_file.load(overrides=[f"run.id={text}", f"generate.prompts=[{text}]"]),
+    ):
+        assert (config.run.id, config.generate.prompts) == (text, [text])
+
+
+def test_a_time_is_no_number():
+    assert "'12:30'" in refused("run.id=12:30")
+
+
+def test_a_number_is_decimal(write):
+    assert config_file.load(write("generate: {samples: 010}")).generate.samples == 10
+    assert config_file.load(overrides=["generate.samples=010"]).generate.samples == 10
+
+
+def test_a_place_on_the_command_line_is_the_whole_text():
+    assert config_file.load(overrides=["generate.prompts=/a b #1: c"]).generate.prompts == ["/a b #1: c"]
+    assert config_file.load(overrides=["generate.prompts='/a #1'"]).generate.prompts == ["/a #1"]
+
+
+@pytest.mark.parametrize("seed", [-1, 2**31, 2**63, 10**400])
+def test_a_seed_that_a_shuffle_cannot_take_is_refused(seed):
+    assert "'run.seed'" in refused(f"run.seed={seed}")
+
+
+@pytest.mark.timeout(60)
+def test_a_file_without_end(tmp_path):
+    assert "more than 1 MiB" in refused(file="/dev/zero") or "cannot read" in refused(file="/dev/zero")
 
 
 def test_the_printed_settings_change_nothing_until_one_is_edited(write):
