@@ -20,7 +20,7 @@ from pipelines import ray_session
 from pipelines.run_directory import RunDirectory, listing
 from rgtg import object_store, storage
 from rgtg.config import Config
-from rgtg.errors import UserError, first_line
+from rgtg.errors import UserError, first_line, printable
 from rgtg.input_files import Found, InputFile, check_share, find, open_file, read_bytes
 from rgtg.models.loading import context_length, load_config, load_tokenizer
 from rgtg.parquet import UNREADABLE, open_parquet, parquet_fault
@@ -90,8 +90,8 @@ def run(config: Config, directory: RunDirectory, init: str) -> None:
     with ray_session.explained("reading the pairs"):
         _write(files, tokenize, config.run.seed, target)
     counts = count(target) | {"skipped_files": skipped}
-    reasons = "".join(f"\n  skipped {name}: {reason}" for name, reason in skipped.items())
-    reasons += "".join(f"\n  {n} unused: {reason}" for reason, n in counts["unused"].items())
+    reasons = "".join(f"\n  skipped {printable(f'{name}: {reason}')}" for name, reason in skipped.items())
+    reasons += "".join(f"\n  {n} unused: {printable(reason)}" for reason, n in counts["unused"].items())
     print(f"pairs: {counts['train']} to train on, {counts['eval']} held out{reasons}", flush=True)
     if not counts["train"] or not counts["eval"]:
         raise UserError(

@@ -17,7 +17,7 @@ from pipelines.run_directory import RunDirectory, listing
 from rgtg import storage
 from rgtg.chat import check_prompt, prompt_id
 from rgtg.config import Config
-from rgtg.errors import UserError
+from rgtg.errors import UserError, printable
 from rgtg.input_files import InputFile, Unreadable, check_share, find, read_bytes
 from rgtg.parquet import open_parquet, parquet_fault
 from rgtg.passed_through import Column, as_type, common_type
@@ -42,7 +42,9 @@ def run(config: Config) -> RunDirectory:
     if not counts["rows"]:
         raise UserError(f"there is no prompt at {', '.join(map(repr, config.generate.prompts))}")
     directory.finish(STAGE, counts, time.monotonic() - begun)
-    skipped = "".join(f"\n  skipped {name}: {reason}" for name, reason in counts["skipped_files"].items())
+    skipped = "".join(
+        f"\n  skipped {printable(f'{name}: {reason}')}" for name, reason in counts["skipped_files"].items()
+    )
     print(
         f"prompts: {counts['rows']} rows ({counts['errors']} marked bad, {counts['duplicates']} duplicates left out)"
         f"{skipped}",

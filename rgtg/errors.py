@@ -5,7 +5,7 @@ class UserError(Exception):
     """What is wrong, where, and what to do, in one sentence. Commands print it and exit with 2."""
 
     def __init__(self, sentence: str) -> None:
-        super().__init__(" ".join(sentence.splitlines()))  # names of the user's own may hold anything
+        super().__init__(printable(sentence))
 
 
 class Unavailable(Exception):
@@ -14,6 +14,12 @@ class Unavailable(Exception):
 
 class RowError(UserError):
     """The mistake is in one row of the data: that row is marked with the sentence, and the rest goes on."""
+
+
+def printable(text: str) -> str:
+    """Text as one line that any terminal and log can take: names of files, ids and keys may hold anything."""
+    line = " ".join(text.splitlines())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
 
 
 def first_line(error: BaseException) -> str:
