@@ -16,6 +16,6 @@ class RowError(UserError):
     """The mistake is in one row of the data: that row is marked with the sentence, and the rest goes on."""
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """What an exception says, as part of a sentence; some say nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
