@@ -8,6 +8,7 @@ import torch
 
 from pipelines.run_directory import RunDirectory
 from rgtg import sandbox, storage
+from rgtg.chat import check_template
 from rgtg.config import SANDBOX, Config, Models
 from rgtg.decoding.methods import METHODS
 from rgtg.errors import UserError
@@ -129,7 +130,9 @@ def check_models(config: Config, reward: str | None, directory: RunDirectory) ->
     filesystem, _ = storage.resolve(directory.path("prompts"))
     first = storage.list_files(directory.path("prompts"), (".parquet",))[0]
     messages = pa.types.is_list(pq.read_schema(first.path, filesystem=filesystem).field("prompt").type)
-    if messages and not tokenizer.chat_template:
+    if messages and tokenizer.chat_template:
+        check_template(tokenizer, directory.date)
+    elif messages:
         raise UserError(
             f"the prompts are messages but the tokenizer of {config.models.language!r} has no chat template; give "
             "prompts as text, or a model with a template"

@@ -9,6 +9,7 @@ import json
 import time
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
+from datetime import date
 from functools import partial
 from typing import Any
 
@@ -77,6 +78,7 @@ def run(config: Config, directory: RunDirectory, init: str) -> None:
                 "trust_remote_code": config.models.trust_remote_code,
                 "max_length": max_length,
                 "overlong": settings.overlong,
+                "day": directory.date,
                 "eval_fraction": 1.0 if name == "eval_pairs" else eval_fraction,
             },
             batch_size=BATCH_ROWS,
@@ -185,7 +187,13 @@ _tokenizers: dict[str, Any] = {}  # of this worker process, by place: a task is 
 
 
 def _tokenize(
-    batch: pa.Table, init: str, trust_remote_code: bool, max_length: int, overlong: Any, eval_fraction: float
+    batch: pa.Table,
+    init: str,
+    trust_remote_code: bool,
+    max_length: int,
+    overlong: Any,
+    day: date,
+    eval_fraction: float,
 ) -> pa.Table:
     """A batch of raw rows (or of lines of JSON) as rows of pairs/."""
     if init not in _tokenizers:
@@ -198,7 +206,7 @@ def _tokenize(
     results = []
     for row in rows:
         pair = f"the {kind} is {row}" if isinstance(row, str) else read_pair(row)
-        results.append(pair if isinstance(pair, str) else tokenize_pair(tokenizer, pair, max_length, overlong))
+        results.append(pair if isinstance(pair, str) else tokenize_pair(tokenizer, pair, max_length, overlong, day))
     return pa.Table.from_pylist([_row(result, eval_fraction) for result in results], schema=SCHEMA)
 
 

@@ -8,6 +8,7 @@ import hashlib
 import json
 import platform
 import time
+from datetime import date
 from importlib.metadata import version
 from typing import Any, Literal
 
@@ -40,6 +41,11 @@ class RunDirectory:
                 "versions": {"python": platform.python_version(), **packages},
                 "stages": {},
             }
+
+    @property
+    def date(self) -> date:
+        """The day on which the run was begun (UTC), which chat templates write: it is one for all rows of a run."""
+        return date.fromisoformat(self.manifest["created"][:10])
 
     def path(self, *names: str) -> str:
         return storage.join(self.place, *names)

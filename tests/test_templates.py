@@ -9,7 +9,9 @@ from tokenizers import Regex, pre_tokenizers
 
 from rgtg import templates
 from rgtg.chat import check_template, decode_response, encode_prompt, encode_response, render
+from rgtg.decoding.decoder import Decoder
 from rgtg.errors import RowError, UserError
+from rgtg.evaluation.likelihood import logprobs
 from rgtg.preferences.readers import Pair
 from rgtg.preferences.tokenized import tokenize_pair
 
@@ -156,3 +158,20 @@ def test_a_tokenizer_that_panics_is_the_rows_own(make_tokenizer):
     assert "the tokenizer fails" in tokenize_pair(tokenizer, Pair("a", "b", bad), 100, "drop")
     assert "the tokenizer fails" in tokenize_pair(tokenizer, Pair(bad, "b", "c"), 100, "drop")
     assert decode_response(tokenizer, [1], encode_prompt(tokenizer, "aa")) == "aa"
+
+
+def test_every_text_of_a_decoder_has_its_date(make_tokenizer, make_language, make_reward):
+    tokenizer = make_tokenizer(template="{{ strftime_now('%Y-%m-%d') }}{{ messages[0].content }}")
+    language, reward = make_language(tokenizer), make_reward(tokenizer)
+    day = date(2024, 2, 29)
+    expected = encode_prompt(tokenizer, "2024-02-29hi")
+    decoder = Decoder.load(language, reward, slots=1, device="cpu", day=day)
+    request = decoder.request(USER, samples=1, max_new_tokens=2, seed=0)
+    assert request.prompt_ids == request.reward_prompt_ids == expected
+    by_text = Decoder.load(language, reward, reward_reads="text", slots=1, device="cpu", day=day)
+    assert by_text.request(USER, samples=1, max_new_tokens=2, seed=0).reward_text == "2024-02-29hi"
+    assert decoder.score([USER], ["x"]) == decoder.score(["2024-02-29hi"], ["x"])
+    model = decoder.language
+    assert logprobs(model, [USER], [[50]], day) == logprobs(model, ["2024-02-29hi"], [[50]])
+    pair = tokenize_pair(tokenizer, Pair(USER, "a", "b"), 100, "drop", day)
+    assert pair.prompt_ids == expected
