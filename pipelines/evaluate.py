@@ -9,6 +9,7 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from datetime import date
 from importlib.util import find_spec
 from typing import Any
 
@@ -50,7 +51,10 @@ def run(config: Config, judges: Mapping[str, Judge] | None = None) -> list[Resul
         check_models(_config_of(way, config), config.models.reward or config.train_reward.init, directory)
     done = {way: _complete(way, config, directory) for way in ways}
     scorers: dict[str, Judge] = {**({"true reward": _true_rewards} if in_sandbox else {}), **(judges or {})}
-    scorers |= {f"judge {i}" if i > 1 else "judge": _by_model(config, place) for i, place in enumerate(models, 1)}
+    scorers |= {
+        f"judge {i}" if i > 1 else "judge": _by_model(config, place, directory.date)
+        for i, place in enumerate(models, 1)
+    }
     rows = {way: _rows(place) for way, (place, _) in done.items()}
     judged: dict[Variant, dict[str, Scores]] = {way: {} for way in ways}
     for name, judge in scorers.items():  # of all ways at once: a judge may be a model to load
@@ -60,7 +64,9 @@ def run(config: Config, judges: Mapping[str, Judge] | None = None) -> list[Resul
     if endpoint:
         for way in ways:
             judged[way][f"wins against {ways[0].name}"] = _wins(endpoint, rows[way], rows[ways[0]])
-    logprobs = {way: _judged(_by_language(config), rows[way], "token_ids") for way in ways if way.language}
+    logprobs = {
+        way: _judged(_by_language(config, directory.date), rows[way], "token_ids") for way in ways if way.language
+    }
     results = [measure(way, rows[way], judged[way], done[way][1], logprobs.get(way)) for way in ways]
     _report(config, directory, results)
     if complete:
@@ -140,24 +146,24 @@ def _true_rewards(given: list[Prompt], texts: list[str]) -> list[float]:
     return [true_reward(str(prompt) + text) for prompt, text in zip(given, texts, strict=True)]
 
 
-def _by_model(config: Config, place: str) -> Judge:
+def _by_model(config: Config, place: str, day: date) -> Judge:
     """A reward model that judges."""
 
     def score(given: list[Prompt], texts: list[str]) -> list[float]:
         models = config.models
         options: dict[str, Any] = models.model_dump(include={"device", "dtype", "trust_remote_code"})
-        return TextReward.load(place, what="evaluate.judges", **options).score(given, texts)
+        return TextReward.load(place, what="evaluate.judges", day=day, **options).score(given, texts)
 
     return _on_a_worker(score, config)
 
 
-def _by_language(config: Config) -> Callable[[list[Prompt], list[list[int]]], list[float]]:
+def _by_language(config: Config, day: date) -> Callable[[list[Prompt], list[list[int]]], list[float]]:
     """The run's language model, which says how likely completions are."""
 
     def score(given: list[Prompt], ids: list[list[int]]) -> list[float]:
         models = config.models
         options: dict[str, Any] = models.model_dump(include={"device", "dtype", "trust_remote_code"})
-        return likelihood(LanguageModel.load(models.language, **options), given, ids)
+        return likelihood(LanguageModel.load(models.language, **options), given, ids, day)
 
     return _on_a_worker(score, config)
 

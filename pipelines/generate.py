@@ -130,6 +130,7 @@ def complete(
                 "settings": settings,
                 "seed": config.run.seed,
                 "board": progress.board,
+                "day": directory.date,
             },
             batch_size=settings.block_rows,
             batch_format="pyarrow",

@@ -8,6 +8,7 @@ import traceback
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import asdict
+from datetime import date
 from typing import Any
 
 import pyarrow as pa
@@ -69,7 +70,16 @@ class Generator:
     refilled from the next batch while the last completions of this one are still running.
     """
 
-    def __init__(self, models: Models, reward: str | None, settings: Generate, seed: int, board: ActorHandle) -> None:
+    def __init__(
+        self,
+        models: Models,
+        reward: str | None,
+        settings: Generate,
+        seed: int,
+        board: ActorHandle,
+        day: date | None = None,
+    ) -> None:
+        """`day` is the date for chat templates that write one, by default today."""
         torch.set_num_threads(settings.threads)
         self.settings, self.seed, self.board = settings, seed, board
         self.slots = self._fitting_slots(models, reward)
@@ -78,7 +88,7 @@ class Generator:
             [reward, *models.ensemble] if reward else None,
             settings.method,
             **models.model_dump(exclude={"language", "reward", "ensemble"}),
-            **settings.model_dump(include=DECODER_OPTIONS) | {"slots": self.slots},
+            **settings.model_dump(include=DECODER_OPTIONS) | {"slots": self.slots, "day": day},
         )
         board.add.remote(actors=1)
         self.inbox: queue.SimpleQueue[tuple[Request, Future]] = queue.SimpleQueue()

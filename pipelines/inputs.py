@@ -7,6 +7,7 @@ import torch
 
 from pipelines.run_directory import RunDirectory
 from rgtg import sandbox, storage
+from rgtg.chat import check_template
 from rgtg.config import SANDBOX, Config, Models
 from rgtg.decoding.methods import METHODS
 from rgtg.errors import UserError
@@ -127,7 +128,9 @@ def check_models(config: Config, reward: str | None, directory: RunDirectory) ->
             check_same_tokens(tokenizer, load_tokenizer(place, "the reward model", trust_remote_code=trust))
     first = next(storage.read_tables(directory.path("prompts"), ["prompt"]))
     messages = pa.types.is_list(first.schema.field("prompt").type)
-    if messages and not tokenizer.chat_template:
+    if messages and tokenizer.chat_template:
+        check_template(tokenizer, directory.date)
+    elif messages:
         raise UserError(
             f"the prompts are messages but the tokenizer of {config.models.language!r} has no chat template; give "
             "prompts as text, or a model with a template"

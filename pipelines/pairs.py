@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import date
 from typing import Any
 
 import pyarrow as pa
@@ -86,6 +87,7 @@ def run(config: Config, directory: RunDirectory, init: str) -> None:
         "trust_remote_code": config.models.trust_remote_code,
         "max_length": max_length,
         "overlong": settings.overlong,
+        "day": directory.date,
     }
     with ray_session.explained("reading the pairs"):
         _write(files, tokenize, config.run.seed, target)
@@ -216,7 +218,13 @@ def _tokenized(chunks: pa.Table, **options: Any) -> pa.Table:
 
 
 def _tokenize(
-    batch: pa.Table, init: str, trust_remote_code: bool, max_length: int, overlong: Any, eval_fraction: float
+    batch: pa.Table,
+    init: str,
+    trust_remote_code: bool,
+    max_length: int,
+    overlong: Any,
+    day: date,
+    eval_fraction: float,
 ) -> pa.Table:
     """A batch of raw rows (or of lines of JSON) as rows of pairs/."""
     if init not in _tokenizers:
@@ -229,7 +237,7 @@ def _tokenize(
     results = []
     for row in rows:
         pair = f"the {kind} is {row}" if isinstance(row, str) else read_pair(row)
-        results.append(pair if isinstance(pair, str) else tokenize_pair(tokenizer, pair, max_length, overlong))
+        results.append(pair if isinstance(pair, str) else tokenize_pair(tokenizer, pair, max_length, overlong, day))
     return pa.Table.from_pylist([_row(result, eval_fraction) for result in results], schema=SCHEMA)
 
 

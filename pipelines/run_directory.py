@@ -42,6 +42,11 @@ class RunDirectory:
         self.manifest = found or {"run_id": config.run.id, "created": _now(), "versions": versions, "stages": {}}
         self.attempt = {"began": _now(), "versions": versions}
 
+    @property
+    def date(self) -> date:
+        """The day on which the run was begun (UTC), which chat templates write: it is one for all rows of a run."""
+        return date.fromisoformat(self.manifest["created"][:10])
+
     def path(self, *names: str) -> str:
         return storage.join(self.place, *names)
 

@@ -2,13 +2,16 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import date
 from typing import Any
 
-from jinja2 import TemplateSyntaxError
 from transformers import PreTrainedTokenizerBase
 
 from rgtg.errors import RowError, UserError, first_line
 from rgtg.rows import is_unicode
+from rgtg.templates import renderer
 
 Message = dict[str, str]
 Prompt = str | list[Message]
@@ -45,10 +48,13 @@ def prompt_id(prompt: Prompt) -> str:
     return hashlib.sha256(canonical.encode(errors="surrogatepass")).hexdigest()
 
 
-def render(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> str:
+def render(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, day: date | None = None) -> str:
     """The text a model reads: messages through its own chat template, plain text as it is.
 
-    Raises UserError for messages where the tokenizer has no chat template, RowError where it refuses them.
+    `day` is the date that a template writes which asks for it, by default today's.
+
+    Raises UserError for messages where the tokenizer has no chat template or a broken one, RowError where it refuses
+    them, or takes too much time or memory for them.
     """
     if isinstance(prompt, str):
         return prompt
@@ -60,29 +66,41 @@ def render(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> str:
     # A conversation that ends with the assistant is one that the model goes on with.
     goes_on = prompt[-1]["role"] == "assistant"
     try:
-        return str(
-            tokenizer.apply_chat_template(
-                prompt, tokenize=False, add_generation_prompt=not goes_on, continue_final_message=goes_on
-            )
-        )
-    except TemplateSyntaxError as error:
-        raise UserError(f"the chat template of {tokenizer.name_or_path!r} is broken: {error}") from error
-    except MemoryError:
-        raise
-    except Exception as error:  # a template is a program: what it does with this conversation may fail anyhow
-        raise RowError(f"the chat template refuses the prompt: {first_line(error)}") from error
+        template = tokenizer.get_chat_template()
+    except ValueError as error:  # several, and none is the default
+        raise UserError(f"the chat template of {tokenizer.name_or_path!r}: {first_line(error)}") from error
+    messages = [{key: value for key, value in message.items() if value is not None} for message in prompt]
+    options = {
+        **tokenizer.special_tokens_map,
+        "add_generation_prompt": not goes_on,
+        "continue_final_message": goes_on,
+    }
+    return renderer.render(template, messages, day or date.today(), options, tokenizer.name_or_path)
 
 
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
-    """Token ids of a prompt as the model expects it; at least one, with at most one BOS at the start.
+def check_template(tokenizer: PreTrainedTokenizerBase, day: date | None = None) -> None:
+    """Raises UserError for a chat template that is missing, broken, or takes too long whatever the messages."""
+    with suppress(RowError):  # it may well not take one word
+        render(tokenizer, [{"role": "user", "content": "word"}], day)
 
-    Raises RowError for a prompt that is empty in a vocabulary without BOS: nothing stands before the first token.
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, day: date | None = None) -> list[int]:
+    """Token ids of a prompt as the model expects it, `day` as for `render`; at least one, with at most one BOS at the
+    start.
+
+    Raises RowError for a prompt that is empty in a vocabulary without BOS: nothing stands before the first token; and
+    for text that the tokenizer fails on.
     """
-    return _encode(tokenizer, render(tokenizer, prompt))
+    return _encode(tokenizer, render(tokenizer, prompt, day))
 
 
 def encode_response(
-    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, response: str, *, complete: bool = True
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Prompt,
+    response: str,
+    *,
+    complete: bool = True,
+    day: date | None = None,
 ) -> list[int]:
     """Token ids of `response` where it follows `prompt`; with the EOS that ends it if `complete`.
 
@@ -90,13 +108,14 @@ def encode_response(
     the SentencePiece family put a space before a text of its own). Where the two merge over the boundary, the prompt
     keeps its ids, as it does in decoding.
     """
-    text = render(tokenizer, prompt)
+    text = render(tokenizer, prompt, day)
     prompt_ids = _encode(tokenizer, text)
     joint = _encode(tokenizer, text + response)
     if joint[: len(prompt_ids)] == prompt_ids:
         ids = joint[len(prompt_ids) :]
     else:
-        ids = tokenizer(response, add_special_tokens=False).input_ids
+        with tokenizing():
+            ids = tokenizer(response, add_special_tokens=False).input_ids
     if complete and tokenizer.eos_token_id is not None and ids[-1:] != [tokenizer.eos_token_id]:
         ids = [*ids, tokenizer.eos_token_id]
     return ids
@@ -105,16 +124,29 @@ def encode_response(
 def decode_response(tokenizer: PreTrainedTokenizerBase, prompt_ids: list[int], response_ids: list[int]) -> str:
     """The text of generated ids, without special tokens, with the space that stands before it in its place."""
     context = prompt_ids[-8:]  # enough for every tokenizer to know that this is not the start of a text
-    before = str(tokenizer.decode(context, skip_special_tokens=True))
-    both = str(tokenizer.decode([*context, *response_ids], skip_special_tokens=True))
-    if both.startswith(before):
-        return both[len(before) :]
-    return str(tokenizer.decode(response_ids, skip_special_tokens=True))
+    with tokenizing():
+        before = str(tokenizer.decode(context, skip_special_tokens=True))
+        both = str(tokenizer.decode([*context, *response_ids], skip_special_tokens=True))
+        if both.startswith(before):
+            return both[len(before) :]
+        return str(tokenizer.decode(response_ids, skip_special_tokens=True))
+
+
+@contextmanager
+def tokenizing() -> Iterator[None]:
+    """What a tokenizer written in Rust fails with on a text (it may give up on a regular expression): RowError."""
+    try:
+        yield
+    except BaseException as error:  # a panic is no Exception, and its class cannot be imported
+        if isinstance(error, Exception) or type(error).__name__ != "PanicException":
+            raise
+        raise RowError(f"the tokenizer fails on the text: {first_line(error)}") from None
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     bos = tokenizer.bos_token_id
-    ids = tokenizer(text).input_ids
+    with tokenizing():
+        ids = tokenizer(text).input_ids
     eos = tokenizer.eos_token_id
     if ids and ids[-1] == eos and not text.endswith(tokenizer.eos_token or "\0"):
         ids = ids[:-1]  # some tokenizers close every text; a prompt is not closed

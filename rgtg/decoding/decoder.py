@@ -1,6 +1,7 @@
 """Decoder: both models, a method and an engine behind two calls, `generate` and `score`."""
 
 from dataclasses import dataclass
+from datetime import date
 from math import inf, isfinite
 from typing import Any, Literal
 
@@ -59,6 +60,7 @@ class Decoder:
         slots: int = 32,
         max_prompt_tokens: int | None = None,
         cuda_graphs: bool = True,
+        day: date | None = None,
     ) -> None:
         """What is None is as the method has it.
 
@@ -67,6 +69,7 @@ class Decoder:
         `segment_tokens`, or where the next token has `segment_entropy` nats; `target_reward` is what CARDS aims at.
         Memory grows with `slots`, the completions decoded at once, and with the longest prompt, which
         `max_prompt_tokens` bounds. On a GPU, `cuda_graphs` launch each step as a whole.
+        `day` is the date for chat templates that write one, by default today.
         """
         if method not in METHODS:
             raise UserError(f"the method {method!r} is unknown; there are {', '.join(METHODS)}")
@@ -87,6 +90,7 @@ class Decoder:
             raise UserError(f"the method {method!r} needs a reward model; give one, or use the method 'unguided'")
         self.language, self.scorer, self.method = language, scorer, method
         self.max_prompt_tokens, self.cuda_graphs = max_prompt_tokens, cuda_graphs
+        self.day = day or date.today()
         # Embeddings may be padded beyond the tokens, and not alike in both models.
         known = [num_embeddings(language.model), scorer.vocabulary if scorer else None]
         vocabulary = min(n for n in known if n)
@@ -129,6 +133,7 @@ class Decoder:
         device: str = "auto",
         dtype: str = "auto",
         trust_remote_code: bool = False,
+        day: date | None = None,
         **options: Any,
     ) -> "Decoder":
         """Load models (directories or hub ids) onto one device. `options` are those of a Decoder: beta, k ...
@@ -136,6 +141,7 @@ class Decoder:
         Of several reward models the rewards are combined. One that `reward_reads` text may be any classifier, with any
         tokenizer: every candidate's text is read anew, which costs that much more.
         """
+        day = day or date.today()  # one for all texts, past midnight too
         rewards = [reward] if isinstance(reward, str) else reward or []
         if reward_reads == "text" and len(rewards) > 1:
             raise UserError("an ensemble is of reward models that read tokens; give one that reads text alone")
@@ -150,7 +156,12 @@ class Decoder:
         if rewards and reward_reads == "text":
             scorer = TextScorer(
                 TextReward.load(
-                    rewards[0], device=device, dtype=dtype, trust_remote_code=trust_remote_code, what="models.reward"
+                    rewards[0],
+                    device=device,
+                    dtype=dtype,
+                    trust_remote_code=trust_remote_code,
+                    what="models.reward",
+                    day=day,
                 ),
                 model.tokenizer,
             )
@@ -163,8 +174,8 @@ class Decoder:
             ]
             for reward_model in models:
                 pack(reward_model.backbone)
-            scorer = TokenScorer(models, model.tokenizer, combine, bound_width)
-        return cls(model, scorer, method, **options)
+            scorer = TokenScorer(models, model.tokenizer, combine, bound_width, day)
+        return cls(model, scorer, method, day=day, **options)
 
     def generate(
         self, prompts: list[Prompt], *, samples: int = 1, max_new_tokens: int = 64, seed: int = 0
@@ -189,7 +200,7 @@ class Decoder:
         """A prompt as the engine takes it. Raises RowError for what is no prompt, or leaves no room in the context."""
         if reason := check_prompt(prompt):
             raise RowError(reason)
-        ids = encode_prompt(self.language.tokenizer, prompt)
+        ids = encode_prompt(self.language.tokenizer, prompt, self.day)
         reward_ids, reward_text = self.scorer.read(prompt) if self.scorer else ([], "")
         length = max(len(ids), len(reward_ids))
         if self.max_prompt_tokens and length > self.max_prompt_tokens:

@@ -1,5 +1,6 @@
 """Who gives rewards to a decoder: reward models that share the language model's tokens, or any classifier of text."""
 
+from datetime import date
 from typing import Protocol
 
 import torch
@@ -52,19 +53,25 @@ class TokenScorer:
     """Reward models that read the language model's own tokens; of several, all rewards are combined to one."""
 
     def __init__(
-        self, models: list[RewardModel], language: PreTrainedTokenizerBase, how: Combine = "mean", width: float = 1.0
+        self,
+        models: list[RewardModel],
+        language: PreTrainedTokenizerBase,
+        how: Combine = "mean",
+        width: float = 1.0,
+        day: date | None = None,
     ) -> None:
         """Raises UserError where a model has other tokens."""
         for model in models:
             check_same_tokens(language, model.tokenizer)
         self.models, self.how, self.width = models, how, width
+        self.day = day or date.today()
         self.calls = len(models)
         self.tokenizer = models[0].tokenizer
         self.context: int | None = min(model.context for model in models)
         self.vocabulary: int | None = min(num_embeddings(model.model) for model in models)
 
     def read(self, prompt: Prompt) -> tuple[list[int], str]:
-        return encode_prompt(self.tokenizer, prompt), ""
+        return encode_prompt(self.tokenizer, prompt, self.day), ""
 
     def guidance(self, method: str, slots: int, k: int) -> Guidance | None:
         sees = METHODS[method].guidance
@@ -88,9 +95,9 @@ class TokenScorer:
         return self._score([before], [[last]])[0][0]
 
     def score_texts(self, prompts: list[Prompt], texts: list[str], complete: bool) -> list[list[float]]:
-        prompt_ids = [encode_prompt(self.tokenizer, prompt) for prompt in prompts]
+        prompt_ids = [encode_prompt(self.tokenizer, prompt, self.day) for prompt in prompts]
         ids = [
-            encode_response(self.tokenizer, prompt, text, complete=complete)
+            encode_response(self.tokenizer, prompt, text, complete=complete, day=self.day)
             for prompt, text in zip(prompts, texts, strict=True)
         ]
         for i, length in enumerate(len(p) + len(r) for p, r in zip(prompt_ids, ids, strict=True)):

@@ -1,5 +1,7 @@
 """What a language model thinks of given completions."""
 
+from datetime import date
+
 import torch
 
 from rgtg.chat import Prompt, encode_prompt
@@ -9,9 +11,11 @@ BATCH = 16
 
 
 @torch.inference_mode()
-def logprobs(model: LanguageModel, prompts: list[Prompt], completions: list[list[int]]) -> list[float]:
-    """log p(y | x) of completions, as token ids, in nats."""
-    prompt_ids = [encode_prompt(model.tokenizer, prompt) for prompt in prompts]
+def logprobs(
+    model: LanguageModel, prompts: list[Prompt], completions: list[list[int]], day: date | None = None
+) -> list[float]:
+    """log p(y | x) of completions, as token ids, in nats. `day` is what a chat template writes as the date."""
+    prompt_ids = [encode_prompt(model.tokenizer, prompt, day) for prompt in prompts]
     totals = [0.0] * len(completions)
     order = sorted(range(len(totals)), key=lambda i: len(prompt_ids[i]) + len(completions[i]))  # little padding
     for start in range(0, len(order), BATCH):

@@ -1,11 +1,12 @@
 """TextReward: any classifier of text as a reward model, whatever its tokenizer and architecture, by plain forwards."""
 
+from datetime import date
 from typing import Any
 
 import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
-from rgtg.chat import Prompt, render
+from rgtg.chat import Prompt, render, tokenizing
 from rgtg.errors import UserError
 from rgtg.models.loading import (
     context_length,
@@ -26,8 +27,9 @@ class TextReward:
     A classifier with one label gives its logit; with two, the second over the first one.
     """
 
-    def __init__(self, model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, model: Any, tokenizer: PreTrainedTokenizerBase, day: date | None = None) -> None:
         self.model, self.tokenizer = model, tokenizer
+        self.day = day or date.today()
         # Encoders of the BERT family start counting positions behind the padding token.
         offset = 2 if model.config.model_type in ("roberta", "xlm-roberta", "camembert", "longformer") else 0
         self.context = context_length(model.config) - offset
@@ -45,8 +47,16 @@ class TextReward:
 
     @classmethod
     def load(
-        cls, place: str, *, device: str = "auto", dtype: str = "auto", trust_remote_code: bool = False, what: str
+        cls,
+        place: str,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        trust_remote_code: bool = False,
+        what: str,
+        day: date | None = None,
     ) -> "TextReward":
+        """Load a classifier. `day` is what its chat template writes as the date, by default today."""
         cls.check(place, what, trust_remote_code)
         target = resolve_device(device)
         model = load_weights(
@@ -57,7 +67,7 @@ class TextReward:
             dtype=resolve_dtype(dtype, target),
             num_labels=load_config(place, what, trust_remote_code=trust_remote_code).num_labels,
         )
-        return cls(model.to(target), load_tokenizer(place, what, trust_remote_code=trust_remote_code))
+        return cls(model.to(target), load_tokenizer(place, what, trust_remote_code=trust_remote_code), day)
 
     def score(self, prompts: list[Prompt], completions: list[str]) -> list[float]:
         """Rewards of completions behind their prompts; of a text beyond the context, its end counts."""
@@ -65,7 +75,7 @@ class TextReward:
 
     def prompt(self, prompt: Prompt) -> str:
         """A prompt as the model reads it, messages by its own chat template."""
-        return render(self.tokenizer, prompt)
+        return render(self.tokenizer, prompt, self.day)
 
     def score_texts(self, texts: list[str]) -> list[float]:
         """Rewards of whole texts."""
@@ -105,7 +115,8 @@ class TextReward:
         return (logits[:, 0] if logits.shape[1] == 1 else logits[:, 1] - logits[:, 0]).tolist()
 
     def _encode(self, text: str) -> list[int]:
-        ids = self.tokenizer(text).input_ids or [0]
+        with tokenizing():
+            ids = self.tokenizer(text).input_ids or [0]
         first = (self.tokenizer.bos_token_id, self.tokenizer.cls_token_id)
         if len(ids) > 1 and ids[0] == ids[1] and ids[0] in first:  # the template wrote one, the tokenizer another
             ids = ids[1:]

@@ -1,6 +1,7 @@
 """A pair as token ids, cut or dropped to a length; never two responses that are the same."""
 
 from dataclasses import dataclass
+from datetime import date
 from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
@@ -31,24 +32,28 @@ class TokenizedPair:
 
 
 def tokenize_pair(
-    tokenizer: PreTrainedTokenizerBase, pair: Pair, max_length: int, overlong: Literal["truncate", "drop"]
+    tokenizer: PreTrainedTokenizerBase,
+    pair: Pair,
+    max_length: int,
+    overlong: Literal["truncate", "drop"],
+    day: date | None = None,
 ) -> TokenizedPair | str:
     """The ids of `pair` within `max_length` tokens a side (prompt, response and EOS), or the reason why it has none.
 
     `truncate` cuts a response on the right to the room that its prompt leaves, and the cut one has no EOS; `drop`
-    leaves out a pair if either side is longer. Prompts are never cut.
+    leaves out a pair if either side is longer. Prompts are never cut. `day` is what a template writes as the date.
 
     Raises UserError where messages meet a tokenizer without chat template: that is the set-up and fails every row.
     What is wrong with this row alone is a reason: an empty prompt where there is no BOS, or messages that the template
-    refuses (roles out of order, a system turn it does not know).
+    refuses (roles out of order, a system turn it does not know) or the tokenizer fails on.
     """
     try:
-        prompt = render(tokenizer, pair.prompt)  # once for the three texts below; text renders as itself
+        prompt = render(tokenizer, pair.prompt, day)  # once for the three texts below; text renders as itself
         prompt_ids = encode_prompt(tokenizer, prompt)
+        chosen_ids = encode_response(tokenizer, prompt, pair.chosen)
+        rejected_ids = encode_response(tokenizer, prompt, pair.rejected)
     except RowError as error:
         return str(error)
-    chosen_ids = encode_response(tokenizer, prompt, pair.chosen)
-    rejected_ids = encode_response(tokenizer, prompt, pair.rejected)
     if not chosen_ids or not rejected_ids:  # an empty response is its EOS, which not every tokenizer has
         return "a response has no tokens"
 

@@ -667,7 +667,7 @@ def tokenized(language_dir):
     """Tokenise raw rows as the job does, in a batch."""
 
     def tokenize(batch: pa.Table) -> list[dict[str, Any]]:
-        return pairs._tokenize(batch, language_dir, False, 64, "truncate", 0.5).to_pylist()
+        return pairs._tokenize(batch, language_dir, False, 64, "truncate", date(2026, 1, 1), 0.5).to_pylist()
 
     return tokenize
 
