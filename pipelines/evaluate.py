@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import date
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 
@@ -22,7 +22,7 @@ from rgtg import storage
 from rgtg.chat import Prompt
 from rgtg.config import SANDBOX, Config
 from rgtg.errors import UserError
-from rgtg.evaluation.endpoint import Endpoint
+from rgtg.evaluation.endpoint import Endpoint, Wins
 from rgtg.evaluation.likelihood import logprobs as likelihood
 from rgtg.evaluation.results import Result, Scores, measure
 from rgtg.evaluation.variants import Variant, variants
@@ -61,14 +61,18 @@ def run(config: Config, judges: Mapping[str, Judge] | None = None) -> list[Resul
         scores = iter(_judged(judge, [row for way in ways for row in rows[way]]))
         for way in ways:
             judged[way][name] = [next(scores) for _ in rows[way]]
+    verdicts = unreadable = 0
     if endpoint:
         for way in ways:
-            judged[way][f"wins against {ways[0].name}"] = _wins(endpoint, rows[way], rows[ways[0]])
+            won = _wins(endpoint, rows[way], rows[ways[0]])
+            judged[way][f"wins against {ways[0].name}"] = won.scores
+            verdicts, unreadable = verdicts + won.asked, unreadable + won.unreadable
     logprobs = {
         way: _judged(_by_language(config, directory.date), rows[way], "token_ids") for way in ways if way.language
     }
     results = [measure(way, rows[way], judged[way], done[way][1], logprobs.get(way)) for way in ways]
-    _report(config, directory, results)
+    notes = [f"{unreadable:,} of the endpoint's {verdicts:,} verdicts could not be read; each counts .5."]
+    _report(config, directory, results, notes if verdicts else [])
     if complete:
         directory.succeed()
     return results
@@ -127,9 +131,13 @@ def _judged(judge: Callable[..., list[float]], rows: Sequence[Mapping[str, Any]]
     return [[next(scores) for _ in row["completions"] or []] for row in rows]
 
 
-def _wins(
-    endpoint: Endpoint, rows: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]]
-) -> list[list[float]]:
+class _Won(NamedTuple):
+    scores: Scores
+    asked: int  # verdicts
+    unreadable: int  # of them
+
+
+def _wins(endpoint: Endpoint, rows: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]]) -> _Won:
     """Of the first completion of each prompt against the other way's, which is asked for twice."""
     both = [
         (row["prompt"], row["completions"][0]["text"], other["completions"][0]["text"])
@@ -138,8 +146,9 @@ def _wins(
         for row, other in zip(rows, others, strict=True)
     ]
     asked = [texts for texts in both if texts]
-    won = iter(endpoint.wins(*(list(column) for column in zip(*asked, strict=True)))) if asked else iter(())
-    return [[next(won)] if texts else [] for texts in both]
+    won = endpoint.wins(*(list(column) for column in zip(*asked, strict=True))) if asked else Wins([], 0, 0)
+    scores = iter(won.scores)
+    return _Won([[next(scores)] if texts else [] for texts in both], won.asked, won.unreadable)
 
 
 def _true_rewards(given: list[Prompt], texts: list[str]) -> list[float]:
@@ -181,13 +190,14 @@ def _on_a_worker(score: Callable[..., list[float]], config: Config) -> Callable[
     return judge
 
 
-def _report(config: Config, directory: RunDirectory, results: Sequence[Result]) -> None:
+def _report(config: Config, directory: RunDirectory, results: Sequence[Result], more: Sequence[str]) -> None:
     place = directory.path(STAGE)
     samples = config.generate.samples
     notes = [
         f"{config.evaluate.num_prompts:,} prompts x {samples} completions; means over prompts ± standard error. "
         "A reward of one's own is on a scale of its own. KL is estimated from the log-probabilities of what was "
         "sampled. Calls are per completion: tokens that the language model decoded, prefixes that were scored.",
+        *more,
     ]
     storage.write_json(
         f"{place}/results.json", [asdict(r) | {"tokens_per_second": r.tokens_per_second} for r in results]
@@ -198,6 +208,8 @@ def _report(config: Config, directory: RunDirectory, results: Sequence[Result]) 
         for cost in COSTS:
             storage.write_bytes(f"{place}/by_{cost}.png", picture(results, cost))
     print_table(as_table(results))
+    for note in more:
+        print(note, flush=True)
     drawn = (
         "pictures" if find_spec("matplotlib") else "no pictures, which need matplotlib: pip install 'rgtg[evaluate]'"
     )

@@ -1,14 +1,19 @@
 """A language model behind an OpenAI-compatible endpoint as a judge of pairs: which of two answers is better."""
 
+import json
 import os
 import re
+import threading
+import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 import requests
-from requests.adapters import HTTPAdapter
-from urllib3.util import Retry
+from requests import exceptions
+from urllib3.exceptions import HTTPError
 
 from rgtg.chat import Prompt
 from rgtg.errors import Unavailable, UserError
@@ -29,7 +34,20 @@ Text B:
 Answer with the single letter A or B."""
 
 AT_ONCE = 8
-TIMEOUT_S = 120
+ATTEMPTS = 6
+DEADLINE_S = 120.0  # of a request, from its first byte to the answer's last
+LONGEST_PAUSE_S = 60.0  # between attempts, whatever the endpoint asks for
+MAX_BYTES = 4 << 20  # of an answer
+MAX_UNREADABLE = 0.1  # part of the verdicts
+
+# What says that the address, the key or the certificate is wrong, and not that nobody is there.
+MISTAKES = (exceptions.SSLError, exceptions.InvalidURL, exceptions.InvalidSchema, exceptions.InvalidHeader)
+
+
+class Wins(NamedTuple):
+    scores: list[float]  # one a pair
+    asked: int  # verdicts, two for a pair of texts that differ
+    unreadable: int  # of them, each counted as 0.5
 
 
 @dataclass(frozen=True)
@@ -39,52 +57,142 @@ class Endpoint:
     url: str
     model: str
     key_variable: str
-    backoff_s: float = 1.0  # before the third attempt; twice as long before each further one
+    backoff_s: float = 1.0  # before the second attempt; twice as long before each further one
 
-    def wins(self, prompts: Sequence[Prompt], ours: Sequence[str], theirs: Sequence[str]) -> list[float]:
+    def wins(self, prompts: Sequence[Prompt], ours: Sequence[str], theirs: Sequence[str]) -> Wins:
         """1.0 where `ours` is preferred, 0.0 where `theirs` is, 0.5 where swapping the sides changes the verdict.
 
-        Raises UserError where the endpoint refuses, Unavailable where it does not answer.
+        Raises UserError where the endpoint refuses or more than MAX_UNREADABLE of the verdicts cannot be read,
+        Unavailable where it does not answer.
         """
-        retries = Retry(
-            5, backoff_factor=self.backoff_s, status_forcelist=(429, 500, 502, 503, 504), allowed_methods=None
-        )
-        with requests.Session() as session, ThreadPoolExecutor(AT_ONCE) as pool:
-            for scheme in ("https://", "http://"):
-                session.mount(scheme, HTTPAdapter(max_retries=retries, pool_maxsize=AT_ONCE))
-
-            def judge(prompt: Prompt, first: str, second: str) -> float:
-                if first == second:
-                    return 0.5
-                straight = self._prefers_first(session, prompt, first, second)
-                swapped = self._prefers_first(session, prompt, second, first)
-                return (straight + (1 - swapped)) / 2
-
-            return list(pool.map(judge, prompts, ours, theirs))
-
-    def _prefers_first(self, session: requests.Session, prompt: Prompt, first: str, second: str) -> float:
-        """1.0 for A, 0.0 for B, 0.5 for an answer that is neither."""
-        shown = prompt if isinstance(prompt, str) else "\n".join(f"{m['role']}: {m['content']}" for m in prompt)
-        question = QUESTION.format(prompt=shown, first=first, second=second)
-        key = os.environ.get(self.key_variable)
-        try:
-            response = session.post(
-                f"{self.url.rstrip('/')}/chat/completions",
-                headers={"Authorization": f"Bearer {key}"} if key else {},
-                json={
-                    "model": self.model,
-                    "messages": [{"role": "user", "content": question}],
-                    "temperature": 0,
-                },
-                timeout=TIMEOUT_S,
+        unequal = [(p, a, b) for p, a, b in zip(prompts, ours, theirs, strict=True) if a != b]
+        questions = [_question(p, *sides) for p, a, b in unequal for sides in ((a, b), (b, a))]
+        verdicts = [_prefers_first(answer) for answer in self.ask(questions)]
+        unreadable = verdicts.count(None)
+        if unreadable:
+            print(f"the judge {self.url!r}: {unreadable:,} of {len(verdicts):,} verdicts are neither A nor B")
+        if unreadable > MAX_UNREADABLE * len(verdicts):
+            raise UserError(
+                f"the judge {self.url!r} gave {unreadable:,} of {len(verdicts):,} verdicts that are neither A nor B; "
+                "ask another evaluate.judge_model"
             )
-        except requests.RequestException as error:
-            raise Unavailable(f"the judge {self.url!r} does not answer: {type(error).__name__}") from error
-        if not response.ok:
-            raise UserError(f"the judge {self.url!r} refuses ({response.status_code}): {response.text[:200]}")
+        sides = iter([0.5 if verdict is None else verdict for verdict in verdicts])
+        scores = [0.5 if a == b else (next(sides) + 1 - next(sides)) / 2 for a, b in zip(ours, theirs, strict=True)]
+        return Wins(scores, len(verdicts), unreadable)
+
+    def ask(self, questions: Sequence[str]) -> list[str]:
+        """The answer to each question, several asked at once; "" where there is no text in it."""
+        key = self._key()
+        with requests.Session() as session, ThreadPoolExecutor(AT_ONCE) as pool:
+            try:
+                return list(pool.map(lambda question: self._ask(session, key, question), questions))
+            finally:
+                pool.shutdown(cancel_futures=True)  # after a refusal nothing more is asked
+
+    def _key(self) -> str:
+        """Raises UserError for a key that no header can hold."""
+        key = os.environ.get(self.key_variable, "").strip()
+        if not re.fullmatch(r"[\x21-\x7e]*", key):
+            raise UserError(f"the key in {self.key_variable} has a space, a line's end or a letter that is not ASCII")
+        url = urlsplit(self.url)
+        if key and url.scheme == "http" and url.hostname not in ("localhost", "127.0.0.1", "::1"):
+            print(
+                f"warning: the key in {self.key_variable} goes to {self.url!r} unencrypted; use https://", flush=True
+            )
+        return key
+
+    def _ask(self, session: requests.Session, key: str, question: str) -> str:
+        body = {"model": self.model, "messages": [{"role": "user", "content": question}], "temperature": 0}
+        for attempt in range(ATTEMPTS):
+            trouble = None
+            try:
+                status, asked_pause, content = self._post(session, key, body)
+            except MISTAKES as error:  # their texts may hold the key or a proxy's password
+                hint = "; name its authority in REQUESTS_CA_BUNDLE" if isinstance(error, exceptions.SSLError) else ""
+                raise UserError(f"the judge {self.url!r} cannot be asked: {type(error).__name__}{hint}") from None
+            except (requests.RequestException, HTTPError, TimeoutError) as error:
+                trouble, asked_pause = f"does not answer: {type(error).__name__}", ""
+            else:
+                if status not in (429, 500, 502, 503, 504):
+                    return self._answer(status, content, key)
+                trouble = f"is too busy or broken ({status})"
+            if attempt + 1 < ATTEMPTS:
+                self._pause(trouble, asked_pause, self.backoff_s * 2**attempt)
+        raise Unavailable(f"the judge {self.url!r} {trouble}") from None
+
+    def _post(self, session: requests.Session, key: str, body: dict[str, Any]) -> tuple[int, str, bytes]:
+        """Status, the pause it asks for and content, within DEADLINE_S and MAX_BYTES. No redirect is followed."""
+
+        def authorized(request: requests.PreparedRequest) -> requests.PreparedRequest:
+            if key:
+                request.headers["Authorization"] = f"Bearer {key}"
+            return request
+
+        def post() -> tuple[int, str, bytes]:
+            with session.post(
+                f"{self.url.rstrip('/')}/chat/completions",
+                json=body,
+                headers={"Accept-Encoding": "identity"},  # nothing to unpack, which may be a thousand times as long
+                auth=authorized,  # as a header it would lose to a .netrc
+                timeout=DEADLINE_S,
+                allow_redirects=False,
+                stream=True,
+            ) as response:
+                content = b""
+                while len(content) <= MAX_BYTES and (piece := response.raw.read(1 << 16, decode_content=False)):
+                    content += piece
+                return response.status_code, response.headers.get("Retry-After", ""), content
+
+        return _within(DEADLINE_S, post)
+
+    def _pause(self, trouble: str, asked: str, backoff_s: float) -> None:
+        wanted = float(asked) if re.fullmatch(r"[0-9]{1,9}", asked) else backoff_s
+        pause = min(max(wanted, backoff_s), LONGEST_PAUSE_S)
+        if wanted > LONGEST_PAUSE_S:
+            print(f"the judge {self.url!r} {trouble}, asks for {wanted:,.0f} s and gets {pause:.0f} s", flush=True)
+        time.sleep(pause)
+
+    def _answer(self, status: int, content: bytes, key: str) -> str:
+        if status in (401, 403):
+            raise UserError(f"the judge {self.url!r} refuses ({status}); is the key in {self.key_variable} right?")
+        if 300 <= status < 400:
+            raise UserError(f"the judge {self.url!r} has moved ({status}); give its new address")
+        if status != 200:
+            said = " ".join(content[:10_000].decode(errors="replace").split())
+            pieces = (key[i : i + 8] for i in range(max(1, len(key) - 7)))
+            echo = bool(key) and any(piece in said for piece in pieces)
+            raise UserError(f"the judge {self.url!r} refuses ({status}){'' if echo else f': {said[:200]!r}'}")
         try:
-            answer = response.json()["choices"][0]["message"]["content"]
-        except (ValueError, LookupError, TypeError) as error:
-            raise UserError(f"the judge {self.url!r} does not speak the chat completions API") from error
-        letters = set(re.findall(r"\b[AB]\b", answer or ""))
-        return {"A": 1.0, "B": 0.0}[letters.pop()] if len(letters) == 1 else 0.5
+            if len(content) > MAX_BYTES:
+                raise ValueError
+            given = json.loads(content)["choices"][0]["message"]["content"]
+        except (ValueError, LookupError, TypeError, RecursionError):
+            raise UserError(f"the judge {self.url!r} does not speak the chat completions API") from None
+        if isinstance(given, list):  # of parts
+            given = "".join(str(part.get("text") or "") for part in given if isinstance(part, dict))
+        return given if isinstance(given, str) else ""
+
+
+def _question(prompt: Prompt, first: str, second: str) -> str:
+    shown = prompt if isinstance(prompt, str) else "\n".join(f"{m['role']}: {m['content']}" for m in prompt)
+    return QUESTION.format(prompt=shown, first=first, second=second)
+
+
+def _prefers_first(answer: str) -> float | None:
+    """1.0 for A, 0.0 for B, None for an answer that is neither."""
+    letters = set(re.findall(r"\b[AB]\b", answer))
+    return {"A": 1.0, "B": 0.0}[letters.pop()] if len(letters) == 1 else None
+
+
+def _within(seconds: float, call: Any) -> Any:
+    """What `call` gives. Raises TimeoutError after `seconds`: a socket's own timeout begins anew at every byte."""
+    result: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            result.set_result(call())
+        except BaseException as error:
+            result.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()  # one that hangs keeps no process from its end
+    return result.result(seconds)

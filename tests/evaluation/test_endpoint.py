@@ -8,6 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from rgtg.errors import Unavailable, UserError
+from rgtg.evaluation import endpoint as rules
 from rgtg.evaluation.endpoint import Endpoint
 
 
@@ -17,11 +18,16 @@ class Judge(BaseHTTPRequestHandler):
     failures: list[int]
     asked: list[dict]
     answer = None
+    raw = None  # gives the bytes of a whole response
+    also: dict[str, str] = {}  # more headers
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         if self.failures:
-            self._reply(self.failures.pop(), {"error": "busy"})
+            self._reply(self.failures.pop(), {"error": f"busy, {self.headers['Authorization']}"})
+            return
+        if self.raw:
+            self.wfile.write(self.raw())
             return
         self.asked.append({"path": self.path, "key": self.headers["Authorization"], **body})
         first, second = re.search(
@@ -34,6 +40,8 @@ class Judge(BaseHTTPRequestHandler):
         data = json.dumps(value).encode()
         self.send_response(status)
         self.send_header("Content-Length", str(len(data)))
+        for name, value in self.also.items():
+            self.send_header(name, value)
         self.end_headers()
         self.wfile.write(data)
 
@@ -56,7 +64,7 @@ def test_both_sides_are_asked_and_a_verdict_of_place_alone_is_a_tie(served):
     wins = endpoint.wins(
         ["p", "q", "r", "s"], ["good good", "bad", "same place", "equal"], ["bad", "good", "tie", "equal"]
     )
-    assert wins == [1.0, 0.0, 0.5, 0.5]
+    assert wins == ([1.0, 0.0, 0.5, 0.5], 6, 0)
     assert len(handler.asked) == 6, "equal texts are not asked about"
     assert {a["path"] for a in handler.asked} == {"/v1/chat/completions"}
     assert {a["model"] for a in handler.asked} == {"some-model"}
@@ -66,24 +74,117 @@ def test_both_sides_are_asked_and_a_verdict_of_place_alone_is_a_tie(served):
 def test_throttling_is_tried_again(served):
     handler, endpoint = served
     handler.failures[:] = [503]
-    assert endpoint.wins([[{"role": "user", "content": "hi"}]], ["good"], ["bad"]) == [1.0]
+    assert endpoint.wins([[{"role": "user", "content": "hi"}]], ["good"], ["bad"]).scores == [1.0]
     assert "user: hi" in handler.asked[0]["messages"][0]["content"]
 
 
-def test_an_answer_that_is_no_letter_counts_for_neither(served):
+@pytest.mark.parametrize("answer", ["A is no better than B.", "They are both fine.", 7, [None], [{"image": 1}, "A"]])
+def test_verdicts_that_cannot_be_read_are_counted(served, answer, monkeypatch, capsys):
     handler, endpoint = served
-    handler.answer = "A is no better than B."
-    assert endpoint.wins(["p"], ["good"], ["bad"]) == [0.5]
-    handler.answer = "They are both fine."
-    assert endpoint.wins(["p"], ["good"], ["bad"]) == [0.5]
+    handler.answer = answer
+    with pytest.raises(UserError, match="2 of 2 verdicts that are neither A nor B"):
+        endpoint.wins(["p"], ["good"], ["bad"])
+    monkeypatch.setattr(rules, "MAX_UNREADABLE", 1.0)
+    assert endpoint.wins(["p"], ["good"], ["bad"]) == ([0.5], 2, 2)
+    assert "2 of 2 verdicts are neither" in capsys.readouterr().out
 
 
-def test_a_refusal_is_one_sentence_without_the_key(served):
+def test_an_answer_in_parts(served):
     handler, endpoint = served
-    handler.failures[:] = [401]
-    with pytest.raises(UserError, match="refuses \\(401\\)") as error:
+    handler.answer = [{"type": "text", "text": "I prefer"}, {"type": "text", "text": " A"}]
+    assert endpoint.wins(["p"], ["good"], ["bad"]) == ([0.5], 2, 0)
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 422])
+def test_a_refusal_is_one_sentence_without_the_key(served, status):
+    """The server echoes the request's headers."""
+    handler, endpoint = served
+    handler.failures[:] = [status] * 100
+    with pytest.raises(UserError, match=f"refuses \\({status}\\)") as error:
+        endpoint.wins(["p"] * 50, ["good"] * 50, ["bad"] * 50)
+    assert "planted" not in str(error.value)
+    assert len(handler.failures) > 50, "after a refusal nothing more is asked"
+
+
+def test_a_long_pause_is_cut_and_said(served, monkeypatch, capsys):
+    handler, endpoint = served
+    pauses: list[float] = []
+    monkeypatch.setattr(rules.time, "sleep", pauses.append)
+    handler.failures[:], handler.also = [429], {"Retry-After": "100000"}
+    assert endpoint.wins(["p"], ["good"], ["bad"]).scores == [1.0]
+    assert pauses == [rules.LONGEST_PAUSE_S]
+    assert "asks for 100,000 s and gets 60 s" in capsys.readouterr().out
+
+
+def test_no_redirect_is_followed(served):
+    handler, endpoint = served
+    handler.failures[:], handler.also = [302] * 2, {"Location": "http://127.0.0.1:9/?key=planted"}
+    with pytest.raises(UserError, match="has moved \\(302\\)") as error:
         endpoint.wins(["p"], ["good"], ["bad"])
     assert "planted" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"[" * 100_000,
+        b'{"choices": ' + b"[" * 100_000,
+        b"null",
+        b"\xff\xfe",
+        b"x" * (rules.MAX_BYTES + (1 << 20)),
+        b'{"choices": [{"message": null}]}',
+    ],
+    ids=["brackets", "nested", "null", "bytes", "long", "no message"],
+)
+def test_what_is_no_answer(served, body):
+    handler, endpoint = served
+    handler.raw = lambda self: b"HTTP/1.0 200 OK\r\n\r\n" + body
+    with pytest.raises(UserError, match="does not speak the chat completions API"):
+        endpoint.wins(["p"], ["good"], ["bad"])
+
+
+def test_an_answer_that_drips_ends_at_the_deadline(served, monkeypatch):
+    """A socket's timeout begins anew at every byte, of the headers too."""
+    handler, endpoint = served
+    ended = threading.Event()
+
+    def drip(self):
+        self.wfile.write(b"HTTP/1.0 200 OK\r\nX: ")
+        while not ended.wait(0.05):
+            self.wfile.write(b"x")
+        return b""
+
+    handler.raw = drip
+    monkeypatch.setattr(rules, "DEADLINE_S", 0.5)
+    monkeypatch.setattr(rules, "ATTEMPTS", 1)
+    try:
+        with pytest.raises(Unavailable, match="does not answer: TimeoutError"):
+            endpoint.wins(["p"], ["good"], ["bad"])
+    finally:
+        ended.set()
+
+
+@pytest.mark.parametrize("key", ["planted\nX-Evil: 1", "plan ted", "plantéd"])
+def test_a_key_that_no_header_can_hold(served, monkeypatch, key):
+    _, endpoint = served
+    monkeypatch.setenv("JUDGE_KEY", key)
+    with pytest.raises(UserError, match="the key in JUDGE_KEY has") as error:
+        endpoint.wins(["p"], ["good"], ["bad"])
+    assert "plan" not in str(error.value)
+
+
+def test_no_key_and_lone_surrogates(served, monkeypatch):
+    handler, endpoint = served
+    monkeypatch.setenv("JUDGE_KEY", "")
+    assert endpoint.wins(["\ud800"], ["good"], ["\udfff"]).scores == [1.0]
+    assert handler.asked[0]["key"] is None
+
+
+def test_an_answer_that_breaks_off_is_asked_for_again(served):
+    handler, endpoint = served
+    handler.raw = lambda self: b'HTTP/1.0 200 OK\r\nContent-Length: 999\r\n\r\n{"choices"'
+    with pytest.raises(Unavailable, match="does not answer"):
+        endpoint.wins(["p"], ["good"], ["bad"])
 
 
 def test_nobody_there(served):
