@@ -27,9 +27,10 @@ from botocore.exceptions import (
     PartialCredentialsError,
     ProfileNotFound,
     ResponseStreamingError,
+    SSLError,
 )
 
-from rgtg import storage
+from rgtg import object_store, storage
 from rgtg.errors import Unavailable, UserError
 
 NAME = "_lease.json"
@@ -175,11 +176,15 @@ class _Local:
             with open(self.path, "rb") as stream:
                 fcntl.flock(stream, fcntl.LOCK_SH)
                 return _parsed(stream.read())
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):  # writing there says what is wrong
             return None, None
 
     def replace(self, content: bytes, version: str | None) -> str | None:
         """Write `content` if what is there is `version`; the new version, or None where something else is there."""
+        with storage.explained(f"cannot write to {os.path.dirname(self.path)!r}"):
+            return self._replace(content, version)
+
+    def _replace(self, content: bytes, version: str | None) -> str | None:
         os.makedirs(os.path.dirname(self.path), exist_ok=True)
         while True:
             with open(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644), "r+b") as stream:
@@ -256,6 +261,8 @@ class _S3:
             if status in (400, 401, 403, 404):
                 raise UserError(sentence) from error
             raise Unavailable(f"{sentence}; try again later") from None
+        except SSLError as error:
+            raise UserError(f"cannot reach {self.place!r}: {error}{object_store.AUTHORITY}") from None
         except (NoCredentialsError, PartialCredentialsError, ProfileNotFound) as error:
             raise UserError(f"cannot reach {self.place!r}: {error}") from error
         except BotoCoreError as error:

@@ -24,6 +24,8 @@ LASTING = re.compile(
     r"HTTP status (301|40[0134])\b|Bucket '.*' not found|AWS Error (NO_SUCH_BUCKET|NO_SUCH_KEY|ACCESS_DENIED|"
     "INVALID_ACCESS_KEY_ID|INVALID_CLIENT_TOKEN_ID|SIGNATURE_DOES_NOT_MATCH|UNRECOGNIZED_CLIENT)"
 )
+OF_CERTIFICATES = re.compile(r"curlCode: (51|60|77)\b")
+AUTHORITY = "; if the certificate is your own, name the file of its authority in AWS_CA_BUNDLE"
 OF_CREDENTIALS = re.compile(r"HTTP status 40[013]\b|ACCESS_DENIED|ACCESS_KEY|TOKEN|SIGNATURE|UNRECOGNIZED_CLIENT")
 
 
@@ -51,6 +53,7 @@ def connect(region: str | None, scheme: str, endpoint: str) -> pafs.S3FileSystem
         retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS),
         connect_timeout=CONNECT_S,
         request_timeout=SILENT_S,  # without a byte
+        tls_ca_file_path=os.environ.get("AWS_CA_BUNDLE") or None,  # as boto3 takes it
         allow_delayed_open=True,  # a small object in one request: nothing is left of it where that fails
     )
 
@@ -80,6 +83,8 @@ def failure_of_store(what: str, text: str) -> UserError | Unavailable | None:
         return None
     said = found[0].removesuffix(" To create buckets, enable the allow_bucket_creation option.").rstrip(".")
     answer = said[max(0, said.find("AWS Error")) :]  # what stands before it are names of the user's own
+    if OF_CERTIFICATES.search(answer):
+        return UserError(f"{what}: {said}{AUTHORITY}")
     if "RequestTimeout" in answer or not LASTING.search(answer):
         return Unavailable(f"{what}: {said}; try again later")
     hint = "; are the credentials of the environment right, and not expired?" if OF_CREDENTIALS.search(answer) else ""

@@ -87,7 +87,7 @@ def scan(place: str, suffixes: tuple[str, ...]) -> list[tuple[pafs.FileInfo, str
         return [(info, None if info.type == pafs.FileType.File else NOT_REGULAR)]
     if isinstance(filesystem, pafs.LocalFileSystem):
         return _scan_locally(path, place, suffixes)
-    with _explained(f"cannot read {place!r}"):
+    with explained(f"cannot read {place!r}"):
         below = filesystem.get_file_info(pafs.FileSelector(path, recursive=True))
     files = [file for file in below if file.type != pafs.FileType.Directory and not _hidden(file.path, path)]
     return [(file, _fault(file, suffixes)) for file in sorted(files, key=lambda file: file.path)]
@@ -139,7 +139,7 @@ def read_bytes(place: str, at_most: int | None = None) -> bytes:
         with filesystem.open_input_file(path) as file:  # a stream would ask for it in small pieces
             return file.read(at_most)
 
-    with _explained(f"cannot read {place!r}"):
+    with explained(f"cannot read {place!r}"):
         return object_store.patiently(read)
 
 
@@ -157,7 +157,7 @@ def read_tables(
         return object_store.patiently(whole)
 
     files = [file for file in list_files(place, (".parquet",)) if keep(file.path)]
-    with ThreadPoolExecutor(READERS) as pool, _explained(f"cannot read {place!r}"):
+    with ThreadPoolExecutor(READERS) as pool, explained(f"cannot read {place!r}"):
         for start in range(0, len(files), READERS):
             yield from pool.map(read, files[start : start + READERS])
 
@@ -178,7 +178,7 @@ def check_tables(place: str) -> None:
         return object_store.patiently(footer_is_plain)
 
     files = list_files(place, (".parquet",))
-    with ThreadPoolExecutor(READERS) as pool, _explained(f"cannot read {place!r}"):
+    with ThreadPoolExecutor(READERS) as pool, explained(f"cannot read {place!r}"):
         for file, safe in zip(files, pool.map(is_safe, files), strict=True):
             if not safe:
                 raise UserError(f"{file.path!r} has columns of extension types, so this is no table that a run wrote")
@@ -191,7 +191,7 @@ def read_json(place: str) -> Any:
 def write_bytes(place: str, data: bytes | pa.Buffer) -> None:
     """Write a file that a reader sees whole or not at all."""
     filesystem, path = resolve(place)
-    with _explained(f"cannot write {place!r}"):
+    with explained(f"cannot write {place!r}"):
         if isinstance(filesystem, pafs.LocalFileSystem):
             _write_local(path, data)
         else:
@@ -240,14 +240,14 @@ def write_json(place: str, value: Any) -> None:
 def make_directory(place: str) -> None:
     """Raises UserError where it cannot be written to."""
     filesystem, path = resolve(place)
-    with _explained(f"cannot write to {place!r}"):
+    with explained(f"cannot write to {place!r}"):
         filesystem.create_dir(path, recursive=True)
 
 
 def remove(place: str) -> None:
     """Remove a file, or a directory and all below it; nothing happens where there is none."""
     filesystem, path = resolve(place)
-    with _explained(f"cannot remove {place!r}"):
+    with explained(f"cannot remove {place!r}"):
         kind = filesystem.get_file_info(path).type
         if kind == pafs.FileType.Directory:
             filesystem.delete_dir(path)
@@ -258,7 +258,7 @@ def remove(place: str) -> None:
 def upload(directory: str | Path, place: str) -> None:
     """Copy a local directory to `place`, in the stead of what is there."""
     filesystem, path = resolve(place)
-    with _explained(f"cannot write {place!r}"):
+    with explained(f"cannot write {place!r}"):
         local = pafs.LocalFileSystem()
         if isinstance(filesystem, pafs.LocalFileSystem):
             os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -290,7 +290,7 @@ def local_copy(place: str) -> str:
         if not target.is_dir():
             fresh = tempfile.mkdtemp(dir=target.parent)
             try:
-                with _explained(f"cannot read {place!r}"):
+                with explained(f"cannot read {place!r}"):
                     object_store.patiently(lambda: pafs.copy_files(path, fresh, filesystem, pafs.LocalFileSystem()))
                 os.rename(fresh, target)
             except BaseException:
@@ -317,7 +317,7 @@ def file_digest(place: str, path: str) -> str:
                 total.update(chunk)
         return total.hexdigest()
 
-    with _explained(f"cannot read {path!r}"):
+    with explained(f"cannot read {path!r}"):
         return object_store.patiently(content)
 
 
@@ -331,12 +331,12 @@ def digest(place: str) -> str:
 
 
 def _info(filesystem: pafs.FileSystem, path: str, place: str) -> pafs.FileInfo:
-    with _explained(f"cannot reach {place!r}"):
+    with explained(f"cannot reach {place!r}"):
         return filesystem.get_file_info(path)
 
 
 @contextmanager
-def _explained(what: str) -> Iterator[None]:
+def explained(what: str) -> Iterator[None]:
     """Errors of a disk or a store as one sentence: UserError for a mistake, Unavailable where waiting may help."""
     try:
         yield

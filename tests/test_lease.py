@@ -139,3 +139,13 @@ def test_a_write_whose_answer_was_lost_is_still_ours(place):
         assert lease._replace(old) is not None
         storage.write_bytes(storage.join(place, NAME), json.dumps({"host": "other", "pid": 2}).encode())
         assert lease._replace(old) is None
+
+
+@pytest.mark.parametrize("root", ["/proc/nothing", "a-file"])
+def test_where_nothing_can_be_written_is_a_mistake_and_no_failure(tmp_path, root):
+    (tmp_path / "a-file").touch()
+    with (
+        pytest.raises(UserError, match=r"^cannot write to '.*night': (No such file|Not a directory|Permission)"),
+        Lease(str(tmp_path / root / "night"), print),
+    ):
+        pass

@@ -13,6 +13,7 @@ import pytest
 from pipelines import pairs, prompts
 from rgtg import object_store, storage
 from rgtg.errors import Unavailable, UserError
+from rgtg.input_files import InputFile
 from rgtg.lease import Lease
 from tests.faulty_s3 import TRANSIENT, always, every, no_faults
 
@@ -193,14 +194,15 @@ def test_no_file_is_left_out_because_the_store_was_down(faulty, s3):
     whole = pa.table({"prompt": ["a"], "chosen": ["b"], "rejected": ["c"]})
     storage.write_table(f"{s3}/in/a.parquet", whole)
     storage.write_bytes(f"{s3}/in/b.parquet", b"broken")
-    filesystem, path = storage.resolve(f"{s3}/in/a.parquet")
+    _, path = storage.resolve(f"{s3}/in/a.parquet")
+    file = InputFile(f"{s3}/in", path, 0)
     assert list(prompts.take_in([f"{s3}/in"], f"{s3}/out")["skipped_files"]) == [path.replace("a.par", "b.par")]
-    assert len(pairs._columns(filesystem, path)) == 3
+    assert len(pairs._columns(file)) == 3
     faulty.plan = lambda number, method, path: "503" if path.endswith("/in/a.parquet") else None
     with pytest.raises(Unavailable, match="cannot read"):
         prompts.take_in([f"{s3}/in"], f"{s3}/out")
     with pytest.raises(Unavailable, match="cannot read"):
-        pairs._columns(filesystem, path)
+        pairs._columns(file)
 
 
 def test_a_table_is_written_whole(s3):
