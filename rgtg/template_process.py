@@ -35,8 +35,8 @@ def answer(request: dict[str, Any]) -> dict[str, str]:
     except Exception as error:
         return {"broken": _line(error)}
     try:
-        chats, _ = chat_template_utils.render_jinja_template([request["messages"]], chat_template=template, **options)
-        text = chats[0]
+        rendered = chat_template_utils.render_jinja_template([request["messages"]], chat_template=template, **options)
+        text = rendered[0][0]
     except MemoryError:
         return FULL
     except Exception as error:
