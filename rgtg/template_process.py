@@ -35,9 +35,7 @@ def answer(request: dict[str, Any]) -> dict[str, str]:
     except Exception as error:
         return {"broken": _line(error)}
     try:
-        rendered: Any = chat_template_utils.render_jinja_template(
-            [request["messages"]], chat_template=template, **options
-        )
+        rendered = chat_template_utils.render_jinja_template([request["messages"]], chat_template=template, **options)
         text = rendered[0][0]
     except MemoryError:
         return FULL

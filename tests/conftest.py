@@ -77,7 +77,8 @@ def _tokenizer(
 def _weights(auto: type, tokenizer: PreTrainedTokenizerFast, arch: str, seed: int, **changes):
     """A model of `arch` for a tokenizer, its weights drawn with `seed`."""
     settings = {
-        "vocab_size": len(tokenizer),
+        # transformers gives the tokenizer of a Qwen2 an <|endoftext|>.
+        "vocab_size": len(tokenizer) + (arch == "qwen2"),
         "hidden_size": 32,
         "num_hidden_layers": 2,
         "max_position_embeddings": 128,

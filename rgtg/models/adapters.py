@@ -3,13 +3,15 @@ everything else meets plain weights. Needs peft, which is not installed by defau
 """
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from rgtg.errors import UserError
+from rgtg.errors import UserError, first_line
 
 DESCRIPTION, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -57,16 +59,38 @@ def describe(directory: str | Path, what: str) -> tuple[str, bool]:
     try:
         config = json.loads(Path(directory, DESCRIPTION).read_text())
         return str(config["base_model_name_or_path"]), config.get("task_type") == "SEQ_CLS"
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{what}: the {DESCRIPTION} in {str(directory)!r} is broken: {error}") from error
+
+
+def check_base(base: str, place: str, what: str) -> None:
+    """Raises UserError where the base of adapters is adapters again: they might be a circle."""
+    directory = os.path.expanduser(base)
+    if os.path.isdir(directory) and is_adapter(directory):
+        raise UserError(
+            f"{what}: the base of the adapters in {place!r} is {base!r}, which holds adapters too; merge those first"
+        )
+
+
+def heads(directory: str | Path, what: str) -> tuple[str, ...]:
+    """The heads that come with adapters, beside what changes the base model's weights: names in a classifier."""
+    path = Path(directory, WEIGHTS)
+    if not path.is_file():
+        raise UserError(f"{what}: there is no {WEIGHTS} in {str(directory)!r}; pickled weights are not read")
+    try:
+        with safe_open(path, "pt") as file:
+            return ("score.",) if any(name.endswith("score.weight") for name in file.keys()) else ()  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{what}: cannot load {str(path)!r}: {first_line(error)}") from error
 
 
 def merge_into(model: Any, directory: str | Path, what: str) -> Any:
     """The base model with the adapters in `directory` merged into its weights. Reads safetensors alone."""
     peft = _peft()
-    if not Path(directory, WEIGHTS).is_file():
-        raise UserError(f"{what}: there is no {WEIGHTS} in {str(directory)!r}; pickled weights are not read")
-    return peft.PeftModel.from_pretrained(model, str(directory)).merge_and_unload()
+    try:
+        return peft.PeftModel.from_pretrained(model, str(directory)).merge_and_unload()
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise UserError(f"{what}: cannot merge the adapters in {str(directory)!r}: {first_line(error)}") from error
 
 
 def _peft() -> Any:

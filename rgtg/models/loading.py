@@ -10,7 +10,9 @@ from transformers.utils.logging import disable_progress_bar
 
 from rgtg.errors import UserError, first_line
 from rgtg.models import adapters
+from rgtg.models.description import check_description
 from rgtg.models.places import local_directory
+from rgtg.models.weights import check_whole, count_numbers
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -50,16 +52,21 @@ def load_config(place: str, what: str, *, trust_remote_code: bool = False) -> Pr
     directory = local_directory(place, what)
     if adapters.is_adapter(directory):
         base, classifies = adapters.describe(directory, what)
+        adapters.check_base(base, place, what)
         config = load_config(base, f"{what} (base of the adapters in {place!r})", trust_remote_code=trust_remote_code)
         if classifies and is_language_model(config):
             config.architectures, config.num_labels = ["AdaptersForSequenceClassification"], 1
         return config
     if not Path(directory, "config.json").is_file():
         raise UserError(f"{what}: {place!r} has no config.json; give a Hugging Face model directory or a hub id")
+    check_description(directory, what, place)
     try:
-        return AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        config = AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
+    except Exception as error:  # a config class checks its fields by whatever it raises
         raise UserError(f"{what}: cannot load {place!r}: {first_line(error)}") from error
+    # As transformers finds best: a name of a repository here would have it fetch and run native code from a hub.
+    config._attn_implementation = config._experts_implementation = None
+    return config
 
 
 def load_tokenizer(place: str, what: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -67,25 +74,65 @@ def load_tokenizer(place: str, what: str, *, trust_remote_code: bool = False) ->
     if adapters.is_adapter(directory) and not Path(directory, "tokenizer_config.json").is_file():
         directory = local_directory(adapters.describe(directory, what)[0], what)
     try:
-        return AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code)
+    except Exception as error:  # tokenizers raises Exception itself
         raise UserError(f"{what}: cannot load the tokenizer of {place!r}: {first_line(error)}") from error
+    config = load_config(place, what, trust_remote_code=trust_remote_code)
+    known, last = getattr(config.get_text_config(), "vocab_size", None), max(tokenizer.get_vocab().values(), default=0)
+    if known and last >= known:
+        token = tokenizer.convert_ids_to_tokens(last)
+        raise UserError(
+            f"{what}: the tokenizer of {place!r} has the token {token!r} with id {last}, and the model knows {known} "
+            "tokens; give the tokenizer that the model was trained with"
+        )
+    return tokenizer
 
 
-def load_weights(auto_class: Any, place: str, what: str, *, trust_remote_code: bool = False, **options):
-    """A model in eval mode, from safetensors only: nothing of a model directory is unpickled."""
+def load_weights(
+    auto_class: Any,
+    place: str,
+    what: str,
+    *,
+    trust_remote_code: bool = False,
+    new: tuple[str, ...] = (),
+    num_labels: int | None = None,
+    **options,
+):
+    """A model in eval mode, from safetensors only: nothing of a model directory is unpickled.
+
+    Raises UserError where weights are missing, but for those whose names begin with one of `new`.
+    """
     disable_progress_bar()  # every actor and worker loads its own: the bars would fill a job's log
     directory = local_directory(place, what, weights=True)
     if adapters.is_adapter(directory):
         base, _ = adapters.describe(directory, what)
-        model = load_weights(auto_class, base, what, trust_remote_code=trust_remote_code, **options)
+        given = adapters.heads(directory, what)
+        options |= {"trust_remote_code": trust_remote_code, "num_labels": num_labels, "new": new + given}
+        model = load_weights(auto_class, base, what, **options)
         return adapters.merge_into(model, directory, what).eval()
-    options |= {"use_safetensors": True, "trust_remote_code": trust_remote_code}
+    config = load_config(place, what, trust_remote_code=trust_remote_code)
+    if num_labels:
+        config.num_labels = num_labels
+    _check_size(config, count_numbers(directory, what, place), what, place)
+    options |= {"use_safetensors": True, "trust_remote_code": trust_remote_code, "config": config}
     try:
-        model = auto_class.from_pretrained(directory, **options)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        model, loaded = auto_class.from_pretrained(directory, output_loading_info=True, **options)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{what}: cannot load {place!r}: {first_line(error)}") from error
+    check_whole(loaded, new, what, place)
     return model.eval()
+
+
+def _check_size(config: PreTrainedConfig, stored: int, what: str, place: str) -> None:
+    """Raises UserError where a config asks for a far larger model than the weights are: it would fill the memory."""
+    text = config.get_text_config()
+    width, layers = getattr(text, "hidden_size", 0) or 0, getattr(text, "num_hidden_layers", 0) or 0
+    least = layers * width * width  # of attention and feed-forward layers; shared by none that has fewer
+    if least > 4 * stored:
+        raise UserError(
+            f"{what}: the config.json of {place!r} describes {layers} layers of {width}, and its weights have "
+            f"{stored} numbers; give a checkpoint that is whole"
+        )
 
 
 def check_cacheable(config: PreTrainedConfig, what: str) -> None:

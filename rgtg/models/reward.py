@@ -11,6 +11,7 @@ Three heads, told apart by the model's config:
 * `log-probability`: the same with log-probabilities, which add up over the response (GenARM, arXiv 2410.08193).
 """
 
+import copy
 from pathlib import Path
 from typing import Any, get_args
 
@@ -50,6 +51,7 @@ class RewardModel(nn.Module):
         super().__init__()
         self.model: Any = model
         self.tokenizer = tokenizer
+        self.saved_tokenizer = tokenizer  # with a padding token that no text of ours can reach
         self.head_kind = head_kind
         self.adapters: Adapters | None = None
 
@@ -112,15 +114,17 @@ class RewardModel(nn.Module):
                 trust_remote_code=trust_remote_code,
                 dtype=dtype,
                 attn_implementation=ATTENTION,
+                new=() if found or kind != "scalar" else ("score.",),
                 **options,
             )
         finally:
             hf_logging.set_verbosity(verbosity)
-        if kind == "scalar":
-            _give_pad_token(model, tokenizer)
         if not found:
             _new_head(model, kind)
-        return cls(model.to(device), tokenizer, kind)
+        reward_model = cls(model.to(device), tokenizer, kind)
+        if kind == "scalar" and (head or not found):  # to be trained and saved
+            reward_model.saved_tokenizer = _with_pad_token(model, tokenizer)
+        return reward_model
 
     @property
     def context(self) -> int:
@@ -187,7 +191,7 @@ class RewardModel(nn.Module):
             state = self.adapters.merged(state or self.state_dict())
         weights = state and {name.removeprefix("model."): value for name, value in state.items()}
         self.model.save_pretrained(directory, state_dict=weights)
-        self.tokenizer.save_pretrained(directory)
+        self.saved_tokenizer.save_pretrained(directory)
 
 
 def check_trained(place: str, trust_remote_code: bool = False) -> Head:
@@ -259,10 +263,17 @@ def _new_head(model: Any, kind: Head) -> None:
     setattr(model.config, HEAD, kind)
 
 
-def _give_pad_token(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
-    """A padding token that is no EOS, so that the saved model scores a finished text alike in plain transformers."""
+def _with_pad_token(model: Any, tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """A tokenizer whose padding token is no EOS, so that the saved model scores a finished text alike in plain
+    transformers; the model gets a row of zeros for it where it has none.
+    """
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+        tokenizer = copy.deepcopy(tokenizer)
         tokenizer.add_special_tokens({"pad_token": PAD_TOKEN})
-    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    known = model.get_input_embeddings().num_embeddings
+    if len(tokenizer) > known:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():  # it draws the rows
+            model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+            model.get_input_embeddings().weight[known:] = 0
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    return tokenizer

@@ -13,7 +13,6 @@ from rgtg.models.loading import (
     load_config,
     load_tokenizer,
     load_weights,
-    num_embeddings,
     resolve_device,
     resolve_dtype,
 )
@@ -44,6 +43,7 @@ class TextReward:
                 f"{what}: {place!r} holds a {architecture} with {config.num_labels} labels; a reward model is a "
                 "sequence classifier with one label, or two"
             )
+        load_tokenizer(place, what, trust_remote_code=trust_remote_code)
 
     @classmethod
     def load(
@@ -120,8 +120,6 @@ class TextReward:
         first = (self.tokenizer.bos_token_id, self.tokenizer.cls_token_id)
         if len(ids) > 1 and ids[0] == ids[1] and ids[0] in first:  # the template wrote one, the tokenizer another
             ids = ids[1:]
-        vocabulary = num_embeddings(self.model)
-        ids = [i if i < vocabulary else self.tokenizer.unk_token_id or 0 for i in ids]
         if len(ids) > self.context and ids[0] in first:  # what encoders pool
             return [ids[0], *ids[len(ids) - self.context + 1 :]]
         return ids[-self.context :]

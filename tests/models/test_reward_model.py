@@ -100,29 +100,32 @@ def test_from_a_reward_model_its_head_is_kept(reward_dir, plain):
 
 def test_a_padding_token_is_added_where_there_is_none(make_language, make_tokenizer):
     padded, bare = RewardModel.load(make_language()), RewardModel.load(make_language(make_tokenizer(pad="</s>")))
-    assert padded.tokenizer.pad_token == "<pad>"
+    assert padded.saved_tokenizer.pad_token == "<pad>"
     assert padded.backbone.embed_tokens.num_embeddings == 259
-    assert bare.tokenizer.pad_token_id == 259
+    assert bare.saved_tokenizer.pad_token_id == 259
     assert bare.backbone.embed_tokens.num_embeddings == 260 == bare.model.config.vocab_size
+
+
+def test_a_padding_token_that_is_added_is_zero_and_no_text_reaches_it(make_language, make_tokenizer):
+    place = make_language(make_tokenizer(pad="</s>"))
+    models = [RewardModel.load(place) for _ in range(2)]
+    for model in models:
+        assert not model.backbone.embed_tokens.weight[259].any()
+        assert 259 not in model.tokenizer("a <|pad|>").input_ids
+    first, second = (model.state_dict() for model in models)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_reward_model_whose_padding_is_its_eos_is_used_as_it_is(make_reward, make_tokenizer):
+    model = RewardModel.load(make_reward(make_tokenizer(pad="</s>")))
+    assert model.backbone.embed_tokens.num_embeddings == 259
+    assert len(model.tokenizer) == 259
 
 
 def test_a_padded_vocabulary_has_room_for_the_padding_token(make_language, make_tokenizer):
     model = RewardModel.load(make_language(make_tokenizer(pad=None), vocab_size=320))
-    assert model.tokenizer.pad_token_id == 259
+    assert model.saved_tokenizer.pad_token_id == 259
     assert model.backbone.embed_tokens.num_embeddings == 320
-
-
-def test_a_padding_token_beyond_the_embeddings_gets_one(make_language, make_tokenizer, tmp_path):
-    """As in the many checkpoints whose tokenizer got a padding token that the model never heard of."""
-    directory = make_language(make_tokenizer(pad=None))
-    tokenizer = make_tokenizer(pad=None)
-    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
-    tokenizer.save_pretrained(directory)
-    model = RewardModel.load(directory)
-    assert model.tokenizer.pad_token_id == 259
-    assert model.backbone.embed_tokens.num_embeddings == 260
-    model.save(tmp_path)
-    assert RewardModel.load(str(tmp_path)).tokenizer.pad_token == "[PAD]"
 
 
 def test_save_takes_the_state_of_sharded_training(make_language, tmp_path):

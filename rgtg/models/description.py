@@ -1,0 +1,92 @@
+"""What a model directory says of its model: checked before transformers builds anything from it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rgtg.errors import UserError, first_line
+
+MAX_CONFIG, MAX_TOKENIZER = 16 << 20, 512 << 20  # bytes; the largest tokenizers of the field have some 40 MB
+MAX_LAYERS, MAX_SIZE = 1000, 1 << 24
+
+LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+HEADS = ("num_attention_heads", "n_head", "num_key_value_heads")
+WIDTHS = ("hidden_size", "n_embd", "head_dim")
+POSITIONS = ("max_position_embeddings", "n_positions")
+SIZES = {
+    **dict.fromkeys(LAYERS, MAX_LAYERS),
+    **dict.fromkeys((*HEADS, *WIDTHS, "vocab_size", "num_labels"), MAX_SIZE),
+    **dict.fromkeys((*POSITIONS, "sliding_window"), 1 << 31),
+}
+
+
+def check_description(directory: str, what: str, place: str) -> None:
+    """Raises UserError for a config.json that no model can be built from, and for files beyond all measure."""
+    if Path(directory, "adapter_config.json").is_file():
+        raise UserError(
+            f"{what}: {place!r} has both a config.json and an adapter_config.json; keep the weights of one of them"
+        )
+    tokenizer = Path(directory, "tokenizer.json")
+    if tokenizer.is_file() and tokenizer.stat().st_size > MAX_TOKENIZER:
+        raise UserError(f"{what}: the tokenizer.json of {place!r} is larger than {MAX_TOKENIZER >> 20} MiB")
+    config = read_object(Path(directory, "config.json"), what)
+    if "quantization_config" in config:
+        raise UserError(f"{what}: the weights of {place!r} are quantised; give the model with its plain ones")
+    for section in (config, config.get("text_config")):
+        if isinstance(section, dict) and (fault := _fault(section)):
+            raise UserError(f"{what}: the config.json of {place!r} says {fault}")
+
+
+def read_object(path: Path, what: str) -> dict[str, Any]:
+    """A file with one JSON object. Raises UserError for any other, with a sentence that names it."""
+    try:
+        if path.stat().st_size > MAX_CONFIG:
+            raise ValueError(f"it is larger than {MAX_CONFIG >> 20} MiB")
+        value = json.loads(path.read_bytes(), object_pairs_hook=_once)
+        if not isinstance(value, dict):
+            raise ValueError("it is no JSON object")
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{what}: cannot load {str(path.parent)!r}: its {path.name}: {first_line(error)}") from error
+    return value
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(n for n in names if names.count(n) > 1)!r} is there twice")
+    return found
+
+
+def _fault(config: dict[str, Any]) -> str | None:
+    """What is wrong with the sizes of a model, or with the ids and names in its config."""
+    for name, most in SIZES.items():
+        value = config.get(name)
+        if value is not None and (type(value) is not int or not 0 < value <= most):
+            return f"{name} is {_short(value)}, not a number from 1 to {most}"
+    names = config.get("architectures")
+    if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        return f"architectures is {_short(names)}, not a list of names"
+    width, heads = (next((config[name] for name in names if config.get(name)), None) for names in (WIDTHS[:2], HEADS))
+    if width and heads and width % heads and not config.get("head_dim"):
+        return f"{width} hidden units are shared by {heads} heads, which does not divide"
+    shared = config.get("num_key_value_heads")
+    if heads and shared and heads % shared:
+        return f"{heads} heads share {shared} of keys and values, which does not divide"
+    pad, vocabulary = config.get("pad_token_id"), config.get("vocab_size")
+    if pad is not None and (type(pad) is not int or (vocabulary and not -1 <= pad < vocabulary)):
+        return f"pad_token_id is {_short(pad)}, and there are {vocabulary} tokens"
+    for name in ("dtype", "torch_dtype"):
+        value = config.get(name)
+        if value not in (None, "auto") and not (
+            isinstance(value, str) and isinstance(getattr(torch, value.removeprefix("torch."), None), torch.dtype)
+        ):
+            return f"{name} is {_short(value)}, which torch does not know"
+    return None
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 50 else f"{text[:47]}..."
