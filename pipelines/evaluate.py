@@ -17,7 +17,7 @@ import ray
 
 from pipelines import generate, prompts, ray_session, train_reward
 from pipelines.inputs import check_models, on_gpu, resolved
-from pipelines.run_directory import RunDirectory
+from pipelines.run_directory import RunDirectory, check_unchanged, model_digest
 from rgtg import storage
 from rgtg.chat import Prompt
 from rgtg.config import SANDBOX, Config
@@ -113,7 +113,8 @@ def _complete(way: Variant, config: Config, directory: RunDirectory) -> tuple[st
     if directory.begin(stage, inputs, rerunnable=True) != "done":
         begun = time.monotonic()
         storage.remove(target)  # done as a whole: its time is measured
-        counts = generate.complete(own, reward, directory, target, checkpoint=None, limit=config.evaluate.num_prompts)
+        limit = config.evaluate.num_prompts
+        counts = generate.complete(own, reward, directory, target, checkpoint=None, limit=limit, inputs=inputs)
         directory.finish(stage, counts, time.monotonic() - begun)
     return target, directory.counts(stage)["decode_seconds"]
 
@@ -157,22 +158,28 @@ def _true_rewards(given: list[Prompt], texts: list[str]) -> list[float]:
 
 def _by_model(config: Config, place: str, day: date) -> Judge:
     """A reward model that judges."""
+    digests = {place: model_digest(place)}
 
     def score(given: list[Prompt], texts: list[str]) -> list[float]:
         models = config.models
         options: dict[str, Any] = models.model_dump(include={"device", "dtype", "trust_remote_code"})
-        return TextReward.load(place, what="evaluate.judges", day=day, **options).score(given, texts)
+        judge = TextReward.load(place, what="evaluate.judges", day=day, **options)
+        check_unchanged(digests)
+        return judge.score(given, texts)
 
     return _on_a_worker(score, config)
 
 
 def _by_language(config: Config, day: date) -> Callable[[list[Prompt], list[list[int]]], list[float]]:
     """The run's language model, which says how likely completions are."""
+    digests = {config.models.language: model_digest(config.models.language)}
 
     def score(given: list[Prompt], ids: list[list[int]]) -> list[float]:
         models = config.models
         options: dict[str, Any] = models.model_dump(include={"device", "dtype", "trust_remote_code"})
-        return likelihood(LanguageModel.load(models.language, **options), given, ids, day)
+        model = LanguageModel.load(models.language, **options)
+        check_unchanged(digests)
+        return likelihood(model, given, ids, day)
 
     return _on_a_worker(score, config)
 

@@ -58,7 +58,7 @@ def run(config: Config) -> RunDirectory:
     expected = directory.counts(prompts.STAGE)["rows"]
     for _ in range(ATTEMPTS):  # more than one only where workers of a job that was killed went on writing beside it
         _reconcile(target, checkpoint)
-        counts = complete(config, reward, directory, target, checkpoint)
+        counts = complete(config, reward, directory, target, checkpoint, inputs=inputs)
         if counts["rows"] == expected:
             break
     else:
@@ -92,12 +92,22 @@ def complete(
     checkpoint: str | None,
     limit: int | None = None,
     actor: type[Generator] = Generator,
+    inputs: Inputs | None = None,
 ) -> dict[str, Any]:
-    """Complete the (first `limit`) prompts of a run into `target`; the counts of what is there then."""
+    """Complete the (first `limit`) prompts of a run into `target`; the counts of what is there then.
+
+    `inputs` are those of the stage: its models must be what they were when it began.
+    """
+    inputs = inputs or inputs_of(config, reward, directory)
     settings = config.generate
     source, num_rows = directory.path("prompts"), directory.counts(prompts.STAGE)["rows"]
     num_rows = min(num_rows, limit or num_rows)
     num_gpus = 1 if on_gpu(config.models) else 0
+    digests = {
+        config.models.language: inputs["models.language"],
+        **({reward: inputs["models.reward"]} if reward else {}),
+        **dict(zip(config.models.ensemble, inputs["models.ensemble"], strict=True)),
+    }
     ray_session.start(config)
     storage.make_directory(target)
     for table in (source, checkpoint):  # Ray reads these
@@ -131,6 +141,7 @@ def complete(
                 "seed": config.run.seed,
                 "board": progress.board,
                 "day": directory.date,
+                "digests": digests,
             },
             batch_size=settings.block_rows,
             batch_format="pyarrow",

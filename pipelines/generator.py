@@ -16,6 +16,7 @@ import ray
 import torch
 from ray.actor import ActorHandle
 
+from pipelines.run_directory import check_unchanged
 from rgtg.config import Generate, Models
 from rgtg.decoding.decoder import Completion, Decoder
 from rgtg.decoding.methods import METHODS
@@ -78,8 +79,11 @@ class Generator:
         seed: int,
         board: ActorHandle,
         day: date | None = None,
+        digests: dict[str, str] | None = None,
     ) -> None:
-        """`day` is the date for chat templates that write one, by default today."""
+        """`day` is the date for chat templates that write one, by default today; `digests` are those of the models
+        when the job began, by their places. Raises UserError where one has changed.
+        """
         torch.set_num_threads(settings.threads)
         self.settings, self.seed, self.board = settings, seed, board
         self.slots = self._fitting_slots(models, reward)
@@ -90,6 +94,7 @@ class Generator:
             **models.model_dump(exclude={"language", "reward", "ensemble"}),
             **settings.model_dump(include=DECODER_OPTIONS) | {"slots": self.slots, "day": day},
         )
+        check_unchanged(digests or {})  # behind the loading: what changes in the middle of it is seen
         board.add.remote(actors=1)
         self.inbox: queue.SimpleQueue[tuple[Request, Future]] = queue.SimpleQueue()
         threading.Thread(target=self._serve, name="engine", daemon=True).start()

@@ -201,6 +201,18 @@ def model_digest(place: str) -> str:
     return f"{digest} on {model_digest(describe(directory, place)[0])}" if is_adapter(directory) else digest
 
 
+def check_unchanged(digests: dict[str, str]) -> None:
+    """Raises UserError where a model, by its place, is not what the driver saw: what a worker has just loaded would
+    mix two models in one run.
+    """
+    for place, digest in digests.items():
+        if model_digest(place) != digest:
+            raise UserError(
+                f"the model {place!r} changed while the job ran (it was {digest}); put it back to go on, or give "
+                "another run.id"
+            )
+
+
 def _changes(before: Inputs, now: Inputs) -> str:
     names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
     return " and ".join(_change(name, before.get(name), now.get(name)) for name in names)

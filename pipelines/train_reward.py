@@ -21,7 +21,7 @@ from ray.train.torch import TorchTrainer, get_device
 from pipelines import pairs, ray_session
 from pipelines.inputs import on_gpu, resolved
 from pipelines.progress import Progress
-from pipelines.run_directory import RunDirectory, model_digest, versions_that_round
+from pipelines.run_directory import RunDirectory, check_unchanged, model_digest, versions_that_round
 from rgtg import object_store, storage
 from rgtg.config import HEADS, Config, TrainReward
 from rgtg.errors import UserError, first_line
@@ -129,6 +129,7 @@ def fit(config: Config, directory: RunDirectory, stage: str, target: str) -> Non
         train_loop_config={
             "settings": settings.model_dump(),
             "init": init,
+            "digests": {init: inputs["train_reward.init"]},
             "trust_remote_code": config.models.trust_remote_code,
             "seed": config.run.seed,
             "steps_per_epoch": steps_per_epoch,
@@ -191,6 +192,7 @@ def _worker(config: dict[str, Any]) -> None:
         what="train_reward.init",
         trust_remote_code=config["trust_remote_code"],
     )
+    check_unchanged(config["digests"])
     num_steps = config["steps_per_epoch"] * settings.epochs
     learner = Learner(reward_model, settings, num_steps, device)
     log = _Log(num_steps, config["board"])

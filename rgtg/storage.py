@@ -5,12 +5,10 @@ of an S3 that is not Amazon's (AWS_ENDPOINT_URL), so neither is ever in a config
 """
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
 import shutil
-import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +20,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from rgtg import object_store
+from rgtg import node_copy, object_store
 from rgtg.errors import Unavailable, UserError, first_line
 from rgtg.parquet import open_parquet, plain_footer, read_footer
 
@@ -281,22 +279,12 @@ def local_copy(place: str) -> str:
     if "://" not in place or is_local(place):
         return place if "://" not in place else resolve(place)[1]
     filesystem, path = resolve(place)
-    files = list_files(place)
-    key = hashlib.sha256(repr([place, *((f.path, f.size, f.mtime_ns) for f in files)]).encode()).hexdigest()[:24]
-    target = Path(tempfile.gettempdir(), f"rgtg-{os.getuid()}", key)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with open(target.with_suffix(".lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # the actors of a machine start together: one of them copies
-        if not target.is_dir():
-            fresh = tempfile.mkdtemp(dir=target.parent)
-            try:
-                with explained(f"cannot read {place!r}"):
-                    object_store.patiently(lambda: pafs.copy_files(path, fresh, filesystem, pafs.LocalFileSystem()))
-                os.rename(fresh, target)
-            except BaseException:
-                shutil.rmtree(fresh)
-                raise
-    return str(target)
+
+    def fetch(target: str) -> None:
+        with explained(f"cannot read {place!r}"):
+            object_store.patiently(lambda: pafs.copy_files(path, target, filesystem, pafs.LocalFileSystem()))
+
+    return node_copy.copy_of([place, *((f.path, f.size, f.mtime_ns) for f in list_files(place))], fetch)
 
 
 def hashed_files(place: str, suffixes: tuple[str, ...] = ("",)) -> list[tuple[pafs.FileInfo, str]]:

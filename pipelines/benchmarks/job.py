@@ -32,7 +32,9 @@ class Instant(Generator):
 
     wait = 0.0  # seconds of its device for a prompt
 
-    def __init__(self, models: Any, reward: Any, settings: Any, seed: int, board: Any) -> None:
+    def __init__(
+        self, models: Any, reward: Any, settings: Any, seed: int, board: Any, day: Any = None, digests: Any = None
+    ) -> None:
         self.settings, self.board, self.device = settings, board, threading.Lock()
         board.add.remote(actors=1)
 

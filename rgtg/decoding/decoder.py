@@ -92,7 +92,8 @@ class Decoder:
         self.max_prompt_tokens, self.cuda_graphs = max_prompt_tokens, cuda_graphs
         self.day = day or date.today()
         # Embeddings may be padded beyond the tokens, and not alike in both models.
-        known = [num_embeddings(language.model), scorer.vocabulary if scorer else None]
+        self.scorer_vocabulary = scorer.vocabulary if scorer else None
+        known = [num_embeddings(language.model), self.scorer_vocabulary]
         vocabulary = min(n for n in known if n)
         self.rule = Rule(
             beta=preset.beta if beta is None else beta,
@@ -202,6 +203,9 @@ class Decoder:
             raise RowError(reason)
         ids = encode_prompt(self.language.tokenizer, prompt, self.day)
         reward_ids, reward_text = self.scorer.read(prompt) if self.scorer else ([], "")
+        for given, known in ((ids, num_embeddings(self.language.model)), (reward_ids, self.scorer_vocabulary)):
+            if given and known and max(given) >= known:
+                raise RowError(f"the prompt has the token id {max(given)}, and a model knows {known} tokens")
         length = max(len(ids), len(reward_ids))
         if self.max_prompt_tokens and length > self.max_prompt_tokens:
             raise RowError(f"the prompt has {length} tokens, more than max_prompt_tokens ({self.max_prompt_tokens})")

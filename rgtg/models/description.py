@@ -34,9 +34,15 @@ def check_description(directory: str, what: str, place: str) -> None:
     config = read_object(Path(directory, "config.json"), what)
     if "quantization_config" in config:
         raise UserError(f"{what}: the weights of {place!r} are quantised; give the model with its plain ones")
-    for section in (config, config.get("text_config")):
-        if isinstance(section, dict) and (fault := _fault(section)):
-            raise UserError(f"{what}: the config.json of {place!r} says {fault}")
+    generation = Path(directory, "generation_config.json")
+    said: dict[str, list[Any]] = {
+        "config.json": [config, config.get("text_config")],
+        generation.name: [read_object(generation, what)] if generation.is_file() else [],
+    }
+    for name, sections in said.items():
+        for section in sections:
+            if isinstance(section, dict) and (fault := _fault(section)):
+                raise UserError(f"{what}: the {name} of {place!r} says {fault}")
 
 
 def read_object(path: Path, what: str) -> dict[str, Any]:
@@ -78,6 +84,9 @@ def _fault(config: dict[str, Any]) -> str | None:
     pad, vocabulary = config.get("pad_token_id"), config.get("vocab_size")
     if pad is not None and (type(pad) is not int or (vocabulary and not -1 <= pad < vocabulary)):
         return f"pad_token_id is {_short(pad)}, and there are {vocabulary} tokens"
+    ends = config.get("eos_token_id")
+    if any(type(end) is not int for end in (ends if isinstance(ends, list) else [ends]) if end is not None):
+        return f"eos_token_id is {_short(ends)}, not a token id or a list of them"
     for name in ("dtype", "torch_dtype"):
         value = config.get(name)
         if value not in (None, "auto") and not (

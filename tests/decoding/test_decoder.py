@@ -219,3 +219,14 @@ def test_weights_of_nan_fail_the_row(language_dir, reward_dir, method):
     with pytest.raises(RowError, match="finite"):
         decoder.generate(["x", "y"], samples=2, max_new_tokens=4)
     assert not decoder.engine.busy
+
+
+@pytest.mark.parametrize("which", ["language", "reward"])
+def test_a_token_beyond_the_embeddings_is_the_rows_own(language_dir, reward_dir, which):
+    """As a tokenizer of someone's own code may give one; the loading refuses those that can be known."""
+    decoder = Decoder.load(language_dir, reward_dir, slots=1, device="cpu")
+    tokenizer = decoder.language.tokenizer if which == "language" else decoder.scorer.tokenizer
+    tokenizer.add_tokens(["beyond"])
+    with pytest.raises(RowError, match="the token id 259, and a model knows 259 tokens"):
+        decoder.request("beyond", samples=1, max_new_tokens=1, seed=0)
+    assert decoder.request("a", samples=1, max_new_tokens=1, seed=0)

@@ -40,6 +40,8 @@ def change(directory: Path, **changes) -> str:
         ({"vocab_size": 10**12}, "vocab_size"),
         ({"pad_token_id": 259}, "pad_token_id is 259"),
         ({"pad_token_id": "x"}, "pad_token_id is 'x'"),
+        ({"eos_token_id": "x"}, "eos_token_id is 'x'"),
+        ({"eos_token_id": [2, None, {}]}, "eos_token_id is"),
         ({"dtype": "nosuch"}, "dtype is 'nosuch'"),
         ({"torch_dtype": "Tensor"}, "torch_dtype is 'Tensor'"),
         ({"dtype": 7}, "dtype is 7"),
@@ -182,4 +184,27 @@ def test_adapters_beside_a_model(copy_of, language_dir):
     directory = copy_of(language_dir)
     (directory / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "owner/other"}))
     with pytest.raises(UserError, match="both a config.json and an adapter_config.json"):
+        LanguageModel.load(str(directory))
+
+
+@pytest.mark.parametrize("text", ['{"eos_token_id": ["x"]}', "{", "[" * 100_000])
+def test_a_broken_generation_config(copy_of, language_dir, text):
+    directory = copy_of(language_dir)
+    (directory / "generation_config.json").write_text(text)
+    with pytest.raises(UserError, match=r"models\.language: .*generation_config\.json"):
+        LanguageModel.load(str(directory))
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        *(("tokenizer.json", text) for text in ('{"a": ' * 100_000, "{", "[]", '{"model": {"type": "BPE"}}')),
+        *(("tokenizer_config.json", text) for text in ('{"a": ' * 100_000, "{", "[]")),
+    ],
+    ids=lambda value: value[:20],
+)
+def test_a_broken_tokenizer(copy_of, language_dir, file, text):
+    directory = copy_of(language_dir)
+    (directory / file).write_text(text)
+    with pytest.raises(UserError, match=r"models\.language: cannot load"):
         LanguageModel.load(str(directory))

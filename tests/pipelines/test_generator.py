@@ -1,5 +1,7 @@
 """The actor of generate, without Ray: what it does when its device runs out of memory."""
 
+import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import pyarrow as pa
@@ -7,10 +9,12 @@ import pytest
 import torch
 
 from pipelines.generator import Generator, memory_plan
+from pipelines.run_directory import model_digest
 from rgtg.config import Generate, Models
 from rgtg.decoding.decoder import Decoder
 from rgtg.decoding.engine import Engine
 from rgtg.errors import UserError
+from rgtg.models.language import LanguageModel
 
 PROMPTS = ["one", "two words", "three words here", "poison", "five"]
 
@@ -100,3 +104,27 @@ def test_a_prompt_that_has_no_room_alone_is_a_row_with_an_error(generator, memor
     assert errors.pop("poison") == "the device has no memory for this prompt, even alone"
     assert set(errors.values()) == {None}
     assert made.decoder.engine.slots == 32, "the others have all slots again"
+
+
+def test_an_actor_refuses_a_model_that_changed_since_the_driver_saw_it(generator, make_language, tmp_path):
+    """Another model under the same name, as when one is replaced while a night works."""
+    place = Path(shutil.copytree(make_language(seed=8), tmp_path / "language"))
+    _, reward, settings, _ = generator.arguments
+    models = Models(language=str(place), device="cpu")
+    digests = {str(place): model_digest(str(place)), reward: model_digest(reward)}
+    Generator(models, reward, settings, seed=5, board=Board(), digests=digests)
+    shutil.copy(Path(make_language(seed=9), "model.safetensors"), place / "model.safetensors")
+    with pytest.raises(UserError, match=rf"the model '{place}' changed while the job ran"):
+        Generator(models, reward, settings, seed=5, board=Board(), digests=digests)
+
+
+def test_a_model_behind_links_is_seen_to_change(make_language, tmp_path):
+    """As in a cache of the hub, whose snapshots are links to blobs."""
+    blobs, snapshot = Path(make_language(seed=8)), tmp_path / "snapshot"
+    snapshot.mkdir()
+    for file in blobs.iterdir():
+        (snapshot / file.name).symlink_to(file)
+    before = model_digest(str(snapshot))
+    assert LanguageModel.load(str(snapshot), device="cpu").context == 128
+    shutil.copy(Path(make_language(seed=9), "model.safetensors"), blobs / "model.safetensors")
+    assert model_digest(str(snapshot)) != before

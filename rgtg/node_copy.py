@@ -1,0 +1,122 @@
+"""Copies of remote models on this machine: made once for all its processes, private to the user, checked before use.
+
+They lie in `$RGTG_CACHE/copies` (by default ~/.cache/rgtg/copies), each beside a lock that its readers share. What no
+process has used for a week is removed.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import stat
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from rgtg.errors import UserError
+
+UNUSED_S = 7 * 24 * 3600
+SIZES = ".sizes.json"  # of a copy's files: written last
+
+_held: dict[Path, int] = {}  # descriptors of the locks of copies that this process uses, to its end
+
+
+def copy_of(what: list[object], fetch: Callable[[str], None]) -> str:
+    """The directory that `fetch` fills for `what`: names, sizes and times of files, which are its key.
+
+    Raises UserError where the cache is not this user's own.
+    """
+    home = _home()
+    target = home / hashlib.sha256(repr(what).encode()).hexdigest()[:24]
+    with _locked(home / "all.lock", fcntl.LOCK_EX):
+        _remove_unused(home, target)
+    lock = target.with_suffix(".lock")
+    if target not in _held:
+        with _locked(lock, fcntl.LOCK_EX):  # the actors of a machine start together: one of them copies
+            if not _is_whole(target):
+                _fill(target, fetch)
+            os.utime(lock)  # from here on it is used
+        _held[target] = _open(lock)
+        fcntl.flock(_held[target], fcntl.LOCK_SH)
+    if not _is_whole(target):  # removed between the two locks, or changed since
+        raise UserError(f"the copy {str(target)!r} of a model changed while it was taken; start again")
+    return str(target)
+
+
+def _home() -> Path:
+    """The directory of all copies, of this user alone."""
+    base = Path(os.environ.get("RGTG_CACHE") or "~/.cache/rgtg").expanduser().absolute()
+    home = base / "copies"
+    try:
+        base.mkdir(parents=True, exist_ok=True)
+        with suppress(FileExistsError):
+            home.mkdir(mode=0o700)
+        found = home.lstat()
+    except OSError as error:
+        raise UserError(f"cannot write to the cache {str(home)!r}: {error.strerror}; set RGTG_CACHE") from error
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise UserError(
+            f"the cache {str(home)!r} is no directory of this user's alone (mode 0700); mend that, or set RGTG_CACHE"
+        )
+    return home
+
+
+def _open(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise UserError(f"cannot open the lock {str(path)!r}: {error.strerror}; remove it") from error
+
+
+@contextmanager
+def _locked(path: Path, how: int) -> Iterator[None]:
+    descriptor = _open(path)
+    try:
+        fcntl.flock(descriptor, how)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _fill(target: Path, fetch: Callable[[str], None]) -> None:
+    shutil.rmtree(target, ignore_errors=True)
+    fresh = tempfile.mkdtemp(dir=target.parent, prefix="fresh-")
+    try:
+        fetch(fresh)
+        Path(fresh, SIZES).write_text(json.dumps(_sizes(Path(fresh))))
+        os.rename(fresh, target)
+    except BaseException:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise
+
+
+def _sizes(directory: Path) -> dict[str, int]:
+    files = (path for path in directory.rglob("*") if path.is_file() and path.name != SIZES)
+    return {str(path.relative_to(directory)): path.stat().st_size for path in sorted(files)}
+
+
+def _is_whole(target: Path) -> bool:
+    try:
+        return json.loads((target / SIZES).read_text()) == _sizes(target)
+    except (OSError, ValueError):
+        return False
+
+
+def _remove_unused(home: Path, wanted: Path) -> None:
+    """Copies that no process holds, nor has taken for a week, and what a killed one left of its copying."""
+    before = time.time() - UNUSED_S
+    for lock in home.glob("*.lock"):
+        copy = lock.with_suffix("")
+        if copy in (wanted, home / "all") or lock.lstat().st_mtime > before:
+            continue
+        descriptor = _open(lock)
+        with suppress(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(copy, ignore_errors=True)  # the lock stays: another process may just have opened it
+        os.close(descriptor)
+    for fresh in home.glob("fresh-*"):
+        if fresh.lstat().st_mtime < before:
+            shutil.rmtree(fresh, ignore_errors=True)

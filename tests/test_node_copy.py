@@ -1,0 +1,112 @@
+"""Copies of remote models on a machine that others use too."""
+
+import fcntl
+import os
+from pathlib import Path
+
+import pytest
+
+from rgtg import node_copy
+from rgtg.errors import UserError
+
+WEEK = node_copy.UNUSED_S
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("RGTG_CACHE", str(tmp_path))
+    monkeypatch.setattr(node_copy, "_held", {})
+    return tmp_path / "copies"
+
+
+@pytest.fixture
+def fetch():
+    def fill(directory):
+        fill.times += 1
+        Path(directory, "deep").mkdir()
+        Path(directory, "deep", "weights").write_text("right")
+
+    fill.times = 0
+    return fill
+
+
+def forget():
+    """As where the process ended."""
+    for descriptor in node_copy._held.values():
+        os.close(descriptor)
+    node_copy._held.clear()
+
+
+def test_a_copy_is_made_once_and_private(fetch, cache):
+    first = node_copy.copy_of(["a"], fetch)
+    forget()
+    assert node_copy.copy_of(["a"], fetch) == first
+    assert fetch.times == 1
+    assert cache.stat().st_mode & 0o777 == 0o700
+    assert Path(first, "deep", "weights").read_text() == "right"
+    assert node_copy.copy_of(["b"], fetch) != first
+
+
+@pytest.mark.parametrize("damage", ["short", "gone", "more", "unmarked"])
+def test_a_copy_that_is_not_whole_is_made_anew(fetch, damage):
+    copy = Path(node_copy.copy_of(["a"], fetch))
+    forget()
+    weights = copy / "deep" / "weights"
+    if damage == "short":
+        weights.write_text("r")
+    elif damage == "gone":
+        weights.unlink()
+    elif damage == "more":
+        (copy / "more").write_text("x")
+    else:
+        (copy / node_copy.SIZES).unlink()
+    assert Path(node_copy.copy_of(["a"], fetch), "deep", "weights").read_text() == "right"
+    assert not (copy / "more").exists()
+    assert fetch.times == 2
+
+
+def test_a_cache_that_others_can_write_to_is_refused(fetch, cache, tmp_path):
+    cache.mkdir(mode=0o700)
+    cache.chmod(0o777)
+    with pytest.raises(UserError, match="no directory of this user's alone"):
+        node_copy.copy_of(["a"], fetch)
+    cache.rmdir()
+    (tmp_path / "elsewhere").mkdir(mode=0o700)
+    cache.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="no directory of this user's alone"):
+        node_copy.copy_of(["a"], fetch)
+    assert fetch.times == 0
+
+
+def test_a_link_as_a_lock_leaves_the_file_behind_it(fetch, cache, tmp_path):
+    copy = Path(node_copy.copy_of(["a"], fetch))
+    forget()
+    precious = tmp_path / "precious"
+    precious.write_text("mine")
+    copy.with_suffix(".lock").unlink()
+    copy.with_suffix(".lock").symlink_to(precious)
+    with pytest.raises(UserError, match="cannot open the lock"):
+        node_copy.copy_of(["a"], fetch)
+    assert precious.read_text() == "mine"
+
+
+def test_what_nobody_uses_is_removed(fetch, cache):
+    old, used, young = (Path(node_copy.copy_of([name], fetch)) for name in ("old", "used", "young"))
+    forget()
+    (cache / "fresh-left").mkdir()
+    for path in (old.with_suffix(".lock"), used.with_suffix(".lock"), cache / "fresh-left"):
+        os.utime(path, (0, 0))
+    with open(used.with_suffix(".lock")) as reader:
+        fcntl.flock(reader, fcntl.LOCK_SH)
+        node_copy.copy_of(["new"], fetch)
+    assert [path.exists() for path in (old, used, young, cache / "fresh-left")] == [False, True, True, False]
+
+
+def test_a_copy_that_breaks_off_leaves_nothing(cache):
+    def broken(directory):
+        Path(directory, "half").write_text("h")
+        raise OSError("gone")
+
+    with pytest.raises(OSError, match="gone"):
+        node_copy.copy_of(["a"], broken)
+    assert not [path for path in cache.iterdir() if path.is_dir()]
