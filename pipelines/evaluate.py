@@ -18,7 +18,7 @@ import ray
 from pipelines import generate, prompts, ray_session, train_reward
 from pipelines.inputs import check_models, on_gpu, resolved
 from pipelines.run_directory import RunDirectory, check_unchanged, model_digest
-from rgtg import storage
+from rgtg import storage, table_files
 from rgtg.chat import Prompt
 from rgtg.config import SANDBOX, Config
 from rgtg.errors import UserError
@@ -121,7 +121,7 @@ def _complete(way: Variant, config: Config, directory: RunDirectory) -> tuple[st
 
 def _rows(place: str) -> list[dict[str, Any]]:
     """Rows by prompt_id, so that all ways have theirs in one order."""
-    rows = [row for table in storage.read_tables(place) for row in table.to_pylist()]
+    rows = [row for table in table_files.read_tables(place) for row in table.to_pylist()]
     return sorted(rows, key=lambda row: row["prompt_id"])
 
 

@@ -20,7 +20,7 @@ from pipelines.generator import Generator
 from pipelines.inputs import check_models, on_gpu, resolved, reward_place
 from pipelines.progress import Progress
 from pipelines.run_directory import Inputs, RunDirectory, model_digest, versions_that_round
-from rgtg import storage
+from rgtg import storage, table_files
 from rgtg.config import Config, Generate
 from rgtg.errors import Unavailable, UserError
 
@@ -112,7 +112,7 @@ def complete(
     storage.make_directory(target)
     for table in (source, checkpoint):  # Ray reads these
         if table and storage.exists(table):
-            storage.check_tables(table)
+            table_files.check_tables(table)
     filesystem, path = storage.resolve(target)
     source_filesystem, source_path = storage.resolve(source)
     context = DataContext.get_current().copy()
@@ -166,7 +166,7 @@ def count(target: str) -> dict[str, Any]:
     totals: Counter[str] = Counter(rows=0, errors=0, completions=0, tokens=0, stopped=0)
     reasons: Counter[str] = Counter()
     columns = ["error", *(f"completions.list.element.{name}" for name in ("num_tokens", "finish_reason"))]
-    for table in storage.read_tables(target, columns):
+    for table in table_files.read_tables(target, columns):
         flat = table["completions"].combine_chunks().flatten()
         errors = table["error"].drop_null()
         reasons.update(errors.to_pylist())
@@ -223,7 +223,7 @@ def _committed(checkpoint: str) -> int:
     """
     if not storage.exists(checkpoint):
         return 0
-    return sum(t.num_rows for t in storage.read_tables(checkpoint, keep=lambda path: ".pending." not in path))
+    return sum(t.num_rows for t in table_files.read_tables(checkpoint, keep=lambda path: ".pending." not in path))
 
 
 if __name__ == "__main__":

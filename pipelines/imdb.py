@@ -20,7 +20,7 @@ import torch
 import typer
 
 from pipelines import cli, evaluate
-from rgtg import config_file, storage
+from rgtg import config_file, table_files
 from rgtg.chat import Prompt, encode_prompt
 from rgtg.errors import UserError
 from rgtg.models.loading import has_fast_bfloat16
@@ -108,7 +108,7 @@ def read_reviews(data: Path, num_prompts: int) -> Reviews:
 
 
 def _rows(file: Path) -> list[dict[str, Any]]:
-    return [row for table in storage.read_tables(str(file)) for row in table.to_pylist()]
+    return [row for table in table_files.read_tables(str(file)) for row in table.to_pylist()]
 
 
 def _write_inputs(reviews: Reviews, out: Path) -> tuple[Path, Path, Path]:

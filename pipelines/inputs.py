@@ -6,7 +6,7 @@ import pyarrow as pa
 import torch
 
 from pipelines.run_directory import RunDirectory
-from rgtg import sandbox, storage
+from rgtg import sandbox, storage, table_files
 from rgtg.chat import check_template
 from rgtg.config import SANDBOX, Config, Models
 from rgtg.decoding.methods import METHODS
@@ -126,7 +126,7 @@ def check_models(config: Config, reward: str | None, directory: RunDirectory) ->
     if reward and config.models.reward_reads == "tokens":
         for place in {reward, *config.models.ensemble} - {config.models.language}:
             check_same_tokens(tokenizer, load_tokenizer(place, "the reward model", trust_remote_code=trust))
-    first = next(storage.read_tables(directory.path("prompts"), ["prompt"]))
+    first = next(table_files.read_tables(directory.path("prompts"), ["prompt"]))
     messages = pa.types.is_list(first.schema.field("prompt").type)
     if messages and tokenizer.chat_template:
         check_template(tokenizer, directory.date)

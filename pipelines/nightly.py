@@ -10,7 +10,7 @@ from rich.console import Console
 from pipelines import generate, pairs, preferences, prompts, train_reward
 from pipelines.inputs import check_models, resolved, reward_place
 from pipelines.run_directory import SUCCESS, RunDirectory
-from rgtg import storage
+from rgtg import storage, table_files
 from rgtg.config import SANDBOX, Config
 from rgtg.decoding.methods import METHODS
 from rgtg.errors import UserError
@@ -120,7 +120,7 @@ def _scores(place: str, in_sandbox: bool) -> dict[str, dict[str, float]]:
     rewards: dict[str, float] = {}
     true_rewards: dict[str, float] = {}
     columns = ["prompt_id", "prompt", "completions.list.element.text", "completions.list.element.reward"]
-    for table in storage.read_tables(place, columns):
+    for table in table_files.read_tables(place, columns):
         for row in table.to_pylist():
             completions = row["completions"] or []
             if scored := [c["reward"] for c in completions if c["reward"] is not None]:

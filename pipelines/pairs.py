@@ -19,7 +19,7 @@ from ray.data import DataContext
 
 from pipelines import ray_session
 from pipelines.run_directory import RunDirectory, listing
-from rgtg import object_store, storage
+from rgtg import object_store, storage, table_files
 from rgtg.config import Config
 from rgtg.errors import UserError, first_line, printable
 from rgtg.input_files import Found, InputFile, check_share, find, open_file, read_bytes
@@ -127,7 +127,7 @@ def count(target: str) -> dict[str, Any]:
     """Pairs to train on and held out, and the unused ones by reason."""
     splits: Counter[str] = Counter()
     unused: Counter[str] = Counter()
-    for table in storage.read_tables(target, ["split", "reason"]):
+    for table in table_files.read_tables(target, ["split", "reason"]):
         splits.update(table["split"].to_pylist())
         unused.update(reason for reason in table["reason"].to_pylist() if reason)
     return {"train": splits["train"], "eval": splits["eval"], "unused": dict(unused.most_common())}

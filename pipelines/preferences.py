@@ -9,7 +9,7 @@ import pyarrow as pa
 from pipelines import generate
 from pipelines.inputs import resolved
 from pipelines.run_directory import RunDirectory
-from rgtg import storage
+from rgtg import storage, table_files
 from rgtg.config import Config
 from rgtg.errors import UserError
 from rgtg.preferences.selection import best_and_worst, fraction
@@ -42,7 +42,7 @@ def run(config: Config) -> RunDirectory:
     storage.make_directory(target)
     counts: Counter[str] = Counter()
     writers: dict[str, _Writer] = {}
-    for table in storage.read_tables(source, COLUMNS):
+    for table in table_files.read_tables(source, COLUMNS):
         if not writers:
             schema = preferences_schema(table.schema.field("prompt").type)
             writers = {split: _Writer(target, split, schema) for split in ("train", "test")}
@@ -97,7 +97,7 @@ class _Writer:
 
     def _flush(self) -> None:
         place = storage.join(self.target, f"{self.split}-{self.num_files:05d}.parquet")
-        storage.write_table(place, pa.Table.from_pylist(self.rows, schema=self.schema))
+        table_files.write_table(place, pa.Table.from_pylist(self.rows, schema=self.schema))
         self.rows, self.num_files = [], self.num_files + 1
 
 

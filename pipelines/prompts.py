@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from pipelines.inputs import resolved
 from pipelines.run_directory import RunDirectory, listing
-from rgtg import storage
+from rgtg import storage, table_files
 from rgtg.chat import check_prompt, prompt_id
 from rgtg.config import Config
 from rgtg.errors import UserError, printable
@@ -77,7 +77,7 @@ def take_in(places: list[str], target: str) -> dict[str, Any]:
     storage.make_directory(target)
     table = pa.concat_tables(_table(file, rows, schema) for file, rows in zip(files, identified, strict=True))
     for number, start in enumerate(range(0, max(1, table.num_rows), FILE_ROWS)):
-        storage.write_table(storage.join(target, f"part-{number:05d}.parquet"), table.slice(start, FILE_ROWS))
+        table_files.write_table(storage.join(target, f"part-{number:05d}.parquet"), table.slice(start, FILE_ROWS))
     return {
         "files": len(files),
         "skipped_files": found.skipped,

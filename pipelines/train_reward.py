@@ -22,7 +22,7 @@ from pipelines import pairs, ray_session
 from pipelines.inputs import on_gpu, resolved
 from pipelines.progress import Progress
 from pipelines.run_directory import RunDirectory, check_unchanged, model_digest, versions_that_round
-from rgtg import object_store, storage
+from rgtg import object_store, storage, table_files
 from rgtg.config import HEADS, Config, TrainReward
 from rgtg.errors import UserError, first_line
 from rgtg.models.reward import RewardModel
@@ -171,7 +171,7 @@ def fit(config: Config, directory: RunDirectory, stage: str, target: str) -> Non
 
 
 def _dataset(place: str, split: str) -> "ray.data.Dataset":
-    storage.check_tables(place)
+    table_files.check_tables(place)
     filesystem, path = storage.resolve(place)
     dataset = ray.data.read_parquet(path, filesystem=filesystem).filter(expr=col("split") == split)
     return dataset.select_columns(["prompt_ids", "chosen_ids", "rejected_ids", "common"])

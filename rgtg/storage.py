@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,11 +18,9 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.fs as pafs
-import pyarrow.parquet as pq
 
 from rgtg import node_copy, object_store
 from rgtg.errors import Unavailable, UserError, first_line
-from rgtg.parquet import open_parquet, plain_footer, read_footer
 
 NOT_REGULAR = "not a regular file"
 OTHER_NAME = "its name does not end with"
@@ -141,47 +139,6 @@ def read_bytes(place: str, at_most: int | None = None) -> bytes:
         return object_store.patiently(read)
 
 
-def read_tables(
-    place: str, columns: list[str] | None = None, keep: Callable[[str], bool] = lambda path: True
-) -> Iterator[pa.Table]:
-    """The Parquet files at `place` whose path is to `keep`, a table each, by name; some are read ahead."""
-    filesystem, _ = resolve(place)
-
-    def read(file: pafs.FileInfo) -> pa.Table:
-        def whole() -> pa.Table:
-            with filesystem.open_input_file(file.path) as stream:
-                return open_parquet(stream).read(columns=columns)
-
-        return object_store.patiently(whole)
-
-    files = [file for file in list_files(place, (".parquet",)) if keep(file.path)]
-    with ThreadPoolExecutor(READERS) as pool, explained(f"cannot read {place!r}"):
-        for start in range(0, len(files), READERS):
-            yield from pool.map(read, files[start : start + READERS])
-
-
-def check_tables(place: str) -> None:
-    """Raises UserError where a Parquet file at `place` names extension types, whose code a reader may run.
-
-    No table of a run has any: it is for a reader that is not ours.
-    """
-    filesystem, _ = resolve(place)
-
-    def is_safe(file: pafs.FileInfo) -> bool:
-        def footer_is_plain() -> bool:
-            with filesystem.open_input_file(file.path) as stream:
-                footer = read_footer(stream)
-                return plain_footer(footer) == footer
-
-        return object_store.patiently(footer_is_plain)
-
-    files = list_files(place, (".parquet",))
-    with ThreadPoolExecutor(READERS) as pool, explained(f"cannot read {place!r}"):
-        for file, safe in zip(files, pool.map(is_safe, files), strict=True):
-            if not safe:
-                raise UserError(f"{file.path!r} has columns of extension types, so this is no table that a run wrote")
-
-
 def read_json(place: str) -> Any:
     return json.loads(read_bytes(place))
 
@@ -222,13 +179,6 @@ def _write_local(path: str, data: bytes | pa.Buffer) -> None:
 def _beside(path: str) -> str:
     """A name of nothing yet in the directory of `path`, hidden."""
     return os.path.join(os.path.dirname(path), f".{uuid.uuid4().hex}")
-
-
-def write_table(place: str, table: pa.Table) -> None:
-    """Write a Parquet file that a reader sees whole or not at all."""
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink)
-    write_bytes(place, sink.getvalue())
 
 
 def write_json(place: str, value: Any) -> None:

@@ -208,7 +208,8 @@ def test_a_local_place_needs_no_copy(tmp_path):
     assert storage.local_copy(f"file://{tmp_path}/m") == f"{tmp_path}/m"
 
 
-def test_a_remote_directory_is_copied_once_and_anew_when_it_changes(bucket):
+def test_a_remote_directory_is_copied_once_and_anew_when_it_changes(bucket, tmp_path, monkeypatch):
+    monkeypatch.setenv("RGTG_CACHE", str(tmp_path))
     place = f"{bucket}/model"
     storage.write_bytes(f"{place}/config.json", b"1")
     storage.write_bytes(f"{place}/sub/weights", b"22")

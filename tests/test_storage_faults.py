@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines import pairs, prompts
-from rgtg import object_store, storage
+from rgtg import object_store, storage, table_files
 from rgtg.errors import Unavailable, UserError
 from rgtg.input_files import InputFile
 from rgtg.lease import Lease
@@ -41,11 +41,11 @@ def calls(tmp_path, copies):
     return {
         "read": storage.read_bytes,
         "list": storage.list_files,
-        "tables": lambda place: list(storage.read_tables(place)),
+        "tables": lambda place: list(table_files.read_tables(place)),
         "digest": storage.digest,
         "copy": storage.local_copy,
         "write": lambda place: storage.write_bytes(place, b"new"),
-        "table": lambda place: storage.write_table(place, pa.table({"x": [1]})),
+        "table": lambda place: table_files.write_table(place, pa.table({"x": [1]})),
         "make": lambda place: storage.make_directory(f"{place}/below"),
         "upload": lambda place: storage.upload(tmp_path / "model", place),
     }
@@ -76,11 +76,11 @@ def test_a_fault_in_every_third_request_is_not_seen(fault, faulty, s3, tmp_path,
     (tmp_path / "model" / "config.json").write_bytes(b"{}")  # shorter than a store's error
     storage.upload(tmp_path / "model", f"{s3}/model")
     storage.write_bytes(f"{s3}/model/weights", LARGE)
-    storage.write_table(f"{s3}/model/x.parquet", pa.table({"x": [1, 2]}))
+    table_files.write_table(f"{s3}/model/x.parquet", pa.table({"x": [1, 2]}))
     listed = [os.path.basename(file.path) for file in storage.list_files(f"{s3}/model")]
     assert listed == ["config.json", "weights", "x.parquet"]
     assert storage.read_bytes(f"{s3}/model/weights") == LARGE
-    (table,) = storage.read_tables(f"{s3}/model")
+    (table,) = table_files.read_tables(f"{s3}/model")
     assert table["x"].to_pylist() == [1, 2]
     copy = storage.local_copy(f"{s3}/model")
     assert storage.digest(copy) == storage.digest(f"{s3}/model")
@@ -192,7 +192,7 @@ def test_a_signal_in_the_middle_of_an_upload_does_not_publish_half_of_it(faulty,
 def test_no_file_is_left_out_because_the_store_was_down(faulty, s3):
     """Unlike one that is broken."""
     whole = pa.table({"prompt": ["a"], "chosen": ["b"], "rejected": ["c"]})
-    storage.write_table(f"{s3}/in/a.parquet", whole)
+    table_files.write_table(f"{s3}/in/a.parquet", whole)
     storage.write_bytes(f"{s3}/in/b.parquet", b"broken")
     _, path = storage.resolve(f"{s3}/in/a.parquet")
     file = InputFile(f"{s3}/in", path, 0)
@@ -206,7 +206,7 @@ def test_no_file_is_left_out_because_the_store_was_down(faulty, s3):
 
 
 def test_a_table_is_written_whole(s3):
-    storage.write_table(f"{s3}/x.parquet", pa.table({"x": ["é", None]}))
+    table_files.write_table(f"{s3}/x.parquet", pa.table({"x": ["é", None]}))
     filesystem, path = storage.resolve(f"{s3}/x.parquet")
     assert pq.read_table(path, filesystem=filesystem).to_pydict() == {"x": ["é", None]}
 

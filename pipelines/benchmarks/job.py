@@ -19,7 +19,7 @@ from pipelines import generate, prompts, ray_session, train_reward
 from pipelines.benchmarks.turns import numbers
 from pipelines.generator import DECODER_OPTIONS, Generator
 from pipelines.inputs import resolved
-from rgtg import config_file, storage
+from rgtg import config_file, table_files
 from rgtg.config import Config, Generate
 from rgtg.decoding.decoder import Completion, Decoder
 from rgtg.decoding.methods import METHODS
@@ -91,7 +91,7 @@ def _beside_the_engine(folder: str, num_prompts: int, method: str, repeats: int)
         device=config.models.device,
         **config.generate.model_dump(include=DECODER_OPTIONS),
     )
-    table = pa.concat_tables(storage.read_tables(directory.path("prompts"))).slice(0, num_prompts)
+    table = pa.concat_tables(table_files.read_tables(directory.path("prompts"))).slice(0, num_prompts)
     bare, job = [], []
     for turn in range(repeats):
         bare.append(_bare(decoder, config, table))

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from pipelines import evaluate, nightly
-from rgtg import storage
+from rgtg import storage, table_files
 from rgtg.errors import UserError
 from tests.faulty_s3 import TRANSIENT, at_random, no_faults
 
@@ -114,9 +114,9 @@ def night(make_bucket, tmp_path_factory, language_dir):
         s3 = make_bucket(patch)
         storage.upload(language_dir, f"{s3}/language")
         pairs = [{"prompt": f"p{i}:", "chosen": "xx" * (1 + i % 3), "rejected": "yyy"} for i in range(48)]
-        storage.write_table(f"{s3}/in/pairs.parquet", pa.Table.from_pylist(pairs))
+        table_files.write_table(f"{s3}/in/pairs.parquet", pa.Table.from_pylist(pairs))
         asked = [*(f"p{i}:" for i in range(10)), None]
-        storage.write_table(f"{s3}/in/prompts.parquet", pa.table({"prompt": asked}))
+        table_files.write_table(f"{s3}/in/prompts.parquet", pa.table({"prompt": asked}))
         settings = {
             "run": {"root": f"{s3}/runs"},
             "models": {"language": f"{s3}/language", "device": "cpu"},
@@ -144,7 +144,7 @@ def night(make_bucket, tmp_path_factory, language_dir):
 
 
 def rows_of(run):
-    return [row for table in storage.read_tables(f"{run}/completions") for row in table.to_pylist()]
+    return [row for table in table_files.read_tables(f"{run}/completions") for row in table.to_pylist()]
 
 
 def by_prompt(rows):

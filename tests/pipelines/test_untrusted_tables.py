@@ -10,7 +10,7 @@ import pytest
 import ray
 
 from pipelines import generate, pairs, prompts, train_reward
-from rgtg import storage
+from rgtg import table_files
 from rgtg.errors import UserError
 from rgtg.input_files import InputFile
 from tests.hostile import Trap, hostile_table
@@ -84,11 +84,11 @@ def test_pairs(tmp_path, trap, column):
 
 def test_tables_of_a_run(tmp_path, trap):
     pq.write_table(hostile_table(trap, prompt_id=["a"], error=["e"]), tmp_path / "part.parquet")
-    (table,) = storage.read_tables(str(tmp_path))
+    (table,) = table_files.read_tables(str(tmp_path))
     assert table.to_pylist()[0]["plain"] == pickle.dumps(trap)
     assert not trap.sprung
     with pytest.raises(UserError, match="part.parquet' has columns of extension types"):
-        storage.check_tables(str(tmp_path))
+        table_files.check_tables(str(tmp_path))
 
 
 def test_tables_of_a_run_are_checked_before_ray_reads_them(configure, write_parquet, tmp_path, trap, monkeypatch):

@@ -1,0 +1,61 @@
+"""Tables of a run as Parquet files: read by name, written whole."""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from rgtg import object_store
+from rgtg.errors import UserError
+from rgtg.parquet import open_parquet, plain_footer, read_footer
+from rgtg.storage import READERS, explained, list_files, resolve, write_bytes
+
+
+def read_tables(
+    place: str, columns: list[str] | None = None, keep: Callable[[str], bool] = lambda path: True
+) -> Iterator[pa.Table]:
+    """The Parquet files at `place` whose path is to `keep`, a table each, by name; some are read ahead."""
+    filesystem, _ = resolve(place)
+
+    def read(file: pafs.FileInfo) -> pa.Table:
+        def whole() -> pa.Table:
+            with filesystem.open_input_file(file.path) as stream:
+                return open_parquet(stream).read(columns=columns)
+
+        return object_store.patiently(whole)
+
+    files = [file for file in list_files(place, (".parquet",)) if keep(file.path)]
+    with ThreadPoolExecutor(READERS) as pool, explained(f"cannot read {place!r}"):
+        for start in range(0, len(files), READERS):
+            yield from pool.map(read, files[start : start + READERS])
+
+
+def check_tables(place: str) -> None:
+    """Raises UserError where a Parquet file at `place` names extension types, whose code a reader may run.
+
+    No table of a run has any: it is for a reader that is not ours.
+    """
+    filesystem, _ = resolve(place)
+
+    def is_safe(file: pafs.FileInfo) -> bool:
+        def footer_is_plain() -> bool:
+            with filesystem.open_input_file(file.path) as stream:
+                footer = read_footer(stream)
+                return plain_footer(footer) == footer
+
+        return object_store.patiently(footer_is_plain)
+
+    files = list_files(place, (".parquet",))
+    with ThreadPoolExecutor(READERS) as pool, explained(f"cannot read {place!r}"):
+        for file, safe in zip(files, pool.map(is_safe, files), strict=True):
+            if not safe:
+                raise UserError(f"{file.path!r} has columns of extension types, so this is no table that a run wrote")
+
+
+def write_table(place: str, table: pa.Table) -> None:
+    """Write a Parquet file that a reader sees whole or not at all."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    write_bytes(place, sink.getvalue())
