@@ -3,7 +3,6 @@ everything else meets plain weights. Needs peft, which is not installed by defau
 """
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -61,15 +60,6 @@ def describe(directory: str | Path, what: str) -> tuple[str, bool]:
         return str(config["base_model_name_or_path"]), config.get("task_type") == "SEQ_CLS"
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{what}: the {DESCRIPTION} in {str(directory)!r} is broken: {error}") from error
-
-
-def check_base(base: str, place: str, what: str) -> None:
-    """Raises UserError where the base of adapters is adapters again: they might be a circle."""
-    directory = os.path.expanduser(base)
-    if os.path.isdir(directory) and is_adapter(directory):
-        raise UserError(
-            f"{what}: the base of the adapters in {place!r} is {base!r}, which holds adapters too; merge those first"
-        )
 
 
 def heads(directory: str | Path, what: str) -> tuple[str, ...]:

@@ -52,8 +52,10 @@ def load_config(place: str, what: str, *, trust_remote_code: bool = False) -> Pr
     directory = local_directory(place, what)
     if adapters.is_adapter(directory):
         base, classifies = adapters.describe(directory, what)
-        adapters.check_base(base, place, what)
-        config = load_config(base, f"{what} (base of the adapters in {place!r})", trust_remote_code=trust_remote_code)
+        of_base = f"{what} (base of the adapters in {place!r})"
+        if adapters.is_adapter(local_directory(base, of_base)):  # they might be a circle
+            raise UserError(f"{of_base}: {base!r} holds adapters too; merge those first")
+        config = load_config(base, of_base, trust_remote_code=trust_remote_code)
         if classifies and is_language_model(config):
             config.architectures, config.num_labels = ["AdaptersForSequenceClassification"], 1
         return config
