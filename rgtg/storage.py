@@ -19,8 +19,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from rgtg import node_copy, object_store
-from rgtg.errors import Unavailable, UserError, first_line
+from rgtg import node_copy, object_store, place_names
+from rgtg.errors import Unavailable, UserError, first_line, redacted
 
 NOT_REGULAR = "not a regular file"
 OTHER_NAME = "its name does not end with"
@@ -32,6 +32,8 @@ READERS = 16  # files read at once: an object store answers slowly, and many req
 def resolve(place: str | Path) -> tuple[pafs.FileSystem, str]:
     """The file system of a place and the path in it. Raises UserError for a URI that nothing here can read."""
     text = str(place)
+    if found := place_names.fault(text):
+        raise UserError(f"the place {redacted(text)[:200]!r} {found}")
     if "://" not in text:
         return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(text))
     try:
