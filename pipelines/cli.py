@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from rgtg.errors import Unavailable, UserError
+from rgtg.errors import Unavailable, UserError, redacted
 
 
 def _version(asked: bool) -> None:
@@ -185,9 +185,17 @@ def guarded(command: Callable[[], Any]) -> None:
         sys.exit(2)
     except (Unavailable, OSError) as error:  # an OSError that no room explained: a disk that is full, most often
         if error.__cause__:
-            traceback.print_exception(error.__cause__)
-        print(f"failed: {error}", file=sys.stderr)
+            _print_trace(error.__cause__)
+        print(redacted(f"failed: {error}"), file=sys.stderr)
         sys.exit(1)
+    except Exception as error:  # a mistake of ours
+        _print_trace(error)
+        sys.exit(1)
+
+
+def _print_trace(error: BaseException) -> None:
+    """What libraries say in it may quote headers, URLs and the environment."""
+    print(redacted("".join(traceback.format_exception(error))), file=sys.stderr, end="")
 
 
 class _Stopped(BaseException):

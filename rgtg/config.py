@@ -1,12 +1,15 @@
 """Every setting, validated: one frozen model a stage, defaults that run, a sentence a field."""
 
+from collections.abc import Callable
 from datetime import date
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from rgtg import storage
 from rgtg.decoding.methods import METHODS, with_segments
+from rgtg.errors import redacted
+from rgtg.place_names import fault, fault_of_judge, fault_of_root
 
 SANDBOX = "sandbox"
 """Stands for a place: the embedded world of text, its language model, pairs or prompts."""
@@ -22,8 +25,24 @@ Head = Literal["scalar", "next-token", "log-probability"]
 # Objectives that are of one head alone.
 HEADS: dict[str, Head] = {"farma": "next-token", "genarm": "log-probability"}
 
-Positive = Annotated[int, Field(ge=1)]
-Places = Annotated[list[str], BeforeValidator(lambda v: [v] if isinstance(v, str) else v), Field(min_length=1)]
+
+def _named(fault_of: Callable[[str], str | None]) -> AfterValidator:
+    def check(place: str) -> str:
+        if found := fault_of(place):
+            shown = redacted(place).partition("?" if "://" in place else "\0")[0]  # a query may hold anything
+            raise ValueError(f"{shown[:200]!r} {found}")
+        return place
+
+    return AfterValidator(check)
+
+
+# A number that no machine has room for is a slip of the hand, and would be found out after hours.
+Positive = Annotated[int, Field(ge=1, le=10**9)]
+Thousands = Annotated[int, Field(ge=1, le=10_000)]  # processes, threads, and rows of a batch on one device
+Millions = Annotated[int, Field(ge=1, le=1_000_000)]  # tokens of a text, rows of a block
+Place = Annotated[str, _named(fault)]
+Places = Annotated[list[Place], BeforeValidator(lambda v: [v] if isinstance(v, str) else v), Field(min_length=1)]
+Judge = Annotated[str, _named(fault_of_judge)]
 
 
 class Section(BaseModel):
@@ -33,7 +52,7 @@ class Section(BaseModel):
 
 
 class Run(Section):
-    root: str = "runs"
+    root: Annotated[str, _named(fault_of_root)] = "runs"
     """Where run directories are made: a local path or s3://bucket/prefix."""
     id: str = Field(
         default_factory=lambda: date.today().isoformat(), pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=128
@@ -48,13 +67,13 @@ class Run(Section):
 
 
 class Models(Section):
-    language: str = SANDBOX
+    language: Place = SANDBOX
     """The language model: a directory (local or s3://), a hub id, or `sandbox`."""
-    reward: str | None = None
+    reward: Place | None = None
     """A reward model to use as it is; by default the run trains its own."""
     reward_reads: Literal["tokens", "text"] = "tokens"
     """`text`: `reward` may be any classifier, with any tokenizer; each candidate's text is read anew, slowly."""
-    ensemble: Annotated[list[str], BeforeValidator(lambda v: [v] if isinstance(v, str) else v)] = []
+    ensemble: Annotated[list[Place], BeforeValidator(lambda v: [v] if isinstance(v, str) else v)] = []
     """More reward models beside `reward`; what all of them give is combined to one reward."""
     combine: Literal["mean", "min", "lower-bound"] = "mean"
     """How an ensemble's rewards are combined; the lower bound is their mean less `bound_width` deviations."""
@@ -88,7 +107,7 @@ class TrainReward(Section):
     """Held-out pairs; by default a part of `pairs`."""
     eval_fraction: float = Field(0.05, gt=0, lt=1)
     """Part of `pairs` held out where no `eval_pairs` are given."""
-    init: str | None = None
+    init: Place | None = None
     """What training starts from: a language model or a reward model; by default `models.language`."""
     objective: Literal["partial", "full", "rad", "fudge", "cd", "farma", "genarm"] = "partial"
     """Bradley-Terry on all prefixes (PARGS) or on whole responses alone, or another paper's: see the README."""
@@ -98,19 +117,19 @@ class TrainReward(Section):
     """Past the end of the shorter response: its final reward holds, or it is padded with EOS as published."""
     average: Literal["prefix", "pair"] = "prefix"
     """Mean over all prefixes of a batch as published (long pairs weigh more), or over its pairs."""
-    min_prefix: Positive = 1
+    min_prefix: Millions = 1
     """Prefixes shorter than this many tokens do not count."""
-    epochs: Positive = 1
+    epochs: Thousands = 1
     """Passes over the pairs."""
-    max_length: Positive = 512
+    max_length: Millions = 512
     """Tokens of prompt and response together."""
     overlong: Literal["truncate", "drop"] = "truncate"
     """What happens to a longer pair: its responses are cut on the right, or it is left out."""
-    batch_size: Positive = 32
+    batch_size: Millions = 32
     """Pairs of an optimizer step, over all workers."""
-    micro_batch_size: Positive | None = None
+    micro_batch_size: Millions | None = None
     """Pairs of one forward, of similar length; fewer save memory, the result is the same. Default: 8,192 tokens."""
-    lora_rank: Positive | None = None
+    lora_rank: Thousands | None = None
     """Train low-rank adapters (LoRA) of this rank instead of all weights; they are merged where the model is saved."""
     lora_alpha: float = Field(16.0, gt=0)
     """Adapters count `lora_alpha / lora_rank` times."""
@@ -126,17 +145,17 @@ class TrainReward(Section):
     """Gradients are clipped to this norm."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of forward and backward; weights stay float32. `auto` is bfloat16 where the device is made for it."""
-    num_workers: Positive = 1
+    num_workers: Thousands = 1
     """Training workers, one device each."""
     strategy: Literal["ddp", "fsdp"] = "ddp"
     """Whole copies of the model on every worker (DDP), or sharded ones (FSDP2)."""
-    threads: Positive | None = None
+    threads: Thousands | None = None
     """CPU threads of a worker; by default the cores of its machine divided by the workers."""
     checkpoint_every: Positive = 500
     """Optimizer steps between checkpoints."""
     eval_every: Positive | None = None
     """Optimizer steps between evaluations on the held-out pairs; by default there is one, at the end."""
-    max_failures: int = Field(3, ge=0)
+    max_failures: int = Field(3, ge=0, le=10**6)
     """How often training goes on from its last checkpoint after a worker died."""
 
     @property
@@ -170,35 +189,35 @@ class Generate(Section):
     """Divides the whole score of a candidate, log-probability and reward; a greedy method does not feel it."""
     top_p: float = Field(1.0, gt=0, le=1)
     """Of the candidates only the likeliest that together have this probability; the first one always counts."""
-    k: int | None = Field(None, ge=0)
+    k: int | None = Field(None, ge=0, le=10**9)
     """Candidates a step, the likeliest tokens; by default the method's published value. 0 is the whole vocabulary."""
-    proposals: Positive | None = None
+    proposals: Thousands | None = None
     """Methods that search: how often a segment (or the completion, best-of-n) is proposed at most."""
-    segment_tokens: Positive | None = None
+    segment_tokens: Millions | None = None
     """Methods that search: tokens of a segment, or its longest where entropy ends it."""
     segment_entropy: float | None = Field(None, ge=0)
     """cards: a segment ends where the next token has this entropy, in nats."""
     target_reward: float | None = None
     """cards and segments: the reward they aim at; another one for every reward model, so it has no default."""
-    samples: Positive = 4
+    samples: Thousands = 4
     """Completions of a prompt."""
-    max_new_tokens: Positive = 64
+    max_new_tokens: Millions = 64
     """Longest completion in tokens."""
-    max_prompt_tokens: Positive = 2048
+    max_prompt_tokens: Millions = 2048
     """A longer prompt is a row with an error: every slot of an actor needs room for the longest one."""
     incremental: bool = False
     """Go on with a run whose prompts have grown by files beside the others: only the new ones are completed."""
     max_error_rate: float = Field(0.1, ge=0, le=1)
     """A run in which a larger part of the prompts has an error fails, with all rows written."""
-    block_rows: Positive = 64
+    block_rows: Millions = 64
     """Prompts of a block: the unit of work, of commit and of retry, and the rows of an output file."""
-    min_actors: Positive = 1
+    min_actors: Thousands = 1
     """Actors to start with; each holds both models on one device."""
-    max_actors: Positive = 1
+    max_actors: Thousands = 1
     """Actors that the job may grow to."""
-    slots: Positive = 32
+    slots: Thousands = 32
     """Completions that an actor decodes at once."""
-    threads: Positive = 1
+    threads: Thousands = 1
     """CPU threads, and so cores, of an actor. Another number rounds differently; above two, so does another place."""
     cuda_graphs: bool = True
     """On a GPU, launch each step as a whole. It is faster, and the tokens are the same."""
@@ -244,7 +263,7 @@ class Evaluate(Section):
     """Ways to complete the prompts, each a method with settings of its own: `pargs beta=1,2 objective=full` is two."""
     num_prompts: Positive = 256
     """So many of the prompts, the first ones, are completed in each way."""
-    judges: Annotated[list[str], BeforeValidator(lambda v: [v] if isinstance(v, str) else v)] = []
+    judges: Annotated[list[Judge], BeforeValidator(lambda v: [v] if isinstance(v, str) else v)] = []
     """Who judges besides: reward models (any classifier of text), or an OpenAI-compatible endpoint, http(s)://."""
     judge_model: str | None = None
     """The model that an endpoint is asked for."""
@@ -253,7 +272,7 @@ class Evaluate(Section):
 
 
 class Nightly(Section):
-    baseline_prompts: int = Field(128, ge=0)
+    baseline_prompts: int = Field(128, ge=0, le=10**9)
     """Prompts that are also completed unguided, to compare with; 0 leaves the comparison out."""
     compare_objectives: bool = False
     """Train a second reward model on the other objective and compare the accuracy of both by prefix length."""

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from rgtg import storage, yaml_text
 from rgtg.config import SANDBOX, SANDBOX_SETTINGS, Config
-from rgtg.errors import UserError
+from rgtg.errors import UserError, redacted
 
 MAX_BYTES = 1 << 20  # of a config file
 
@@ -119,7 +119,7 @@ def sentence(error: ValidationError) -> str:
 
 def _short(value: Any) -> str:
     try:
-        text = repr(value)
+        text = redacted(repr(value))
     except ValueError:  # of thousands of digits
         return "too long a number"
     return text if len(text) <= 200 else f"{text[:197]}..."

@@ -21,8 +21,8 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from rgtg import object_store
-from rgtg.errors import Unavailable, UserError, first_line
+from rgtg import object_store, place_names
+from rgtg.errors import Unavailable, UserError, first_line, redacted
 
 READERS = 16  # files read at once: an object store answers slowly, and many requests as fast as one
 
@@ -30,6 +30,8 @@ READERS = 16  # files read at once: an object store answers slowly, and many req
 def resolve(place: str | Path) -> tuple[pafs.FileSystem, str]:
     """The file system of a place and the path in it. Raises UserError for a URI that nothing here can read."""
     text = str(place)
+    if found := place_names.fault(text):
+        raise UserError(f"cannot read the place {redacted(text)[:200]!r}: it {found}")
     if "://" not in text:
         return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(text))
     try:
