@@ -1,5 +1,6 @@
 """Ways to complete the same prompts, written as a person would: `pargs beta=0.5,1,2 objective=full`."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import product
@@ -11,6 +12,7 @@ from rgtg.config import HEADS, Generate, Head, TrainReward
 from rgtg.config_file import sentence, value_of
 from rgtg.decoding.methods import METHODS
 from rgtg.errors import UserError
+from rgtg.place_names import fault
 
 # What an entry may say: settings of `generate` that are the method's; and how its reward model is trained, or which
 # language model stands in for the run's.
@@ -20,6 +22,9 @@ KEYS = (
     *("proposals", "segment_tokens", "segment_entropy", "target_reward"),
     *OTHERS,
 )
+
+
+MAX_LENGTH, MAX_VARIANTS = 1000, 500  # of an entry, and of all of them: each completes all the prompts
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,16 +50,24 @@ def variants(entries: Iterable[str], settings: Generate) -> list[Variant]:
     """
     found: dict[str, Variant] = {}
     for entry in entries:
+        if len(entry) > MAX_LENGTH or not entry.isprintable():
+            raise UserError(
+                f"evaluate.methods: {entry[:50]!r} is longer than {MAX_LENGTH} characters or not printable"
+            )
         method, *pairs = entry.split() or [""]
         choices: dict[str, list[str]] = {}
         for pair in pairs:
             key, equals, values = pair.partition("=")
             if not equals or not values or key not in KEYS:
                 raise UserError(f"evaluate.methods: {pair!r} in {entry!r} is none of {', '.join(KEYS)} with a value")
+            if key in choices:
+                raise UserError(f"evaluate.methods: {key} stands twice in {entry!r}; write {key}=VALUE,VALUE")
             choices[key] = values.split(",")
+        if len(found) + math.prod(map(len, choices.values())) > MAX_VARIANTS:
+            raise UserError(f"evaluate.methods: these are more than {MAX_VARIANTS} ways; give fewer values")
         for chosen in product(*choices.values()):
             variant = _variant(method, dict(zip(choices, chosen, strict=True)), settings)
-            found.setdefault(variant.name, variant)
+            found.setdefault(repr((variant.settings, variant.objective, variant.head, variant.language)), variant)
     return list(found.values())
 
 
@@ -75,6 +88,8 @@ def _variant(method: str, given: dict[str, str], settings: Generate) -> Variant:
         )
     if HEADS.get(objective, head) != head:
         raise UserError(f"evaluate.methods: {name}: the objective {objective!r} needs the head {HEADS[objective]!r}")
+    if "language" in given and (unusable := fault(given["language"])):
+        raise UserError(f"evaluate.methods: the language in {name!r} {unusable}")
     family = _name(method, {key: value for key, value in given.items() if key != "beta"})
     return Variant(name, family, chosen, objective, head, given.get("language"))
 

@@ -32,6 +32,7 @@ def test_values_are_read_as_in_the_settings():
 
 def test_what_is_said_twice_is_done_once():
     assert len(variants(["pargs beta=1,2", "pargs beta=2"], Generate())) == 2
+    assert [v.name for v in variants(["pargs beta=1,1.0,1e0"], Generate())] == ["pargs beta=1"]
 
 
 @pytest.mark.parametrize(
@@ -48,9 +49,18 @@ def test_what_is_said_twice_is_done_once():
         ("cards", "needs a target_reward"),
         ("farma head=scalar", "needs the head 'next-token'"),
         ("pargs beta=[", "beta"),
+        ("pargs beta=1 beta=2", "beta stands twice"),
+        ("pargs beta=" + ",".join(map(str, range(400))) + " k=1,2,3", "longer than 1000 characters"),
+        ("pargs k=1,2,3,4,5,6,7,8,9 beta=" + ",".join(map(str, range(100))), "more than 500 ways"),
+        ("pargs language=s3://b//c", "empty, a . or a .. part"),
+        ("pargs language=https://me:planted@host/m", "holds credentials"),
+        ("pargs beta=\0", "not printable"),
+        ("pargs/../x", "is unknown"),
+        ("pargs beta={a: 1}", "none of beta"),
     ],
 )
 def test_a_mistake_is_one_sentence(entry, said):
     with pytest.raises(UserError, match=said) as error:
         variants([entry], Generate())
     assert "\n" not in str(error.value)
+    assert "planted" not in str(error.value)
