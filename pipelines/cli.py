@@ -68,7 +68,7 @@ def _run(job: Callable[[Any], Any], settings: Any, new_run: bool) -> None:
 
     root = storage.absolute(settings.run.root, must_exist=False)
     run_id = settings.run.id
-    if "id" not in settings.run.model_fields_set:
+    if "id" not in settings.run.model_fields_set and lease.is_possible(root):
         from pipelines.run_directory import night
 
         run_id = night(root)

@@ -19,11 +19,13 @@ _SECRET_NAMES = re.compile(r"(?i)(key|token|secret|password|passwd|credentials)$
 _SHORTEST = 8  # a value of the environment that is shorter is as likely a word
 
 
+def without_url_credentials(text: str) -> str:
+    return _PARAMETER.sub(r"\1=***", _USER_INFO.sub("***", text))
+
+
 def redacted(text: str) -> str:
     """`text` without the credentials in it: those of URLs and headers, and values of the environment's secrets."""
-    text = _USER_INFO.sub("***", text)
-    text = _PARAMETER.sub(r"\1=***", text)
-    text = _HEADER.sub(r"\1\2\3***", text)
+    text = _HEADER.sub(r"\1\2\3***", without_url_credentials(text))
     for name, value in os.environ.items():
         if len(value.strip()) >= _SHORTEST and _SECRET_NAMES.search(name) and not os.path.isabs(value):
             text = text.replace(value.strip(), "***")

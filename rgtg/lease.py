@@ -277,7 +277,11 @@ class _S3:
 
 def held(place: str, on_loss: Callable[[str], None]) -> AbstractContextManager:
     """The lease of a run directory; nothing on stores that have neither locks nor conditional writes."""
-    return Lease(place, on_loss) if place.startswith("s3://") or storage.is_local(place) else nullcontext()
+    return Lease(place, on_loss) if is_possible(place) else nullcontext()
+
+
+def is_possible(place: str) -> bool:
+    return place.startswith("s3://") or storage.is_local(place)
 
 
 def _file(place: str) -> "_Local | _S3":

@@ -4,7 +4,7 @@ import os
 import re
 from urllib.parse import urlsplit
 
-from rgtg.errors import redacted
+from rgtg.errors import without_url_credentials
 
 SCHEMES = ("s3", "file", "gs", "gcs", "hdfs", "viewfs", "abfs", "abfss")
 MAX_NAME, MAX_KEY, MAX_PATH = 255, 1024, 4000  # bytes of a name, of an object's key and of a path
@@ -14,7 +14,7 @@ def fault(place: str) -> str | None:
     """Why `place` can name nothing, as the end of a sentence without the credentials in it; None where it can."""
     if not place or "\0" in place:
         return "is empty or holds a NUL; give a path"
-    if redacted(place) != place:
+    if without_url_credentials(place) != place:
         return "holds credentials, which belong in the environment; take them out"
     scheme, slashes, rest = place.partition("://")
     if slashes:
@@ -69,6 +69,6 @@ def fault_of_judge(place: str) -> str | None:
         known = False
     if not known:
         return "is no address; write https://host/v1"
-    if redacted(place) != place or "@" in url.netloc or url.query or url.fragment:
+    if without_url_credentials(place) != place or "@" in url.netloc or url.query or url.fragment:
         return "holds a user, a password or a query; put the key into the environment variable of evaluate.judge_key"
     return None
