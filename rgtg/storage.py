@@ -33,7 +33,7 @@ def resolve(place: str | Path) -> tuple[pafs.FileSystem, str]:
     """The file system of a place and the path in it. Raises UserError for a URI that nothing here can read."""
     text = str(place)
     if found := place_names.fault(text):
-        raise UserError(f"the place {redacted(text)[:200]!r} {found}")
+        raise UserError(f"cannot read the place {redacted(text)[:200]!r}: it {found}")
     if "://" not in text:
         return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(text))
     try:
