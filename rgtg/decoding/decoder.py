@@ -162,7 +162,7 @@ class Decoder:
                 for place in rewards
             ]
             for reward_model in models:
-                pack(reward_model.backbone)
+                reward_model.pack()
             scorer = TokenScorer(models, model.tokenizer, combine, bound_width)
         return cls(model, scorer, method, **options)
 
