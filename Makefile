@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 # By a path: a finder would lose to a folder named rgtg, as a clone is, in whose parent someone works.
 EDITABLE := --config-settings editable_mode=compat --editable '.[dev]'
 
-.PHONY: install nightly methods chaos autoscaling test test-slow test-gpu check format clean
+.PHONY: install nightly methods chaos autoscaling test test-portable test-avx2 test-slow test-gpu check format clean
 
 install: $(INSTALLED)
 
@@ -34,6 +34,27 @@ methods: install
 test: install
 	$(BIN)/python -m pytest -m "not ray and not slow and not gpu" -n 2 --dist loadfile
 	$(BIN)/python -m pytest -m "ray and not slow"
+
+# What computes, under other instruction sets than this machine's own, and with two threads: some five minutes. Each of
+# the three libraries that multiply (ATen, oneDNN, MKL) has a variable of its own.
+NUMERIC := $(BIN)/python -m pytest tests/decoding tests/models tests/training tests/evaluation -n 2 --dist loadfile \
+	-m "not ray and not slow and not gpu" --durations=0 --durations-min=30
+EQUAL_BITS := $(BIN)/python -m pytest tests/decoding/test_determinism.py tests/decoding/test_decoder_prompts.py \
+	tests/decoding/test_search.py tests/models/test_slot_cache.py tests/models/test_packed.py -m "not gpu" \
+	--durations=0 --durations-min=30
+DEFAULT := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_CBWR=COMPATIBLE
+AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
+
+test-portable: test-avx2
+	$(DEFAULT) $(NUMERIC)
+	MKL_CBWR=COMPATIBLE $(NUMERIC)
+	$(NUMERIC)
+	$(DEFAULT) RGTG_TEST_THREADS=2 $(EQUAL_BITS)
+	$(AVX2) RGTG_TEST_THREADS=2 $(EQUAL_BITS)
+	RGTG_TEST_THREADS=2 $(EQUAL_BITS)
+
+test-avx2: install
+	$(AVX2) $(NUMERIC)
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow

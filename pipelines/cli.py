@@ -64,6 +64,7 @@ def _job(module: str, config_file: str | None, overrides: list[str] | None, new_
 
 def _run(job: Callable[[Any], Any], settings: Any, new_run: bool) -> None:
     """Run a job while no other one writes to its run directory."""
+    from pipelines.inputs import slow_settings
     from rgtg import lease, storage
 
     root = storage.absolute(settings.run.root, must_exist=False)
@@ -82,6 +83,8 @@ def _run(job: Callable[[Any], Any], settings: Any, new_run: bool) -> None:
         os._exit(1)
 
     with lease.held(storage.join(root, run_id), lost):
+        for warning in slow_settings(settings):
+            print(f"warning: {warning}", file=sys.stderr, flush=True)
         job(settings)
 
 

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipelines.generator import memory_plan
+from pipelines.inputs import slow_settings
 from pipelines.ray_session import cores
 from pipelines.run_directory import PACKAGES
 from rgtg import storage
@@ -27,6 +28,8 @@ def run(config: Config) -> None:
     table.add_column(overflow="fold")
     for name, value in _machine():
         table.add_row(name, value)
+    for warning in slow_settings(config):
+        table.add_row("slow", f"[yellow]{warning}[/]")
     wrong = []
     for name, check in _checks(config):
         try:

@@ -12,7 +12,7 @@ from rgtg.config import SANDBOX, Config, Models
 from rgtg.decoding.methods import METHODS
 from rgtg.errors import UserError
 from rgtg.models.language import check_language
-from rgtg.models.loading import load_tokenizer
+from rgtg.models.loading import load_tokenizer, slow_bfloat16
 from rgtg.models.places import pinned
 from rgtg.models.reward import RewardModel, check_same_tokens, check_sees, check_trained
 from rgtg.models.text_reward import TextReward
@@ -135,6 +135,14 @@ def check_models(config: Config, reward: str | None, directory: RunDirectory) ->
             f"the prompts are messages but the tokenizer of {config.models.language!r} has no chat template; give "
             "prompts as text, or a model with a template"
         )
+
+
+def slow_settings(config: Config) -> list[str]:
+    """A warning for each setting that asks for bfloat16 on a CPU without units for it."""
+    device = torch.device("cuda" if on_gpu(config.models) else "cpu")
+    asked = {"models.dtype": config.models.dtype, "train_reward.precision": config.train_reward.precision}
+    warnings = (slow_bfloat16(f"{name}=bfloat16", device) for name, value in asked.items() if value == "bfloat16")
+    return [warning for warning in warnings if warning]
 
 
 def on_gpu(models: Models) -> bool:

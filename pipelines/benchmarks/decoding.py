@@ -2,6 +2,7 @@
 
 import itertools
 import resource
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,7 +23,7 @@ from rgtg.decoding.guidance import CandidateGuidance, NextTokenGuidance
 from rgtg.decoding.request import Request
 from rgtg.errors import UserError
 from rgtg.models.cache import SlotCache
-from rgtg.models.loading import DTYPES, resolve_device, resolve_dtype
+from rgtg.models.loading import DTYPES, resolve_device, resolve_dtype, slow_bfloat16
 from rgtg.report.printing import print_table
 
 BETA = 1.0
@@ -106,6 +107,8 @@ def main(
         torch.set_num_threads(threads)
     where = resolve_device(device)
     kind = resolve_dtype(dtype, where)
+    if kind == torch.bfloat16 and (warning := slow_bfloat16("--dtype bfloat16", where)):
+        print(f"warning: {warning}", file=sys.stderr, flush=True)
     if k > vocabulary:
         raise UserError(f"--k is {k}, more than the vocabulary of {vocabulary}")
     size = models.Size(hidden, layers, heads, kv_heads, vocabulary)

@@ -174,7 +174,7 @@ class Decoder:
                 for place in rewards
             ]
             for reward_model in models:
-                pack(reward_model.backbone)
+                reward_model.pack()
             scorer = TokenScorer(models, model.tokenizer, combine, bound_width, day)
         return cls(model, scorer, method, day=day, **options)
 

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from rgtg.models.cache import VIEW_MULTIPLE, round_up
+from rgtg.models.cache import round_up
 
 # A prompt's bits must be its own, and rounding depends on the shape of a forward. So its length alone gives the shape:
 # a short prompt is padded to the next of these lengths and is one of as many (some may be empty) as have so many
 # tokens together; a longer one is read by itself, chunk by chunk, so that what another begins with is not read again.
 SHORT, TOGETHER = (64, 128), 512
-CHUNK = 256
+CHUNK, CHUNK_MULTIPLE = 256, 32
 
 AHEAD = 16  # coming prompts, of which those of the same shape are read along
 HELD = 2048  # tokens of prompts that are kept, beside the last one
@@ -73,7 +73,7 @@ class Prompts:
                 cache.update(keys[None, :, :start], values[None, :, :start], layer)
         for begin in range(start, len(prompt), CHUNK):
             chunk = tuple(prompt[begin : begin + CHUNK])
-            self._forward([chunk], round_up(len(chunk), VIEW_MULTIPLE), cache, begin)
+            self._forward([chunk], round_up(len(chunk), CHUNK_MULTIPLE), cache, begin)
         return _row(cache, 0, len(prompt))
 
     def _forward(

@@ -19,13 +19,13 @@ from rgtg.decoding.guidance import (
 from rgtg.decoding.methods import METHODS
 from rgtg.decoding.request import Request
 from rgtg.errors import UserError
-from rgtg.models.cache import VIEW_MULTIPLE, round_up
+from rgtg.models.cache import round_up
 from rgtg.models.ensemble import Combine, combine
 from rgtg.models.loading import num_embeddings
 from rgtg.models.reward import RewardModel, check_same_tokens, check_sees
 from rgtg.models.text_reward import TextReward
 
-BATCH = 32
+BATCH, WIDTH_MULTIPLE = 32, 32
 
 
 class Scorer(Protocol):
@@ -111,7 +111,7 @@ class TokenScorer:
     @torch.inference_mode()
     def _score(self, prompt_ids: list[list[int]], response_ids: list[list[int]]) -> list[list[float]]:
         lengths = [len(p) + len(r) for p, r in zip(prompt_ids, response_ids, strict=True)]
-        width = min(round_up(max(lengths), VIEW_MULTIPLE), self.context or max(lengths))
+        width = min(round_up(max(lengths), WIDTH_MULTIPLE), self.context or max(lengths))
         device = self.models[0].model.device
         ids = torch.zeros(len(lengths), width, dtype=torch.long)
         for row, prompt, response in zip(ids, prompt_ids, response_ids, strict=True):

@@ -4,8 +4,6 @@ Rows are left-aligned: *slot index = token position*, so filling a row is a plai
 padding of another. Hugging Face modules use it unchanged: positions and masks are always passed by the caller.
 """
 
-from contextlib import nullcontext
-
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -15,19 +13,18 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 ATTENTION = "packed_gqa"
 
-# A row must round alike however far the longest row of its company makes attention look (all measured on CPU). It does
-# where the view is a multiple of 32, but for float32: there attention goes by blocks of 512 slots, and sums up a block
-# in one go or in parts, depending on how much of it there is. The first 192 slots are always in the first part.
-VIEW_MULTIPLE = 32
-BLOCK, FIRST_PART = 512, 192
+# A row must round alike however far the longest row of its company makes attention look. How a product of matrices is
+# summed up depends on its shape, in other ways with each instruction set. So on a CPU attention goes by blocks of so
+# many slots, all of one shape, and the blocks that a row sees nothing of count exactly zero.
+BLOCK = 128
 
 # On a GPU every view has a CUDA graph of its own. These kernels go through the slots in order, so that a hidden one at
 # the end adds an exact zero; cuDNN's choose how to split them by how many there are.
 GPU_VIEW_MULTIPLE = 256
 GPU_BACKENDS = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
-# The rounding of matrix products depends on their shape, so the engine never changes a shape, and on the place of a
-# row where the rows are not a multiple of 4, so there are always as many as a multiple of this, or one.
+# The rounding of matrix products depends on their shape, so the engine never changes a shape. It depends on the place
+# of a row too, in some libraries and for exponentials, so rows are always as many as a multiple of this, or one.
 ROW_MULTIPLE = 8
 
 
@@ -35,12 +32,9 @@ def round_up(n: int, multiple: int) -> int:
     return -(-n // multiple) * multiple
 
 
-def view_length(length: int, dtype: torch.dtype, device: torch.device) -> int:
+def view_length(length: int, device: torch.device) -> int:
     """Slots to look at where the longest row has `length` tokens: shorter rows round as they would by themselves."""
-    if device.type == "cuda":
-        return round_up(length, GPU_VIEW_MULTIPLE)
-    whole_block = dtype == torch.float32 and length % BLOCK > FIRST_PART
-    return round_up(length, BLOCK if whole_block else VIEW_MULTIPLE)
+    return round_up(length, GPU_VIEW_MULTIPLE if device.type == "cuda" else BLOCK)
 
 
 class _SlotLayer(CacheLayerMixin):
@@ -101,7 +95,7 @@ class SlotCache(Cache):
         return self.keys.shape[3]
 
     def view_of(self, length: int) -> int:
-        return view_length(length, self.keys.dtype, self.keys.device)
+        return view_length(length, self.keys.device)
 
     def reserve(self, length: int) -> None:
         """Make every row at least `length` slots long; what is in them stays."""
@@ -166,9 +160,34 @@ def packed_gqa(
         return out.transpose(1, 2).contiguous(), None
     packed = query.reshape(batch, key.shape[1], groups * num_queries, size)
     mask = attention_mask.repeat(1, 1, groups, 1) if num_queries > 1 and groups > 1 else attention_mask
-    with sdpa_kernel(GPU_BACKENDS) if packed.is_cuda else nullcontext():
-        out = scaled_dot_product_attention(packed, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling)
+    if packed.device.type == "cpu":
+        out = _blockwise(packed, key, value, mask, scaling)
+    else:
+        with sdpa_kernel(GPU_BACKENDS):
+            out = scaled_dot_product_attention(packed, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling)
     return out.view(batch, num_heads, num_queries, size).transpose(1, 2).contiguous(), None
+
+
+def _blockwise(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float | None) -> Tensor:
+    """Attention of query (B, H, T, D) on a CPU, by blocks of the S keys, weighted by their sums of exponentials.
+
+    mask (B, 1, T or 1, S) of bool; every query sees a key. Rows are as many as `ROW_MULTIPLE` says, or one: the
+    exponentials of a remainder round in another way.
+    """
+    bias = torch.zeros(mask.shape, dtype=query.dtype).masked_fill_(~mask, -torch.inf)
+    outs, logs = [], []
+    for begin in range(0, key.shape[2], BLOCK):
+        at = slice(begin, begin + BLOCK)
+        # What scaled_dot_product_attention calls here, by the name that also gives the logarithm of the sum.
+        out, log = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            query, key[:, :, at], value[:, :, at], attn_mask=bias[..., at], scale=scale
+        )
+        outs.append(out)
+        logs.append(log.masked_fill(~mask[..., at].any(-1), -torch.inf))
+    if len(outs) == 1:
+        return outs[0]
+    weights = torch.stack(logs).softmax(0)[..., None]
+    return (torch.stack(outs) * weights).sum(0).to(query.dtype)
 
 
 # No mask function is registered beside it on purpose: transformers then passes a 4D mask through as it is, and builds

@@ -43,8 +43,24 @@ def has_fast_bfloat16(device: torch.device) -> bool:
     """Whether matrix products in bfloat16 are much faster there than in float32: tensor cores, or AMX on a CPU."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported()
-    tell = getattr(torch.cpu, "get_capabilities", None)  # older releases of torch have none
-    return device.type == "cpu" and tell is not None and bool(tell().get("amx_bf16"))
+    return device.type == "cpu" and bool(_capabilities().get("amx_bf16"))
+
+
+def slow_bfloat16(setting: str, device: torch.device) -> str | None:
+    """A warning to who asked for bfloat16 by `setting`, where the device has no units for it.
+
+    AVX512_BF16 alone is about as fast as float32 (measured), and deserves none.
+    """
+    found = _capabilities()
+    if device.type != "cpu" or not found or found.get("amx_bf16") or found.get("avx512_bf16"):
+        return None
+    return f"{setting}: this CPU has no units for bfloat16, and is about four times slower in it than in float32"
+
+
+def _capabilities() -> dict[str, Any]:
+    """What torch says of this CPU; nothing in older releases."""
+    tell = getattr(torch.cpu, "get_capabilities", None)
+    return tell() if tell else {}
 
 
 def load_config(place: str, what: str, *, trust_remote_code: bool = False) -> PreTrainedConfig:

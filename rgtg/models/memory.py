@@ -55,7 +55,7 @@ def plan(
         if length:
             layers, rows, heads, _, size = SlotCache(config, 1, dtype=dtype, device=META).keys.shape
             token = 2 * layers * rows * heads * size * dtype.itemsize
-            slot += token * view_length(length, dtype, device)
+            slot += token * view_length(length, device)
             prompts += token * (held + length)
     return Plan(weights, slot, memory, prompts)
 

@@ -39,6 +39,7 @@ from rgtg.models.loading import (
     load_tokenizer,
     load_weights,
 )
+from rgtg.models.packed import pack, packed
 
 HEAD = "rgtg_reward_head"  # in config.json of a causal language model that is a reward model
 PAD_TOKEN = "<|pad|>"
@@ -54,6 +55,7 @@ class RewardModel(nn.Module):
         self.saved_tokenizer = tokenizer  # with a padding token that no text of ours can reach
         self.head_kind = head_kind
         self.adapters: Adapters | None = None
+        self.packed_head: nn.Module | None = None
 
     def add_adapters(self, rank: int, alpha: float) -> None:
         """Train low-rank adapters of the backbone, and the head, and nothing else."""
@@ -138,6 +140,12 @@ class RewardModel(nn.Module):
     def head(self) -> nn.Linear:
         return self.model.score if self.head_kind == "scalar" else self.model.get_output_embeddings()
 
+    def pack(self) -> None:
+        """For inference alone: layers that round a row alike wherever it stands."""
+        pack(self.backbone)
+        if self.adds_up:  # single columns of the head are read beside it
+            self.packed_head = packed(self.head)
+
     @property
     def adds_up(self) -> bool:
         """Whether the reward of a prefix is the sum over its tokens."""
@@ -178,7 +186,7 @@ class RewardModel(nn.Module):
         """
         rewards = (hidden[..., None, :].float() * self.head.weight[tokens].float()).sum(-1)
         if self.adds_up:
-            rewards = rewards - self.head(hidden).float().logsumexp(-1, keepdim=True)
+            rewards = rewards - (self.packed_head or self.head)(hidden).float().logsumexp(-1, keepdim=True)
         return rewards
 
     def save(self, directory: str | Path, state: dict[str, Tensor] | None = None) -> None:

@@ -8,6 +8,7 @@ import torch
 from rgtg.decoding.decoder import Decoder
 from rgtg.decoding.prompts import CHUNK, HELD, Prompts
 from rgtg.models.cache import ATTENTION
+from rgtg.models.packed import pack
 
 LONG = {"max_position_embeddings": 1024}
 SYSTEM = [3 + i * i % 200 for i in range(2 * CHUNK + 10)]  # two whole chunks, and a part of one
@@ -23,7 +24,9 @@ def long_language_dir(make_language):
 def model(plain, long_language_dir, request):
     model = plain(long_language_dir)
     model.set_attn_implementation(ATTENTION)
-    return model.base_model.to(request.param)
+    model.to(request.param)
+    pack(model)
+    return model.base_model
 
 
 def prompts_of(model, rows=8):

@@ -9,8 +9,16 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from rgtg.errors import UserError
+from rgtg.models import loading
 from rgtg.models.language import LanguageModel
-from rgtg.models.loading import context_length, load_tokenizer, load_weights, resolve_device, resolve_dtype
+from rgtg.models.loading import (
+    context_length,
+    load_tokenizer,
+    load_weights,
+    resolve_device,
+    resolve_dtype,
+    slow_bfloat16,
+)
 from rgtg.models.reward import RewardModel
 
 
@@ -181,3 +189,21 @@ def test_the_sentence_names_the_setting(tmp_path):
 def test_context_length(model_type, settings, length):
 
     assert context_length(AutoConfig.for_model(model_type, **settings)) == length
+
+
+@pytest.mark.parametrize(
+    ("found", "device", "warns"),
+    [
+        ({"avx2": True}, "cpu", True),
+        ({"avx512_f": True}, "cpu", True),
+        ({"avx512_bf16": True}, "cpu", False),
+        ({"avx512_bf16": True, "amx_bf16": True}, "cpu", False),
+        ({}, "cpu", False),  # a torch that does not say
+        ({"avx2": True}, "cuda", False),
+    ],
+)
+def test_who_asks_for_bfloat16_hears_where_it_is_slow(monkeypatch, found, device, warns):
+    monkeypatch.setattr(loading, "_capabilities", lambda: found)
+    warning = slow_bfloat16("models.dtype=bfloat16", torch.device(device))
+    assert (warning is not None) == warns
+    assert warning is None or warning.startswith("models.dtype=bfloat16: this CPU has no units for bfloat16")

@@ -27,8 +27,8 @@ def test_a_plan_is_what_loaded_models_and_their_caches_take(make_language, make_
     for cache in caches:
         cache.reserve(70)
     assert 4 * made.slot == sum(cache.keys.nbytes + cache.values.nbytes for cache in caches)
-    # Prompts are kept at their own lengths; a slot of 70 tokens has 96 places.
-    assert 96 * plan([(config, 70) for config in configs], dtype, CPU, held=26).prompts == 96 * made.slot
+    # Prompts are kept at their own lengths; a slot of 70 tokens has 128 places.
+    assert plan([(config, 70) for config in configs], dtype, CPU, held=58).prompts == made.slot
 
 
 def test_a_model_that_reads_text_has_no_cache(make_language, make_reward):

@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from rgtg.models.cache import ATTENTION, VIEW_MULTIPLE, SlotCache, packed_gqa, view_length
+from rgtg.models.cache import ATTENTION, BLOCK, SlotCache, packed_gqa, view_length
 
 
 def both(directory):
@@ -77,7 +77,7 @@ def test_a_row_that_is_filled_anew_forgets(language_dir):
         torch.testing.assert_close(logits[row], theirs(torch.tensor([ids])).logits[0, -1], atol=1e-4, rtol=1e-4)
 
 
-def filled(rows=3, slots=VIEW_MULTIPLE):
+def filled(rows=3, slots=BLOCK):
     config = AutoConfig.for_model("llama", hidden_size=16, num_hidden_layers=2, num_attention_heads=4, vocab_size=9)
     config.num_key_value_heads = 2
     cache = SlotCache(config, rows, dtype=torch.float32, device=torch.device("cpu"))
@@ -89,16 +89,16 @@ def filled(rows=3, slots=VIEW_MULTIPLE):
 
 def test_shape_and_reserve():
     cache = filled()
-    assert cache.keys.shape == cache.values.shape == (2, 3, 2, VIEW_MULTIPLE, 4)
+    assert cache.keys.shape == cache.values.shape == (2, 3, 2, BLOCK, 4)
     before = cache.keys.clone()
-    cache.reserve(VIEW_MULTIPLE - 5)
+    cache.reserve(BLOCK - 5)
     assert cache.keys.shape == before.shape
-    cache.reserve(VIEW_MULTIPLE + 1)
-    assert cache.length == 2 * VIEW_MULTIPLE
-    assert torch.equal(cache.keys[:, :, :, :VIEW_MULTIPLE], before)
-    assert torch.equal(cache.values[:, :, :, :VIEW_MULTIPLE], -before)
+    cache.reserve(BLOCK + 1)
+    assert cache.length == 2 * BLOCK
+    assert torch.equal(cache.keys[:, :, :, :BLOCK], before)
+    assert torch.equal(cache.values[:, :, :, :BLOCK], -before)
     cache.reserve(3)  # never smaller
-    assert cache.length == 2 * VIEW_MULTIPLE
+    assert cache.length == 2 * BLOCK
 
 
 def test_write_row_leaves_nothing_of_what_the_row_held_and_touches_no_other():
@@ -125,13 +125,15 @@ def test_move_slot_moves_one_slot_of_each_row():
     assert torch.equal(cache.values, -expected)
 
 
+@pytest.mark.parametrize("slots", [11, BLOCK + 11, 5 * BLOCK])
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 @pytest.mark.parametrize("num_queries", [1, 5])
-def test_packed_attention_under_a_mask(kv_heads, num_queries):
+def test_packed_attention_under_a_mask(kv_heads, num_queries, slots):
     g = torch.Generator().manual_seed(1)
     query = torch.randn(3, 4, num_queries, 8, generator=g)
-    key, value = torch.randn(3, kv_heads, 11, 8, generator=g), torch.randn(3, kv_heads, 11, 8, generator=g)
-    mask = torch.rand(3, 1, num_queries, 11, generator=g) < 0.5
+    key, value = (torch.randn(3, kv_heads, slots, 8, generator=g) for _ in range(2))
+    mask = torch.rand(3, 1, num_queries, slots, generator=g) < 0.5
+    mask[0, 0, 0, 5:] = False  # sees nothing of the later blocks
     mask[..., 0] = True
     out, weights = packed_gqa(torch.nn.Module(), query, key, value, mask, scaling=0.37)
     repeat = [t.repeat_interleave(4 // kv_heads, 1) for t in (key, value)]
@@ -153,21 +155,33 @@ def test_packed_attention_without_a_mask_is_causal(kv_heads):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("num_queries", [1, 10])
+@pytest.mark.parametrize("num_queries", [1, 10, 100])
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_a_longer_view_rounds_a_row_as_its_own_does(dtype, num_queries, device):
     g = torch.Generator().manual_seed(3)
-    query = torch.randn(1, 4, num_queries, 16, generator=g).to(device, dtype)
-    key, value = (torch.randn(1, 2, 1536, 16, generator=g).to(device, dtype) for _ in range(2))
-    views = sorted({view_length(n, dtype, torch.device(device)) for n in range(1, 1537, 32)})
-    for length in (31, 192, 193, 300, 400, 512, 513, 704, 705, 1000):
-        mask = (torch.arange(1536, device=device) < length).expand(1, 1, num_queries, -1)
+    query = torch.randn(8, 4, num_queries, 16, generator=g).to(device, dtype)
+    key, value = (torch.randn(8, 2, 1536, 16, generator=g).to(device, dtype) for _ in range(2))
+    views = sorted({view_length(n, torch.device(device)) for n in range(1, 1537, 32)})
+    for length in (31, 128, 129, 192, 193, 300, 400, 512, 513, 704, 705, 1000):
+        mask = (torch.arange(1536, device=device) < length).expand(8, 1, num_queries, -1)
         own, *longer = (
             packed_gqa(torch.nn.Module(), query, key[:, :, :n], value[:, :, :n], mask[..., :n])[0]
             for n in views
             if n >= length
         )
         assert all(torch.equal(out, own) for out in longer), length
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", [8, 24, 32])
+@pytest.mark.parametrize("num_queries", [1, 10])
+def test_attention_rounds_a_row_alike_wherever_it_stands(dtype, rows, num_queries):
+    g = torch.Generator().manual_seed(3)
+    query = torch.randn(1, 3, num_queries, 20, generator=g).to(dtype).repeat(rows, 1, 1, 1)
+    key, value = (torch.randn(1, 1, 4 * BLOCK, 20, generator=g).to(dtype).repeat(rows, 1, 1, 1) for _ in range(2))
+    mask = (torch.arange(4 * BLOCK) < 3 * BLOCK - 5).expand(rows, 1, num_queries, -1)
+    out, _ = packed_gqa(torch.nn.Module(), query, key, value, mask)
+    assert torch.equal(out, out[:1].expand_as(out))
 
 
 @pytest.mark.parametrize("extra", [{"softcap": 30.0}, {"s_aux": torch.zeros(4)}])
