@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from pipelines.inputs import check_models
-from rgtg import storage
+from rgtg import table_files
 from rgtg.config import Config
 from rgtg.errors import UserError
 
@@ -24,7 +24,7 @@ from rgtg.errors import UserError
 def test_a_template_is_tried_before_a_night_of_messages(make_language, make_tokenizer, tmp_path, template, words):
     messages = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
     prompts = pa.table({"prompt": pa.array([[{"role": "user", "content": "hi"}]], messages)})
-    storage.write_table(f"{tmp_path}/prompts/part.parquet", prompts)
+    table_files.write_table(f"{tmp_path}/prompts/part.parquet", prompts)
     directory = SimpleNamespace(path=lambda *names: storage.join(str(tmp_path), *names), date=date(2024, 2, 29))
     settings = {"language": make_language(make_tokenizer(template=template)), "device": "cpu"}
     config = Config.model_validate({"models": settings, "generate": {"method": "unguided"}})
