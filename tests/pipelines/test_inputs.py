@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from pipelines.inputs import check_models
-from rgtg import table_files
+from rgtg import storage, table_files
 from rgtg.config import Config
 from rgtg.errors import UserError
 
