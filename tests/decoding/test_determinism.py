@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from rgtg.decoding.decoder import Decoder
+from rgtg.models.reward import RewardModel
 
 PROMPTS = [
     "hello there",
@@ -36,6 +37,15 @@ def test_company_order_and_refill_change_no_bit(language_dir, reward_dir, method
     assert [shuffled[order.index(i)] for i in range(len(PROMPTS))] == together
     again = Decoder.load(language_dir, reward_dir, method, slots=slots, device=device, dtype=dtype)
     assert again.generate(PROMPTS, **OPTIONS) == together
+
+
+@pytest.mark.parametrize(("method", "head"), [("pargs-next-token", "next-token"), ("genarm", "log-probability")])
+def test_company_and_order_change_no_bit_of_a_head_of_next_tokens(language_dir, make_language, tmp_path, method, head):
+    RewardModel.load(make_language(seed=5), head=head).save(tmp_path)
+    decoder = Decoder.load(language_dir, str(tmp_path), method, slots=8)
+    together = decoder.generate(PROMPTS, **OPTIONS)
+    assert together == [decoder.generate([prompt], **OPTIONS)[0] for prompt in PROMPTS]
+    assert together == decoder.generate(PROMPTS[::-1], **OPTIONS)[::-1]
 
 
 @pytest.mark.parametrize("method", ["pargs", "unguided"])
