@@ -93,9 +93,10 @@ def test_settings_are_a_config_file(tmp_path):
 def test_a_job_that_is_stopped_says_so_and_closes_what_it_holds(tmp_path, number):
     """As a person and a scheduler do it, while the job waits."""
     job = (
-        "import sys\n"
+        "import signal, sys\n"
         "from pipelines import cli\n"
         "from rgtg.lease import Lease\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"  # it is ignored where the tests run behind nohup
         "def run():\n"
         "    with Lease(sys.argv[1], print):\n"
         "        print('ready', flush=True)\n"

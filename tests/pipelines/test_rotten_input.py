@@ -31,6 +31,7 @@ from rgtg.config import Generate, Models
 from rgtg.decoding.decoder import Decoder
 from rgtg.errors import RowError, UserError
 from rgtg.input_files import InputFile
+from rgtg.models.packed import PackedLinear
 from rgtg.parquet import open_parquet, parquet_fault
 from rgtg.rows import table_rows
 from rgtg.tables import MESSAGES
@@ -903,24 +904,32 @@ def check_company(rows: list[dict[str, Any]], reason: str | None) -> None:
         assert_clear(odd["error"])
 
 
-def fill(value: float, which: Callable[[Any], torch.Tensor]) -> Callable[[Decoder], None]:
+def fill(value: float, which: Callable[[Decoder], Any], rows: Any = slice(None)) -> Callable[[Decoder], None]:
+    """Write `value` into the weights of a layer, packed or not."""
+
     @torch.no_grad()
     def spoil(decoder: Decoder) -> None:
-        which(decoder).fill_(value)
+        layer = which(decoder)
+        if isinstance(layer, PackedLinear):
+            weight = layer.packed.to_dense()
+            weight[rows] = value
+            layer.packed = PackedLinear(weight, None).packed
+        else:
+            layer.weight[rows] = value
 
     return spoil
 
 
-def language_weights(decoder: Decoder) -> torch.Tensor:
-    return decoder.language.model.lm_head.weight
+def language_weights(decoder: Decoder) -> Any:
+    return decoder.language.model.lm_head
 
 
-def reward_weights(decoder: Decoder) -> torch.Tensor:
-    return decoder.scorer.models[0].head.weight
+def reward_weights(decoder: Decoder) -> Any:
+    return decoder.scorer.models[0].head
 
 
-def within(decoder: Decoder) -> torch.Tensor:
-    return decoder.language.model.model.layers[0].self_attn.v_proj.weight
+def within(decoder: Decoder) -> Any:
+    return decoder.language.model.model.layers[0].self_attn.v_proj
 
 
 SPOILT: dict[str, tuple[str, Callable[[Decoder], None], str]] = {
@@ -929,8 +938,8 @@ SPOILT: dict[str, tuple[str, Callable[[Decoder], None], str]] = {
     "language of NaN, unguided": ("unguided", fill(torch.nan, language_weights), BROKEN),
     "language of NaN within": ("pargs", fill(torch.nan, within), BROKEN),
     "language of NaN under a search": ("best-of-n", fill(torch.nan, language_weights), BROKEN),
-    "one token of NaN": ("unguided", fill(torch.nan, lambda d: language_weights(d)[70]), BROKEN),
-    "one token of infinity": ("unguided", fill(torch.inf, lambda d: language_weights(d)[70]), BROKEN),
+    "one token of NaN": ("unguided", fill(torch.nan, language_weights, rows=70), BROKEN),
+    "one token of infinity": ("unguided", fill(torch.inf, language_weights, rows=70), BROKEN),
     "reward of NaN": ("pargs", fill(torch.nan, reward_weights), BROKEN),
     "reward of infinity": ("pargs", fill(torch.inf, reward_weights), BROKEN),
     "reward of minus infinity": ("pargs-greedy", fill(-torch.inf, reward_weights), BROKEN),
