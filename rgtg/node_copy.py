@@ -33,16 +33,22 @@ def copy_of(what: list[object], fetch: Callable[[str], None]) -> str:
     target = home / hashlib.sha256(repr(what).encode()).hexdigest()[:24]
     with _locked(home / "all.lock", fcntl.LOCK_EX):
         _remove_unused(home, target)
-    lock = target.with_suffix(".lock")
     if target not in _held:
-        with _locked(lock, fcntl.LOCK_EX):  # the actors of a machine start together: one of them copies
-            if not _is_whole(target):
-                _fill(target, fetch)
-            os.utime(lock)  # from here on it is used
-        _held[target] = _open(lock)
-        fcntl.flock(_held[target], fcntl.LOCK_SH)
-    if not _is_whole(target):  # removed between the two locks, or changed since
-        raise UserError(f"the copy {str(target)!r} of a model changed while it was taken; start again")
+        # The actors of a machine start together: one of them copies, and the others wait for it, but not for its end.
+        with _locked(target.with_suffix(".copying"), fcntl.LOCK_EX):
+            lock = target.with_suffix(".lock")
+            used = _open(lock)
+            fcntl.flock(used, fcntl.LOCK_SH)  # from here on nobody removes it
+            os.utime(lock)
+            try:
+                if not _is_whole(target):
+                    _fill(target, fetch)
+            except BaseException:
+                os.close(used)
+                raise
+            _held[target] = used
+    if not _is_whole(target):
+        raise UserError(f"the copy {str(target)!r} of a model changed while it was in use; start again")
     return str(target)
 
 

@@ -2,6 +2,8 @@
 
 import fcntl
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -110,3 +112,24 @@ def test_a_copy_that_breaks_off_leaves_nothing(cache):
     with pytest.raises(OSError, match="gone"):
         node_copy.copy_of(["a"], broken)
     assert not [path for path in cache.iterdir() if path.is_dir()]
+
+
+def test_another_process_waits_for_the_copying_and_not_for_the_end_of_who_copied(tmp_path):
+    """A driver holds its copies for a night, and its actors take the same ones."""
+    taking = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from rgtg.node_copy import copy_of\n"
+        "def fetch(target):\n"
+        "    Path(target, 'weights').write_text('w')\n"
+        "print(copy_of(['model'], fetch), flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    environment = os.environ | {"RGTG_CACHE": str(tmp_path)}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": environment}
+    held = [subprocess.Popen([sys.executable, "-c", taking], **pipes) for _ in range(3)]
+    try:
+        assert len({process.stdout.readline() for process in held}) == 1  # while all of them live
+    finally:
+        for process in held:
+            process.communicate()
