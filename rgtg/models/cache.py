@@ -24,7 +24,7 @@ GPU_VIEW_MULTIPLE = 256
 GPU_BACKENDS = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 # The rounding of matrix products depends on their shape, so the engine never changes a shape. It depends on the place
-# of a row too, in some libraries and for exponentials, so rows are always as many as a multiple of this, or one.
+# of a row too where rows are an odd number, in some libraries, so they are always a multiple of this, or one.
 ROW_MULTIPLE = 8
 
 
@@ -171,8 +171,7 @@ def packed_gqa(
 def _blockwise(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float | None) -> Tensor:
     """Attention of query (B, H, T, D) on a CPU, by blocks of the S keys, weighted by their sums of exponentials.
 
-    mask (B, 1, T or 1, S) of bool; every query sees a key. Rows are as many as `ROW_MULTIPLE` says, or one: the
-    exponentials of a remainder round in another way.
+    mask (B, 1, T or 1, S) of bool; every query sees a key.
     """
     bias = torch.zeros(mask.shape, dtype=query.dtype).masked_fill_(~mask, -torch.inf)
     outs, logs = [], []
@@ -186,8 +185,12 @@ def _blockwise(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: f
         logs.append(log.masked_fill(~mask[..., at].any(-1), -torch.inf))
     if len(outs) == 1:
         return outs[0]
-    weights = torch.stack(logs).softmax(0)[..., None]
-    return (torch.stack(outs) * weights).sum(0).to(query.dtype)
+    # Written out: softmax over the first dimension rounds a row by its place.
+    top = torch.stack(logs).amax(0)
+    weights = [(log - top).exp()[..., None] for log in logs]
+    total = sum(weights[1:], start=weights[0])
+    products = [out * weight for out, weight in zip(outs, weights, strict=True)]
+    return (sum(products[1:], start=products[0]) / total).to(query.dtype)
 
 
 # No mask function is registered beside it on purpose: transformers then passes a 4D mask through as it is, and builds

@@ -173,12 +173,14 @@ def test_a_longer_view_rounds_a_row_as_its_own_does(dtype, num_queries, device):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("rows", [8, 24, 32])
+@pytest.mark.parametrize("rows", [2, 8, 24, 32])
 @pytest.mark.parametrize("num_queries", [1, 10])
-def test_attention_rounds_a_row_alike_wherever_it_stands(dtype, rows, num_queries):
+@pytest.mark.parametrize("heads", [1, 3])
+@pytest.mark.parametrize("size", [20, 64])
+def test_attention_rounds_a_row_alike_wherever_it_stands(dtype, rows, num_queries, heads, size):
     g = torch.Generator().manual_seed(3)
-    query = torch.randn(1, 3, num_queries, 20, generator=g).to(dtype).repeat(rows, 1, 1, 1)
-    key, value = (torch.randn(1, 1, 4 * BLOCK, 20, generator=g).to(dtype).repeat(rows, 1, 1, 1) for _ in range(2))
+    query = torch.randn(1, heads, num_queries, size, generator=g).to(dtype).repeat(rows, 1, 1, 1)
+    key, value = (torch.randn(1, 1, 4 * BLOCK, size, generator=g).to(dtype).repeat(rows, 1, 1, 1) for _ in range(2))
     mask = (torch.arange(4 * BLOCK) < 3 * BLOCK - 5).expand(rows, 1, num_queries, -1)
     out, _ = packed_gqa(torch.nn.Module(), query, key, value, mask)
     assert torch.equal(out, out[:1].expand_as(out))
