@@ -43,15 +43,16 @@ EQUAL_BITS := $(BIN)/python -m pytest tests/decoding/test_determinism.py tests/d
 	tests/decoding/test_search.py tests/models/test_slot_cache.py tests/models/test_packed.py -m "not gpu" \
 	--durations=0 --durations-min=30
 DEFAULT := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_CBWR=COMPATIBLE
+TWO := RGTG_TEST_THREADS=2 OMP_WAIT_POLICY=passive
 AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
 
 test-portable: test-avx2
 	$(DEFAULT) $(NUMERIC)
 	MKL_CBWR=COMPATIBLE $(NUMERIC)
 	$(NUMERIC)
-	$(DEFAULT) RGTG_TEST_THREADS=2 $(EQUAL_BITS)
-	$(AVX2) RGTG_TEST_THREADS=2 $(EQUAL_BITS)
-	RGTG_TEST_THREADS=2 $(EQUAL_BITS)
+	$(DEFAULT) $(TWO) $(EQUAL_BITS)
+	$(AVX2) $(TWO) $(EQUAL_BITS)
+	$(TWO) $(EQUAL_BITS)
 
 test-avx2: install
 	$(AVX2) $(NUMERIC)
