@@ -1,8 +1,6 @@
 """Fit the reward model on partial sequences, by Ray Train: data-parallel workers, checkpoints, resume."""
 
 import math
-import pickle
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -15,25 +13,21 @@ from ray import train
 from ray.actor import ActorHandle
 from ray.data import DataContext, ExecutionOptions
 from ray.data.expressions import col
-from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import TorchTrainer, get_device
 
-from pipelines import pairs, ray_session
+from pipelines import checkpoints, pairs, ray_session
 from pipelines.inputs import on_gpu, resolved
 from pipelines.progress import Progress
 from pipelines.run_directory import RunDirectory, check_unchanged, model_digest, versions_that_round
 from rgtg import object_store, storage, table_files
 from rgtg.config import HEADS, Config, TrainReward
-from rgtg.errors import UserError, first_line
+from rgtg.errors import UserError
 from rgtg.models.reward import RewardModel
 from rgtg.training.loop import Learner, StepResult
 
 STAGE = "train_reward"
 LOG_EVERY_S = 5.0
-STATE = "learner.pt"  # the file of a checkpoint that training goes on from
 KEPT_CHECKPOINTS = 3  # of earlier attempts
-# What reading a file raises that was cut off or overwritten, or that is no state at all.
-TORN = (OSError, EOFError, RuntimeError, ValueError, LookupError, TypeError, pickle.UnpicklingError)
 OUTPUT_FREE = (
     "num_workers",
     "strategy",
@@ -100,9 +94,9 @@ def fit(config: Config, directory: RunDirectory, stage: str, target: str) -> Non
         },
         "train_reward.head": settings.head_kind,
     }
-    checkpoints = directory.path("_train", stage)
+    place = directory.path("_train", stage)
     unfinished = versions_that_round() | {"train_reward.num_workers": settings.num_workers}  # each has its share
-    found = found_checkpoints(checkpoints)
+    found = checkpoints.found(place)
     if directory.begin(stage, inputs, unfinished=unfinished, has_work=bool(found)) == "done":
         return
     for old in found[KEPT_CHECKPOINTS:]:
@@ -122,8 +116,8 @@ def fit(config: Config, directory: RunDirectory, stage: str, target: str) -> Non
     )
     progress = Progress(stage)
     # Each attempt has a place of its own: Ray would resume from the list that it keeps there, and that may be torn.
-    attempt = str(1 + max((_attempt(place) for place in found), default=0))
-    filesystem, path = storage.resolve(checkpoints)
+    attempt = str(1 + max((checkpoints.attempt(checkpoint) for checkpoint in found), default=0))
+    filesystem, path = storage.resolve(place)
     trainer = TorchTrainer(
         _worker,
         train_loop_config={
@@ -134,7 +128,7 @@ def fit(config: Config, directory: RunDirectory, stage: str, target: str) -> Non
             "seed": config.run.seed,
             "steps_per_epoch": steps_per_epoch,
             "board": progress.board,
-            "checkpoints": checkpoints,
+            "checkpoints": place,
         },
         scaling_config=train.ScalingConfig(
             num_workers=settings.num_workers,
@@ -196,7 +190,7 @@ def _worker(config: dict[str, Any]) -> None:
     num_steps = config["steps_per_epoch"] * settings.epochs
     learner = Learner(reward_model, settings, num_steps, device)
     log = _Log(num_steps, config["board"])
-    if state := _newest_state(config["checkpoints"], rank, log):
+    if state := checkpoints.newest_state(config["checkpoints"], rank, log.say):
         learner.restore(state)
         log.totals = state["totals"]
     share = settings.batch_size // context.get_world_size()
@@ -215,53 +209,13 @@ def _worker(config: dict[str, Any]) -> None:
                 if rank == 0:
                     log.say(f"step {learner.step}, accuracy by part of the response {accuracy['by_fraction']}")
             if learner.step % settings.checkpoint_every == 0 or last:  # the last, since evaluation may fail too
-                _report(learner, {"step": learner.step}, log.totals, rank)
+                checkpoints.report(learner, {"step": learner.step}, log.totals, rank)
     metrics = {
         "step": learner.step,
         "accuracy": _evaluate(learner, settings.micro_batch_size or share),
         **log.totals,
     }
-    _report(learner, metrics, log.totals, rank)
-
-
-def found_checkpoints(place: str) -> list[str]:
-    """The places of all checkpoints below `place`, whole or torn, the newest first."""
-    if not storage.exists(place):
-        return []
-    _, path = storage.resolve(place)
-    names = [file.path[len(path) + 1 :] for file in storage.list_files(place, (STATE,))]
-    found = [storage.join(place, name.rpartition("/")[0]) for name in names]
-    return sorted(found, key=lambda checkpoint: (_attempt(checkpoint), checkpoint), reverse=True)
-
-
-def _attempt(checkpoint: str) -> int:
-    """The number of the attempt that wrote a checkpoint; 0 for those that stand where attempts had no number."""
-    number = checkpoint.split("/")[-2]
-    return int(number) if number.isdecimal() else 0
-
-
-def _newest_state(place: str, rank: int, log: "_Log") -> dict[str, Any] | None:
-    """What the newest whole checkpoint holds, None where there is none; the same one for all workers.
-
-    A worker may be killed while it writes one, and a disk may be full.
-    """
-    chosen = state = None
-    if rank == 0:
-        for checkpoint in found_checkpoints(place):
-            try:
-                chosen, state = checkpoint, _state(checkpoint)
-                break
-            except TORN as error:
-                log.say(f"the checkpoint {checkpoint!r} is broken ({first_line(error)}); going back to the one before")
-    chosen = broadcast_from_rank_zero(chosen)
-    return state if rank == 0 or chosen is None else _state(chosen)
-
-
-def _state(checkpoint: str) -> dict[str, Any]:
-    filesystem, path = storage.resolve(checkpoint)
-    with train.Checkpoint(path, filesystem).as_directory() as directory:
-        state = torch.load(Path(directory, STATE), weights_only=True, map_location="cpu")
-    return {"totals": state["totals"], **state}
+    checkpoints.report(learner, metrics, log.totals, rank)
 
 
 def _evaluate(learner: Learner, batch_size: int) -> dict[str, Any]:
@@ -286,18 +240,6 @@ def _batches(shard: Any, share: int, seed: int, num_batches: int) -> Iterator[li
             produced += 1
     for _ in range(num_batches - produced):
         yield []
-
-
-def _report(learner: Learner, metrics: dict[str, Any], totals: dict[str, float], rank: int) -> None:
-    """Report metrics with a checkpoint, which worker 0 writes; a collective call."""
-    state = learner.state() | {"totals": totals}
-    if rank != 0:
-        train.report(metrics, checkpoint=None)
-        return
-    with tempfile.TemporaryDirectory() as directory:
-        torch.save(state, Path(directory, STATE))
-        learner.reward_model.save(Path(directory, "model"), state["model"])
-        train.report(metrics, checkpoint=train.Checkpoint.from_directory(directory))
 
 
 class _Log:

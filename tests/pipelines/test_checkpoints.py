@@ -6,13 +6,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from pipelines import train_reward
-from pipelines.train_reward import found_checkpoints
+from pipelines import checkpoints, train_reward
 
 
 @pytest.fixture
 def said(monkeypatch) -> list[str]:
-    monkeypatch.setattr(train_reward, "broadcast_from_rank_zero", lambda value: value)
+    monkeypatch.setattr(checkpoints, "broadcast_from_rank_zero", lambda value: value)
     return []
 
 
@@ -23,7 +22,7 @@ def put(place: Path, step: int) -> Path:
 
 
 def newest(place: Path, said: list[str]) -> int | None:
-    state = train_reward._newest_state(str(place), 0, SimpleNamespace(say=said.append))
+    state = checkpoints.newest_state(str(place), 0, said.append)
     return state and state["step"]
 
 
@@ -35,7 +34,7 @@ def test_the_newest_of_all_attempts_is_taken(tmp_path, said):
     put(tmp_path / "10" / "checkpoint_2026-11-17", 3)
     put(tmp_path / "10" / "checkpoint_2026-11-18", 4)
     assert newest(tmp_path, said) == 4
-    assert [Path(place).parent.name for place in found_checkpoints(str(tmp_path))] == ["10", "10", "2", tmp_path.name]
+    assert [Path(place).parent.name for place in checkpoints.found(str(tmp_path))] == ["10", "10", "2", tmp_path.name]
     assert not said
 
 
@@ -111,7 +110,7 @@ def test_training_goes_on_past_torn_state_and_only_with_as_many_workers(
         train_reward.run(job(1))
     monkeypatch.setattr(train_reward.storage, "upload", upload)
     place = Path(job(1).run.directory, "_train", "train_reward")
-    first, *_ = found_checkpoints(str(place))
+    first, *_ = checkpoints.found(str(place))
     half(Path(first, "learner.pt"))
     snapshot = place / "1" / "checkpoint_manager_snapshot.json"
     half(snapshot)
