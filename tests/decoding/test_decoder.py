@@ -11,6 +11,7 @@ from rgtg.decoding.scorer import TokenScorer
 from rgtg.errors import RowError, UserError
 from rgtg.models.language import LanguageModel
 from rgtg.models.reward import RewardModel
+from tests.tolerance import alike
 
 EOS = 2
 METHODS = ["pargs", "pargs-greedy", "args", "unguided"]
@@ -133,12 +134,12 @@ def test_score_is_what_generation_reports(toy_language_dir, toy_reward_dir):
             rows, decoder.score([prompt] * len(rows), [c.text for c in rows], complete=False), strict=True
         ):
             ended = completion.finish_reason == "stop"
-            assert scores == pytest.approx(completion.token_rewards[: -1 if ended else None], abs=1e-4)
+            assert scores == alike(completion.token_rewards[: -1 if ended else None])
             whole = decoder.score([prompt], [completion.text], complete=True)[0]
-            assert whole[: len(scores)] == pytest.approx(scores, abs=1e-4)
+            assert whole[: len(scores)] == alike(scores)
             assert len(whole) == len(scores) + 1
             if ended:
-                assert whole[-1] == pytest.approx(completion.reward, abs=1e-4)
+                assert whole[-1] == alike(completion.reward)
 
 
 def test_scoring_ends_with_the_context(decoder):

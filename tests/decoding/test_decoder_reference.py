@@ -13,6 +13,7 @@ from rgtg.chat import prompt_id
 from rgtg.decoding.decoder import Decoder
 from rgtg.decoding.methods import METHODS
 from rgtg.decoding.policy import gumbel, row_key
+from tests.tolerance import alike
 
 PROMPTS = ["hello there", "", "The prompt that is longer than one view of 32 slots.", "x", "abc", "twelve chars", "!?"]
 
@@ -91,11 +92,11 @@ def compare(reference, decoder, tokenizer, prompts, *, samples, max_new_tokens, 
                 max_new_tokens,
             )
             assert completion.token_ids == ids
-            assert completion.token_rewards == pytest.approx(rewards, abs=1e-4)
+            assert completion.token_rewards == alike(rewards)
             assert completion.reward == completion.token_rewards[-1]
             assert completion.num_tokens == len(ids)
-            assert completion.logprob == pytest.approx(logprob, abs=1e-3)
-            assert completion.guided_logprob == pytest.approx(guided, abs=1e-3)
+            assert completion.logprob == alike(logprob)
+            assert completion.guided_logprob == alike(guided)
             assert completion.finish_reason == ("stop" if ids[-1] == reference.eos_id else "length")
             finished.append(completion.finish_reason)
     return finished
@@ -154,7 +155,7 @@ def test_methods_that_read_the_reward_of_every_next_token(
         prompt_ids = tokenizer_of(language_dir)(prompt).input_ids
         ids = tokenizer_of(language_dir)(text, add_special_tokens=False).input_ids
         expected = [other.reward(prompt_ids, ids[: i + 1]) for i in range(len(ids))]
-        assert rewards == pytest.approx(expected, abs=1e-4)
+        assert rewards == alike(expected)
 
 
 def test_a_single_slot_decodes_one_after_the_other(reference, tokenizer_of, language_dir, reward_dir):

@@ -6,6 +6,7 @@ import torch
 from rgtg.decoding.guidance import CandidateGuidance, EnsembleGuidance, NextTokenGuidance
 from rgtg.decoding.request import Request
 from rgtg.models.reward import RewardModel
+from tests.tolerance import alike
 
 EOS = 2
 ALL = torch.ones(8, dtype=torch.bool)  # rows that run
@@ -37,7 +38,7 @@ def check(classifier, guidance, prefixes, tokens):
     rewards = rewards_of(guidance, tokens)
     for row, prefix in enumerate(prefixes):
         expected = [rescored(classifier, prefix, token) for token in tokens[row].tolist()]
-        assert rewards[row].tolist() == pytest.approx(expected, abs=1e-4)
+        assert rewards[row].tolist() == alike(expected)
     assert rewards.std() > 0.5, "rewards that hardly differ show nothing"
 
 
@@ -108,9 +109,9 @@ def test_eos_is_scored_at_its_own_position_where_it_is_also_the_padding(make_rew
     guidance.start(0, request([1, 50, 60]), [])
     eos, other = rewards_of(guidance, torch.tensor([[EOS, 70]]))[0].tolist()
     hidden = classifier.model(torch.tensor([[1, 50, 60, EOS]])).last_hidden_state
-    assert eos == pytest.approx(classifier.score(hidden)[0, -1, 0].item(), abs=1e-4)
+    assert eos == alike(classifier.score(hidden)[0, -1, 0].item())
     assert abs(eos - classifier.score(hidden)[0, -2, 0].item()) > 0.1
-    assert other == pytest.approx(rescored(classifier, [1, 50, 60], 70), abs=1e-4)
+    assert other == alike(rescored(classifier, [1, 50, 60], 70))
 
 
 @torch.inference_mode()

@@ -8,6 +8,7 @@ import torch
 from scipy import stats
 
 from rgtg.decoding.policy import Rule, candidates, choose, gumbel, row_key
+from tests.tolerance import assert_alike
 
 EULER_GAMMA = 0.5772156649015329
 
@@ -78,7 +79,7 @@ def test_candidates_are_the_likeliest_with_their_log_probability():
     full = logits.double().log_softmax(-1)
     for row in range(6):
         assert set(tokens[row].tolist()) == set(full[row].argsort(descending=True)[:7].tolist())
-    torch.testing.assert_close(logprobs.double(), full.gather(1, tokens), atol=1e-5, rtol=0)
+    assert_alike(logprobs.double(), full.gather(1, tokens))
     everything, all_tokens = candidates(logits, 0)
     assert all_tokens.sort(-1).values.tolist() == [list(range(40))] * 6
     torch.testing.assert_close(everything.exp().sum(-1), torch.ones(6))
@@ -124,7 +125,7 @@ def test_a_candidate_without_a_finite_reward_is_never_chosen(bad, greedy):
     if not greedy:
         assert set(choice.candidate.tolist()) == {1, 2}
         pi = torch.tensor([0.08, 0.02 * math.exp(0.5)]).log().log_softmax(0).double()
-        torch.testing.assert_close(choice.guided_logprob, pi[choice.candidate - 1], atol=1e-6, rtol=0)
+        assert_alike(choice.guided_logprob, pi[choice.candidate - 1])
 
 
 @pytest.mark.parametrize("greedy", [True, False])

@@ -11,6 +11,7 @@ from rgtg.decoding.policy import gumbel, row_key
 from rgtg.errors import UserError
 from rgtg.models.ensemble import combine
 from tests.decoding.test_decoder_reference import PROMPTS, Reference, compare, without_padding
+from tests.tolerance import alike
 
 
 @dataclass
@@ -49,7 +50,7 @@ def test_a_reward_model_with_another_tokenizer_reads_every_candidates_text(
                 ids.append(among[choice].item())
                 rewards.append(seen[choice].item())
             assert completion.token_ids == ids
-            assert completion.token_rewards == pytest.approx(rewards, abs=1e-4)
+            assert completion.token_rewards == alike(rewards)
             assert completion.reward_calls == 4 * len(ids)
 
 
@@ -59,7 +60,7 @@ def test_text_that_is_read_whole_has_one_reward(make_reward, make_tokenizer, lan
     (completion,) = decoder.generate(["some text"], max_new_tokens=6)[0]
     assert completion.token_rewards is None
     assert completion.reward_calls == 3
-    assert decoder.score(["some text"], [completion.text]) == [[pytest.approx(completion.reward, abs=1e-4)]]
+    assert decoder.score(["some text"], [completion.text]) == [[alike(completion.reward)]]
 
 
 def test_another_tokenizer_is_refused_unless_text_is_read(make_reward, make_tokenizer, language_dir):
@@ -95,7 +96,7 @@ def test_an_ensemble_guides_by_its_combined_reward(make_reward, plain, tokenizer
     (completion,) = decoder.generate(["count"], max_new_tokens=3)[0]
     assert completion.reward_calls == 3 * 4 * completion.num_tokens
     scored = decoder.score(["hi"], ["you"])[0][-1]
-    assert scored == pytest.approx(reference.reward([1], tokenizer("hiyou").input_ids[1:]), abs=1e-4)
+    assert scored == alike(reference.reward([1], tokenizer("hiyou").input_ids[1:]))
 
 
 def test_how_rewards_are_combined():

@@ -14,6 +14,7 @@ from rgtg.decoding.policy import gumbel, row_key, uniform
 from rgtg.decoding.search import Draft, Proposal
 from rgtg.errors import UserError
 from tests.decoding.test_decoder_reference import PROMPTS, Reference, without_padding
+from tests.tolerance import alike
 
 LIMIT = 14
 
@@ -94,9 +95,9 @@ def test_tokens_of_every_search(reference, tokenizer_of, language_dir, reward_di
             ids, judged = reference.search(prompt_ids, prompt, 3, sample, decoder)
             assert completion.token_ids == ids
             rewards = [reference.reward(prompt_ids, ids[: i + 1]) for i in range(len(ids))]
-            assert completion.token_rewards == pytest.approx(rewards, abs=1e-4)
+            assert completion.token_rewards == alike(rewards)
             logprob = sum(reference.logprobs(prompt_ids + ids[:i])[v].item() for i, v in enumerate(ids))
-            assert completion.logprob == pytest.approx(logprob, abs=1e-3)
+            assert completion.logprob == alike(logprob)
             assert completion.guided_logprob is None
             assert completion.finish_reason == ("stop" if ids[-1] == reference.eos_id else "length")
             if METHODS[method].guidance == "none":

@@ -12,6 +12,7 @@ from rgtg.errors import UserError
 from rgtg.models.language import LanguageModel
 from rgtg.models.reward import RewardModel
 from rgtg.training.loop import Learner
+from tests.tolerance import assert_alike
 from tests.training.test_learner import make_pairs
 
 peft = pytest.importorskip("peft")
@@ -46,7 +47,7 @@ def test_training_moves_the_adapters_and_the_head_and_saves_plain_weights(make_l
     saved = RewardModel.load(str(tmp_path / "saved"))
     with torch.no_grad():
         rewards = trained.reward_model.eval()(IDS)
-        torch.testing.assert_close(saved(IDS), rewards, atol=1e-5, rtol=0)
+        assert_alike(saved(IDS), rewards)
     assert (rewards - untouched).abs().max() > 1e-2
     assert saved.model.state_dict().keys() == before.keys()
     assert not any("lora" in name or "base_layer" in name for name in plain(tmp_path / "saved").state_dict())
@@ -66,7 +67,7 @@ def test_training_goes_on_from_a_state(reward_dir):
     second = learner(RewardModel.load(reward_dir))
     second.restore(first.state())
     for name, value in steps(second, range(2, 4)).items():
-        torch.testing.assert_close(value, whole[name], atol=1e-6, rtol=0)
+        assert_alike(value, whole[name])
 
 
 def adapter(base, place, auto, task, tokenizer=None):
@@ -82,7 +83,7 @@ def test_a_language_model_that_is_adapters(language_dir, tmp_path):
     expected = adapter(language_dir, tmp_path, AutoModelForCausalLM, "CAUSAL_LM")
     model = LanguageModel.load(str(tmp_path), device="cpu")
     with torch.inference_mode():
-        torch.testing.assert_close(model.model(IDS).logits, expected, atol=1e-4, rtol=0)
+        assert_alike(model.model(IDS).logits, expected)
     assert model.tokenizer.eos_token_id == 2
 
 
@@ -91,7 +92,7 @@ def test_a_reward_model_that_is_adapters_on_a_language_model(language_dir, tmp_p
     assert RewardModel.check(str(tmp_path), "reward") == "scalar"
     reward = RewardModel.load(str(tmp_path))
     with torch.no_grad():
-        torch.testing.assert_close(reward(IDS)[0, -1], expected[0, 0], atol=1e-4, rtol=0)
+        assert_alike(reward(IDS)[0, -1], expected[0, 0])
 
 
 def test_adapters_whose_base_is_gone_or_whose_weights_are_pickled(language_dir, tmp_path):

@@ -6,6 +6,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from rgtg.models.cache import ATTENTION, BLOCK, SlotCache, packed_gqa, view_length
+from tests.tolerance import assert_alike
 
 
 def both(directory):
@@ -61,7 +62,7 @@ def test_ragged_rows_step_as_each_does_alone_in_a_dynamic_cache(make_language, a
         logits = step(ours, cache, tokens, lengths)
         for row, past in enumerate(pasts):
             expected = theirs(tokens[row].view(1, 1), past_key_values=past, use_cache=True).logits[0, 0]
-            torch.testing.assert_close(logits[row], expected, atol=1e-4, rtol=1e-4)
+            assert_alike(logits[row], expected)
         lengths += 1
 
 
@@ -74,7 +75,7 @@ def test_a_row_that_is_filled_anew_forgets(language_dir):
     fill(ours, cache, 0, [1, 7])
     logits = step(ours, cache, torch.tensor([5, 6]), torch.tensor([2, 3]))
     for row, ids in enumerate(([1, 7, 5], [1, 9, 8, 6])):
-        torch.testing.assert_close(logits[row], theirs(torch.tensor([ids])).logits[0, -1], atol=1e-4, rtol=1e-4)
+        assert_alike(logits[row], theirs(torch.tensor([ids])).logits[0, -1])
 
 
 def filled(rows=3, slots=BLOCK):
@@ -138,7 +139,7 @@ def test_packed_attention_under_a_mask(kv_heads, num_queries, slots):
     out, weights = packed_gqa(torch.nn.Module(), query, key, value, mask, scaling=0.37)
     repeat = [t.repeat_interleave(4 // kv_heads, 1) for t in (key, value)]
     expected = scaled_dot_product_attention(query, *repeat, attn_mask=mask, scale=0.37).transpose(1, 2)
-    torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
+    assert_alike(out, expected)
     assert out.shape == (3, num_queries, 4, 8)
     assert weights is None
 
@@ -151,7 +152,7 @@ def test_packed_attention_without_a_mask_is_causal(kv_heads):
     causal = torch.ones(6, 6).tril().bool().expand(2, 1, 6, 6)
     out, _ = packed_gqa(torch.nn.Module(), query, key, value, None, scaling=0.37)
     expected, _ = packed_gqa(torch.nn.Module(), query, key, value, causal, scaling=0.37)
-    torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
+    assert_alike(out, expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

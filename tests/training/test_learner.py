@@ -11,7 +11,7 @@ from rgtg.errors import UserError
 from rgtg.models.reward import RewardModel
 from rgtg.preferences.tokenized import TokenizedPair, common_length
 from rgtg.training.loop import Learner, by_length
-from tests.tolerance import ROUNDING, assert_rounds_alike
+from tests.tolerance import ROUNDING, alike, assert_rounds_alike
 
 EOS = 2
 
@@ -93,7 +93,7 @@ def test_the_partial_loss_is_that_of_explicit_rows(rows, reward_dir, after_end, 
     counted = [losses for losses in expected if losses]
     value = mean(sum(counted, [])) if average == "prefix" else mean([mean(losses) for losses in counted])
     result = learner(reward_dir, after_end=after_end, average=average, min_prefix=min_prefix).train_step(pairs)
-    assert result.loss == pytest.approx(value, abs=1e-4)
+    assert result.loss == alike(value)
     assert result.prefixes == sum(map(len, expected))
     assert result.masked == sum(pair.common for pair in pairs) > 0
     assert result.pairs == 7
@@ -118,7 +118,7 @@ def test_the_full_loss_compares_whole_responses(rows, reward_dir):
     )
     for average in ("prefix", "pair"):
         result = learner(reward_dir, objective="full", average=average).train_step(pairs)
-        assert result.loss == pytest.approx(expected, abs=1e-4)
+        assert result.loss == alike(expected)
 
 
 def gradients_of_a_step(reward_dir, pairs, **settings):
@@ -200,7 +200,8 @@ def test_bfloat16_is_of_the_forward_and_not_of_the_weights(reward_dir):
     exact, rough = (learner(reward_dir, precision=precision) for precision in ("float32", "bfloat16"))
     one, other = exact.train_step(make_pairs(6)).loss, rough.train_step(make_pairs(6)).loss
     assert one != other
-    assert one == pytest.approx(other, rel=0.05)
+    # Some eight roundings of bfloat16 one behind the other in two layers.
+    assert one == pytest.approx(other, rel=8 * torch.finfo(torch.bfloat16).eps)
     assert {parameter.dtype for parameter in rough.reward_model.parameters()} == {torch.float32}
 
 
@@ -240,7 +241,7 @@ def test_what_can_be_learned_is_learned(language_dir, settings):
     assert after["pairs"] == {"full": 64}
     assert mean(losses[-5:]) < mean(losses[:5])
     if settings["objective"] in ("partial", "full"):
-        assert losses[0] == pytest.approx(math.log(2), abs=1e-5)  # the head of a new reward model is zero
+        assert losses[0] == alike(math.log(2))  # the head of a new reward model is zero
         assert mean(losses[-5:]) < 0.75 * mean(losses[:5])
         assert before["by_fraction"]["1.0"] == 0.5  # all tied
 
