@@ -171,6 +171,10 @@ class Generator:
     def _work(self, waiting: dict[Request, Future]) -> None:
         """Take what has come in, step, hand back what is finished."""
         engine = self.decoder.engine
+        if engine.device.type == "cuda" and engine.slots > 1:
+            # All that the plan counts, now that there is nothing to copy. One slot alone takes little, and grows.
+            longest = self.settings.max_prompt_tokens + self.settings.max_new_tokens
+            engine.reserve(min(longest, self.decoder.context), self.settings.max_new_tokens)
         while True:
             while not engine.busy or not self.inbox.empty():
                 request, future = self.inbox.get()

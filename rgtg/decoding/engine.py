@@ -62,8 +62,25 @@ class Engine:
     def submit(self, request: Request) -> None:
         self.queue.append(request)
 
+    @torch.inference_mode()
+    def reserve(self, length: int, new: int) -> None:
+        """Make room for rows of `length` tokens, of which completions are up to `new`.
+
+        Where rows are at work, what is in them is copied, and old and new memory are held for a moment.
+        """
+        keep = any(self.owners)
+        self.language.reserve(length, keep)
+        if self.guidance:
+            self.guidance.reserve(length, keep)
+        grow = new + 1 - self.tokens.shape[1]  # a row that has ended writes one more
+        if grow > 0:
+            for name in ("tokens", "rewards", "logprobs", "guided_logprobs"):
+                setattr(self, name, pad(getattr(self, name), (0, grow)))
+
     def run(self, requests: list[Request]) -> None:
         """Decode all of `requests`."""
+        if requests:
+            self.reserve(max(r.length for r in requests), max(r.max_new_tokens for r in requests))
         for request in requests:
             self.submit(request)
         while self.busy:
@@ -176,23 +193,13 @@ class Engine:
 
     def _assign(self, row: int, request: Request) -> None:
         """The next sample of a request begins in `row`."""
+        self.reserve(request.length, request.max_new_tokens)
         self.owners[row] = (request, request.started)
         self.keys[row] = row_key(request.seed, request.prompt_id, request.started)
         self.steps[row], self.limits[row] = 0, request.max_new_tokens
         self.running[row], self.stopped[row], self.broken[row] = True, False, False
         request.started += 1
-        self.language.reserve(len(request.prompt_ids) + request.max_new_tokens)
-        if self.guidance:
-            self.guidance.reserve(len(request.reward_prompt_ids) + request.max_new_tokens)
-        self._reserve(request.max_new_tokens + 1)
         coming = list(islice(self.queue, 1, AHEAD + 1))
         self.language.start(row, request.prompt_ids, (other.prompt_ids for other in coming))
         if self.guidance:
             self.guidance.start(row, request, coming)
-
-    def _reserve(self, length: int) -> None:
-        """Room for completions of `length` tokens."""
-        grow = length - self.tokens.shape[1]
-        if grow > 0:
-            for name in ("tokens", "rewards", "logprobs", "guided_logprobs"):
-                setattr(self, name, pad(getattr(self, name), (0, grow)))

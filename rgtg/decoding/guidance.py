@@ -23,8 +23,8 @@ class Guidance(Protocol):
     calls: int  # prefixes that the reward model is asked for, a token
     on_device: bool  # whether a step can be launched without asking the device for anything
 
-    def reserve(self, length: int) -> None:
-        """Make room for rows of `length` tokens, prompt and completion."""
+    def reserve(self, length: int, keep: bool = True) -> None:
+        """Make room for rows of `length` tokens, prompt and completion; what is in them stays, or need not be kept."""
 
     def start(self, row: int, request: Request, coming: list[Request]) -> None:
         """Begin a request's prompt in `row`; those of some `coming` requests may be read along."""
@@ -63,8 +63,8 @@ class CandidateGuidance:
         weight = reward_model.head.weight
         self.rows = Rows(reward_model.backbone, num_rows, dtype=weight.dtype, device=weight.device)
 
-    def reserve(self, length: int) -> None:
-        self.rows.cache.reserve(length + self.k)
+    def reserve(self, length: int, keep: bool = True) -> None:
+        self.rows.cache.reserve(length + self.k, keep)
 
     def start(self, row: int, request: Request, coming: list[Request]) -> None:
         self.rows.start(row, request.reward_prompt_ids, (other.reward_prompt_ids for other in coming))
@@ -118,8 +118,8 @@ class NextTokenGuidance:
         self.totals = torch.zeros(num_rows, 1, device=self.rows.device)  # the reward behind so many of them
         self.tokens = self.seen = self.totals  # of this step: candidates and their rewards
 
-    def reserve(self, length: int) -> None:
-        self.reader.reserve(length)
+    def reserve(self, length: int, keep: bool = True) -> None:
+        self.reader.reserve(length, keep)
         grow = self.reader.rows.cache.length + 1 - self.totals.shape[1]
         if grow > 0:
             self.totals = pad(self.totals, (0, grow))
@@ -172,7 +172,7 @@ class TextGuidance:
         self.completions: list[list[int]] = [[] for _ in range(num_rows)]
         self.tokens = torch.zeros(num_rows, k, dtype=torch.long)  # the candidates of this step
 
-    def reserve(self, length: int) -> None: ...
+    def reserve(self, length: int, keep: bool = True) -> None: ...
 
     def start(self, row: int, request: Request, coming: list[Request]) -> None:
         self.requests[row], self.completions[row] = request, []
@@ -214,9 +214,9 @@ class EnsembleGuidance:
         self.calls = sum(member.calls for member in members)
         self.on_device = all(member.on_device for member in members)
 
-    def reserve(self, length: int) -> None:
+    def reserve(self, length: int, keep: bool = True) -> None:
         for member in self.members:
-            member.reserve(length)
+            member.reserve(length, keep)
 
     def start(self, row: int, request: Request, coming: list[Request]) -> None:
         for member in self.members:

@@ -58,9 +58,9 @@ class Reader:
         self.rows = Rows(model.base_model, num_rows, dtype=model.dtype, device=model.device)
         self.pending = torch.zeros(num_rows, dtype=torch.long, device=model.device)
 
-    def reserve(self, length: int) -> None:
-        """Make room for rows of `length` tokens."""
-        self.rows.cache.reserve(length)
+    def reserve(self, length: int, keep: bool = True) -> None:
+        """Make room for rows of `length` tokens; what is in them stays, or need not be kept."""
+        self.rows.cache.reserve(length, keep)
 
     def start(self, row: int, prompt: list[int], coming: Iterable[list[int]] = ()) -> None:
         """Begin a prompt in `row`; some of the `coming` ones may be read along."""

@@ -37,5 +37,10 @@ class Request:
         self.sequences, self.started = {}, 0
 
     @property
+    def length(self) -> int:
+        """Tokens of its longest completion together with the prompt, as either model reads it."""
+        return max(len(self.prompt_ids), len(self.reward_prompt_ids)) + self.max_new_tokens
+
+    @property
     def done(self) -> bool:
         return len(self.sequences) == self.samples

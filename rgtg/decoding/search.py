@@ -112,8 +112,8 @@ class SearchEngine(Engine):
         self.drafts[row] = Draft(self.segments, request.max_new_tokens, request.prompt_reward or 0.0)
         self.forced[row] = -1
 
-    def _reserve(self, length: int) -> None:
-        super()._reserve(length)
+    def reserve(self, length: int, new: int) -> None:
+        super().reserve(length, new)
         grow = self.tokens.shape[1] - self.forced.shape[1]
         if grow > 0:
             self.forced = pad(self.forced, (0, grow), value=-1)

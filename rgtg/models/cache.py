@@ -97,11 +97,17 @@ class SlotCache(Cache):
     def view_of(self, length: int) -> int:
         return view_length(length, self.keys.device)
 
-    def reserve(self, length: int) -> None:
-        """Make every row at least `length` slots long; what is in them stays."""
+    def reserve(self, length: int, keep: bool = True) -> None:
+        """Make every row at least `length` slots long. What is in them stays, or need not be kept.
+
+        Keeping it takes as much memory again as the keys or the values had, until they are copied.
+        """
         length = self.view_of(length)
         if length > self.length:
-            self.keys, self.values = (self._grown(tensor, length) for tensor in (self.keys, self.values))
+            if not keep:
+                self.keys = self.values = self.keys[:, :, :, :0].clone()
+            self.keys = self._grown(self.keys, length)
+            self.values = self._grown(self.values, length)
 
     def look(self, length: int) -> None:
         """Later calls see as many slots as rows of up to `length` tokens need."""

@@ -22,10 +22,12 @@ class Plan:
     slot: int  # bytes of keys and values of one completion at its longest, in all models
     memory: int  # bytes of the device; 0 where that is unknown
     prompts: int = 0  # bytes of what is kept of prompts, of the longest ones
+    growing: int = 0  # bytes more of one slot while a cache grows
 
     def fitting(self, slots: int) -> int:
         """Of `slots`, as many as there is room for, by a number that the engine takes; 0 where one is too many."""
-        room = max(0, int((self.memory * USABLE - self.weights - self.prompts) // max(self.slot, 1)))
+        free = self.memory * USABLE - self.weights - self.prompts
+        room = max(0, int(free // max(self.slot + self.growing, 1)))
         needed = round_up(slots, ROW_MULTIPLE) if slots > 1 else slots
         if not self.memory or room >= needed:
             return slots
@@ -33,7 +35,8 @@ class Plan:
 
     def __str__(self) -> str:
         of = f" of {_gib(self.memory)}" if self.memory else ""
-        return f"{_gib(self.weights + self.prompts)} for weights and prompts, and at most {_gib(self.slot)} a slot{of}"
+        slot = _gib(self.slot + self.growing)
+        return f"{_gib(self.weights + self.prompts)} for weights and prompts, and at most {slot} a slot{of}"
 
 
 def plan(
@@ -47,17 +50,19 @@ def plan(
 ) -> Plan:
     """For models, each with the longest text in tokens that a slot of its cache holds; 0 of one without a cache.
 
-    `held` tokens of prompts are kept beside the longest one.
+    `held` tokens of prompts are kept beside the longest one. On a GPU caches have their length from the beginning;
+    elsewhere they grow, one tensor after the other, and the keys (or the values) of one are there twice.
     """
-    weights = slot = prompts = 0
+    weights = slot = prompts = growing = 0
     for config, length in models:
         weights += num_parameters(config, trust_remote_code) * dtype.itemsize
         if length:
             layers, rows, heads, _, size = SlotCache(config, 1, dtype=dtype, device=META).keys.shape
             token = 2 * layers * rows * heads * size * dtype.itemsize
-            slot += token * view_length(length, device)
+            row = token * view_length(length, device)
+            slot, growing = slot + row, max(growing, row // 2)
             prompts += token * (held + length)
-    return Plan(weights, slot, memory, prompts)
+    return Plan(weights, slot, memory, prompts, 0 if device.type == "cuda" else growing)
 
 
 def num_parameters(config: PreTrainedConfig, trust_remote_code: bool = False) -> int:

@@ -1,13 +1,24 @@
 import json
 import shutil
+import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from rgtg.decoding.engine import Engine
+from rgtg.decoding.guidance import CandidateGuidance
+from rgtg.decoding.policy import Rule
+from rgtg.decoding.prompts import HELD
 from rgtg.models.cache import SlotCache
+from rgtg.models.language import LanguageModel
 from rgtg.models.loading import load_config
-from rgtg.models.memory import Plan, memory_of, plan
+from rgtg.models.memory import USABLE, Plan, memory_of, plan
+from rgtg.models.reward import RewardModel
 
 CPU = torch.device("cpu")
 
@@ -77,3 +88,87 @@ def test_a_model_with_code_of_its_own_is_planned_where_that_is_allowed(make_lang
     made = plan([(config, 70)], torch.float32, CPU, trust_remote_code=True)
     usual = plan([(AutoConfig.from_pretrained(make_language()), 70)], torch.float32, CPU)
     assert (made.weights, made.slot) == (usual.weights, usual.slot)
+
+
+# hidden size, layers, heads, KV heads, intermediate size, vocabulary: Qwen2.5-0.5B, Llama-3.2-1B, Llama-3.1-8B
+SIZES = {
+    "0.5B": (896, 24, 14, 2, 4864, 151_936),
+    "1B": (2048, 16, 32, 8, 8192, 128_256),
+    "8B": (4096, 32, 32, 8, 14_336, 128_256),
+}
+
+
+def sized(name: str, head: str):
+    hidden, layers, heads, kv_heads, intermediate, vocabulary = SIZES[name]
+    return AutoConfig.for_model(
+        "llama",
+        architectures=[f"LlamaFor{head}"],
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        intermediate_size=intermediate,
+        vocab_size=vocabulary,
+        max_position_embeddings=131_072,
+        tie_word_embeddings=name != "8B",
+        num_labels=1,
+    )
+
+
+class Allocated(TorchDispatchMode):
+    """Bytes of the tensors that live, and the most there were at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self.sizes: dict[int, int] = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        output = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(output):
+            if isinstance(tensor, torch.Tensor):
+                storage = tensor.untyped_storage()
+                if storage._cdata not in self.sizes:
+                    self.sizes[storage._cdata] = storage.nbytes()
+                    self.now += storage.nbytes()
+                    self.peak = max(self.peak, self.now)
+                    weakref.finalize(storage, self.freed, storage._cdata)
+        return output
+
+    def freed(self, storage: int) -> None:
+        self.now -= self.sizes.pop(storage)
+
+
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+@pytest.mark.parametrize("memory", [24, 80])
+@pytest.mark.parametrize("models", [("0.5B", "0.5B"), ("1B", "1B"), ("8B", "1B")], ids="+".join)
+def test_what_lives_at_once_is_within_the_plan(models, memory, device):
+    """Of an engine for as many slots as the plan grants, on tensors without memory: from short rows to the longest."""
+    longest, new, k = 2304, 256, 10
+    configs = sized(models[0], "CausalLM"), sized(models[1], "SequenceClassification")
+    made = plan(
+        [(configs[0], longest), (configs[1], longest + k)],
+        torch.bfloat16,
+        torch.device(device),
+        memory=memory * 2**30,
+        held=HELD,
+    )
+    slots = made.fitting(100_000)
+    assert slots
+    with FakeTensorMode(), Allocated() as allocated:
+        language = AutoModelForCausalLM.from_config(configs[0], dtype=torch.bfloat16)
+        reward = AutoModelForSequenceClassification.from_config(configs[1], dtype=torch.bfloat16)
+        assert allocated.now == pytest.approx(made.weights, rel=1e-3)  # beside them, buffers of positions
+        guidance = CandidateGuidance(RewardModel(reward, None, "scalar"), slots, k)
+        rule = Rule(beta=1.0, k=k, vocabulary=configs[0].vocab_size)
+        engine = Engine(LanguageModel(language, SimpleNamespace(eos_token_id=2)), guidance, rule, slots)
+        if device == "cpu":  # it grows, while the first row is at work
+            engine.owners[0] = (None, 0)
+            for length in range(100, longest, 100):
+                engine.reserve(length, new)
+        engine.reserve(longest, new)
+        assert allocated.peak + made.prompts < memory * 2**30 * (USABLE + 0.01)  # tokens and log-probabilities
+        assert allocated.now > 0.95 * (made.weights + slots * made.slot)  # views of a GPU are a bit longer than here
+        if device == "cuda":  # longer rows, once all have ended: their caches come in place of the old ones
+            engine.reserve(longest + 512, new)
+            assert allocated.peak == allocated.now
