@@ -5,12 +5,14 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedConfig
 
 from rgtg.models.cache import ROW_MULTIPLE, SlotCache, round_up, view_length
 from rgtg.models.loading import is_language_model
+from rgtg.models.packed import can_pack
 
 META = torch.device("meta")
 USABLE = 0.9  # activations, logits and what an allocator loses take the rest
@@ -55,7 +57,8 @@ def plan(
     """
     weights = slot = prompts = growing = 0
     for config, length in models:
-        weights += num_parameters(config, trust_remote_code) * dtype.itemsize
+        packs = device.type == "cpu" and can_pack(dtype)
+        weights += num_parameters(config, trust_remote_code, untied=packs) * dtype.itemsize
         if length:
             layers, rows, heads, _, size = SlotCache(config, 1, dtype=dtype, device=META).keys.shape
             token = 2 * layers * rows * heads * size * dtype.itemsize
@@ -65,11 +68,16 @@ def plan(
     return Plan(weights, slot, memory, prompts, 0 if device.type == "cuda" else growing)
 
 
-def num_parameters(config: PreTrainedConfig, trust_remote_code: bool = False) -> int:
+def num_parameters(config: PreTrainedConfig, trust_remote_code: bool = False, *, untied: bool = False) -> int:
+    """Weights of the model; `untied` where a packed output layer is beside the embeddings that it shares."""
     auto = AutoModelForCausalLM if is_language_model(config) else AutoModelForSequenceClassification
     with META:
-        model = auto.from_config(config, trust_remote_code=trust_remote_code)
-    return sum(parameter.numel() for parameter in model.parameters())
+        model: Any = auto.from_config(config, trust_remote_code=trust_remote_code)
+    number = sum(parameter.numel() for parameter in model.parameters())
+    if untied and is_language_model(config):
+        head = model.get_output_embeddings().weight
+        number += head.numel() * (head is model.get_input_embeddings().weight)
+    return number
 
 
 def memory_of(device: torch.device) -> int:

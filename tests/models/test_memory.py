@@ -42,6 +42,18 @@ def test_a_plan_is_what_loaded_models_and_their_caches_take(make_language, make_
     assert plan([(config, 70) for config in configs], dtype, CPU, held=58).prompts == made.slot
 
 
+@pytest.mark.parametrize("arch", ["llama", "gpt2"])
+def test_a_packed_output_layer_is_no_longer_its_embeddings(make_language, arch):
+    tied, untied = (
+        AutoConfig.from_pretrained(make_language(arch=arch, tie_word_embeddings=tie)) for tie in (True, False)
+    )
+    on_cpu, on_gpu = (
+        [plan([(config, 70)], torch.float32, torch.device(device)).weights for config in (tied, untied)]
+        for device in ("cpu", "cuda")
+    )
+    assert on_cpu[0] == on_cpu[1] == on_gpu[1] > on_gpu[0]
+
+
 def test_a_model_that_reads_text_has_no_cache(make_language, make_reward):
     language, reward = (AutoConfig.from_pretrained(place) for place in (make_language(), make_reward()))
     alone = plan([(language, 70)], torch.float32, CPU)
