@@ -48,11 +48,12 @@ class LanguageModel:
             AutoModelForCausalLM,
             place,
             WHAT,
+            device=target,
             trust_remote_code=trust_remote_code,
             dtype=resolve_dtype(dtype, target),
             attn_implementation=ATTENTION,
         )
-        return cls(model.to(target), tokenizer)
+        return cls(model, tokenizer)
 
     @property
     def device(self) -> torch.device:

@@ -111,6 +111,7 @@ def load_weights(
     place: str,
     what: str,
     *,
+    device: torch.device | str,
     trust_remote_code: bool = False,
     new: tuple[str, ...] = (),
     num_labels: int | None = None,
@@ -118,6 +119,7 @@ def load_weights(
 ):
     """A model in eval mode, from safetensors only: nothing of a model directory is unpickled.
 
+    To a GPU its weights go one by one, since the actors of a machine may have less memory than all their models take.
     Raises UserError where weights are missing, but for those whose names begin with one of `new`.
     """
     disable_progress_bar()  # every actor and worker loads its own: the bars would fill a job's log
@@ -125,7 +127,8 @@ def load_weights(
     if adapters.is_adapter(directory):
         base, _ = adapters.describe(directory, what)
         given = adapters.heads(directory, what)
-        options |= {"trust_remote_code": trust_remote_code, "num_labels": num_labels, "new": new + given}
+        options |= {"device": device, "trust_remote_code": trust_remote_code, "num_labels": num_labels}
+        options["new"] = new + given
         model = load_weights(auto_class, base, what, **options)
         return adapters.merge_into(model, directory, what).eval()
     config = load_config(place, what, trust_remote_code=trust_remote_code)
@@ -133,12 +136,15 @@ def load_weights(
         config.num_labels = num_labels
     _check_size(config, count_numbers(directory, what, place), what, place)
     options |= {"use_safetensors": True, "trust_remote_code": trust_remote_code, "config": config}
+    device = torch.device(device)
+    if device.type == "cuda":
+        options["device_map"] = {"": device}
     try:
         model, loaded = auto_class.from_pretrained(directory, output_loading_info=True, **options)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{what}: cannot load {place!r}: {first_line(error)}") from error
     check_whole(loaded, new, what, place)
-    return model.eval()
+    return model.eval().to(device)
 
 
 def _check_size(config: PreTrainedConfig, stored: int, what: str, place: str) -> None:

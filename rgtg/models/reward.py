@@ -113,6 +113,7 @@ class RewardModel(nn.Module):
                 auto,
                 place,
                 what,
+                device=device,
                 trust_remote_code=trust_remote_code,
                 dtype=dtype,
                 attn_implementation=ATTENTION,
@@ -123,7 +124,7 @@ class RewardModel(nn.Module):
             hf_logging.set_verbosity(verbosity)
         if not found:
             _new_head(model, kind)
-        reward_model = cls(model.to(device), tokenizer, kind)
+        reward_model = cls(model, tokenizer, kind)
         if kind == "scalar" and (head or not found):  # to be trained and saved
             reward_model.saved_tokenizer = _with_pad_token(model, tokenizer)
         return reward_model
@@ -262,7 +263,8 @@ def _new_head(model: Any, kind: Head) -> None:
         nn.init.zeros_(model.score.weight)
         return
     old = model.get_output_embeddings()
-    head = nn.Linear(old.in_features, old.out_features, bias=False, dtype=old.weight.dtype)
+    like = {"dtype": old.weight.dtype, "device": old.weight.device}
+    head = nn.Linear(old.in_features, old.out_features, bias=False, **like)
     with torch.no_grad():
         head.weight.copy_(old.weight if kind == "log-probability" else torch.zeros_like(old.weight))
     # Apart from the input embeddings, with which many models share it: as rewards it goes its own way.

@@ -63,11 +63,12 @@ class TextReward:
             AutoModelForSequenceClassification,
             place,
             what,
+            device=target,
             trust_remote_code=trust_remote_code,
             dtype=resolve_dtype(dtype, target),
             num_labels=load_config(place, what, trust_remote_code=trust_remote_code).num_labels,
         )
-        return cls(model.to(target), load_tokenizer(place, what, trust_remote_code=trust_remote_code), day)
+        return cls(model, load_tokenizer(place, what, trust_remote_code=trust_remote_code), day)
 
     def score(self, prompts: list[Prompt], completions: list[str]) -> list[float]:
         """Rewards of completions behind their prompts; of a text beyond the context, its end counts."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from rgtg.errors import UserError
 from rgtg.models import loading
@@ -172,7 +172,7 @@ def test_the_sentence_names_the_setting(tmp_path):
         load_tokenizer(str(tmp_path), "train_reward.init")
 
     with pytest.raises(UserError, match=r"^train_reward\.init: .* has no config\.json"):
-        load_weights(AutoModelForCausalLM, str(tmp_path), "train_reward.init")
+        load_weights(AutoModelForCausalLM, str(tmp_path), "train_reward.init", device="cpu")
 
 
 @pytest.mark.parametrize(
@@ -207,3 +207,28 @@ def test_who_asks_for_bfloat16_hears_where_it_is_slow(monkeypatch, found, device
     warning = slow_bfloat16("models.dtype=bfloat16", torch.device(device))
     assert (warning is not None) == warns
     assert warning is None or warning.startswith("models.dtype=bfloat16: this CPU has no units for bfloat16")
+
+
+@pytest.mark.parametrize("head", [None, "next-token"])
+def test_weights_go_to_a_gpu_without_a_copy_on_the_host(monkeypatch, language_dir, head):
+    class Asked(Exception):
+        pass
+
+    def from_pretrained(cls, *args, device_map=None, **options):
+        raise Asked(device_map)
+
+    for auto in (AutoModelForCausalLM, AutoModelForSequenceClassification):
+        monkeypatch.setattr(auto, "from_pretrained", classmethod(from_pretrained))
+    with pytest.raises(Asked) as asked:
+        RewardModel.load(language_dir, head=head, device="cuda:1")
+    assert asked.value.args == ({"": torch.device("cuda:1")},)
+
+
+def test_a_device_map_is_understood(language_dir):
+    """Of one device it leaves no hooks behind; transformers needs accelerate for it."""
+    options = {"device_map": {"": torch.device("cpu")}}
+    loaded = load_weights(AutoModelForCausalLM, language_dir, "models.language", device="cpu", **options)
+    plain = load_weights(AutoModelForCausalLM, language_dir, "models.language", device="cpu")
+    assert not hasattr(loaded, "_hf_hook")
+    for name, value in loaded.state_dict().items():
+        assert torch.equal(value, plain.state_dict()[name])

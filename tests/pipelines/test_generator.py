@@ -66,7 +66,7 @@ def memory(monkeypatch):
 
 def test_slots_are_planned_before_anything_is_loaded(generator, monkeypatch):
     needed = memory_plan(*generator.arguments)
-    room = int((needed.weights + needed.prompts + 20 * needed.slot) / 0.9)
+    room = int((needed.weights + needed.prompts + 20 * (needed.slot + needed.growing)) / 0.9)
     monkeypatch.setattr("pipelines.generator.memory_of", lambda device: room)
     made, board = generator()
     assert made.decoder.engine.slots == 16
