@@ -10,8 +10,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from pipelines import gpus
 from pipelines.generator import memory_plan
-from pipelines.inputs import slow_settings
+from pipelines.inputs import on_gpu, slow_settings
 from pipelines.ray_session import cores
 from pipelines.run_directory import PACKAGES
 from rgtg import storage
@@ -43,12 +44,11 @@ def run(config: Config) -> None:
 
 
 def _machine() -> list[tuple[str, str]]:
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     cpu = "fast bfloat16" if has_fast_bfloat16(torch.device("cpu")) else "float32"
     address = os.environ.get("RAY_ADDRESS")
     return [
         ("cores", f"{cores()} ({cpu})"),
-        ("GPUs", ", ".join(gpus) or "none"),
+        ("GPUs", gpus.described()),
         ("Ray", f"the cluster at {address}" if address else "embedded on this machine (RAY_ADDRESS is not set)"),
         ("versions", ", ".join([f"Python {platform.python_version()}", *(f"{p} {version(p)}" for p in PACKAGES)])),
     ]
@@ -96,6 +96,8 @@ def _checks(config: Config) -> list[tuple[str, Callable[[], str]]]:
     checks.append(("generate.prompts", lambda: files(config.generate.prompts)))
     if config.models.language != SANDBOX and not os.environ.get("RAY_ADDRESS"):  # of a cluster, actors say it
         checks.append(("memory", memory))
+    if on_gpu(config.models) and not os.environ.get("RAY_ADDRESS"):
+        checks.append(("GPUs of actors", partial(gpus.check, config)))
     return checks
 
 

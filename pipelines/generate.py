@@ -29,7 +29,7 @@ ATTEMPTS = 3
 # Settings that may change in a run: they leave every row as it is.
 ANY_ROWS_ALIKE = {
     *("prompts", "incremental", "max_error_rate", "block_rows", "min_actors", "max_actors", "cuda_graphs"),
-    *("slots", "threads"),  # these may round differently: see the README
+    *("slots", "gpus_per_actor", "threads"),  # these may round differently: see the README
 }
 
 
@@ -102,7 +102,7 @@ def complete(
     settings = config.generate
     source, num_rows = directory.path("prompts"), directory.counts(prompts.STAGE)["rows"]
     num_rows = min(num_rows, limit or num_rows)
-    num_gpus = 1 if on_gpu(config.models) else 0
+    num_gpus = settings.gpus_per_actor if on_gpu(config.models) else 0
     digests = {
         config.models.language: inputs["models.language"],
         **({reward: inputs["models.reward"]} if reward else {}),

@@ -53,7 +53,7 @@ def memory_plan(models: Models, reward: str | None, settings: Generate, device: 
         [(language, longest), *((config, seen) for config in rewards)],
         resolve_dtype(models.dtype, device),
         device,
-        memory=memory_of(device),
+        memory=int(memory_of(device) * (settings.gpus_per_actor if device.type == "cuda" else 1)),
         held=HELD,
         trust_remote_code=trust,
     )

@@ -16,6 +16,7 @@ from ray.data.exceptions import ExecutionTimeoutError
 from ray.exceptions import RayError
 from ray.train import TrainingFailedError
 
+from pipelines import gpus
 from pipelines.inputs import on_gpu
 from rgtg import object_store
 from rgtg.config import Config
@@ -33,7 +34,7 @@ def start(config: Config) -> None:
     """
     train, generate = config.train_reward, config.generate
     use_gpu = on_gpu(config.models)
-    num_gpus = max(train.num_workers, generate.min_actors) if use_gpu else 0
+    num_gpus = gpus.needed(config) if use_gpu else 0
     # An actor with a GPU holds one CPU beside it: Ray's default.
     num_cpus = 2 + max(train.num_workers, generate.max_actors * (1 if use_gpu else generate.threads))
     if not ray.is_initialized():
@@ -47,7 +48,9 @@ def start(config: Config) -> None:
         if os.environ.get("RAY_ADDRESS"):
             _init(address="auto", **quiet)
         else:
-            _init(address="local", num_cpus=max(cores(), num_cpus), include_dashboard=False, **quiet)
+            # Ray itself would count a GPU as one where MIG has cut it up.
+            own = {"num_cpus": max(cores(), num_cpus), "num_gpus": gpus.count(), "include_dashboard": False}
+            _init(address="local", **own, **quiet)
     resources = ray.cluster_resources()
     lacking = [
         f"{need} {kind}s (it has {int(resources.get(kind, 0))})"
