@@ -60,9 +60,9 @@ test-avx2: install
 test-slow: install
 	$(BIN)/python -m pytest -m slow
 
-# On a machine with a GPU.
+# On a machine with a GPU: what holds there and what does not, in ten minutes.
 test-gpu: install
-	$(BIN)/python -m pytest -m gpu
+	$(BIN)/python -m tests.gpu
 
 # Kill actors, nodes, workers and drivers while they work, and compare: some ten minutes.
 chaos: install

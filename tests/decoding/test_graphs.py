@@ -193,7 +193,7 @@ def test_a_step_takes_nothing_from_the_host_and_asks_for_nothing(make_language, 
     for owner in filter(None, (engine.language, guidance)):
         owner.reserve(40)
         owner.look()
-    engine._reserve(10)
+    engine.reserve(40, 10)
     with Watch() as watch:
         logits = engine._compute()
     assert logits.device.type == "meta"
