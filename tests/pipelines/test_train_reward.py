@@ -99,6 +99,17 @@ def test_training_goes_on_from_its_checkpoint_when_the_worker_dies(job, tmp_path
     assert counts["accuracy"]["by_fraction"]["1.0"] > 0.85
 
 
+def test_a_worker_refuses_a_model_that_is_not_the_one_the_driver_saw(job, monkeypatch):
+    def sees_another(config):
+        worker(config | {"digests": dict.fromkeys(config["digests"], "another")})
+
+    worker = train_reward._worker
+    cloudpickle.register_pickle_by_value(__import__(__name__))
+    monkeypatch.setattr(train_reward, "_worker", sees_another)
+    with pytest.raises(Exception, match="changed while the job ran"):
+        train_reward.run(job(**{"train_reward.max_failures": 0}))
+
+
 def test_a_finished_model_is_not_trained_again_and_other_settings_are_refused(job):
     directory = train_reward.run(job())
     weights = Path(directory.path("reward_model"), "model.safetensors")
