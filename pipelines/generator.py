@@ -19,10 +19,10 @@ from ray.actor import ActorHandle
 from pipelines.run_directory import check_unchanged
 from rgtg.config import Generate, Models
 from rgtg.decoding.decoder import Completion, Decoder
-from rgtg.decoding.methods import METHODS
 from rgtg.decoding.prompts import HELD
 from rgtg.decoding.request import Request
 from rgtg.errors import RowError, UserError
+from rgtg.methods import METHODS
 from rgtg.models.cache import ROW_MULTIPLE, round_up
 from rgtg.models.loading import context_length, load_config, resolve_device, resolve_dtype
 from rgtg.models.memory import Plan, memory_of, plan

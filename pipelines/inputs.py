@@ -9,12 +9,12 @@ from pipelines.run_directory import RunDirectory
 from rgtg import sandbox, storage, table_files
 from rgtg.chat import check_template
 from rgtg.config import SANDBOX, Config, Models
-from rgtg.decoding.methods import METHODS
 from rgtg.errors import UserError
+from rgtg.methods import METHODS, check_head
 from rgtg.models.language import check_language
 from rgtg.models.loading import load_tokenizer, slow_bfloat16
 from rgtg.models.places import pinned
-from rgtg.models.reward import RewardModel, check_same_tokens, check_sees, check_trained
+from rgtg.models.reward import RewardModel, check_same_tokens, check_trained
 from rgtg.models.text_reward import TextReward
 
 
@@ -117,12 +117,12 @@ def check_models(config: Config, reward: str | None, directory: RunDirectory) ->
     tokenizer = load_tokenizer(config.models.language, "models.language", trust_remote_code=trust)
     if reward and config.models.reward_reads == "text":
         TextReward.check(reward, "models.reward", trust)
-        check_sees(config.generate.method, "scalar")
+        check_head(config.generate.method, "scalar")
     else:
         for place in config.models.rewards:
-            check_sees(config.generate.method, check_trained(place, trust))
+            check_head(config.generate.method, check_trained(place, trust))
         found = RewardModel.check(reward, "the reward model", trust) if reward else None
-        check_sees(config.generate.method, found or config.train_reward.head_kind)
+        check_head(config.generate.method, found or config.train_reward.head_kind)
     if reward and config.models.reward_reads == "tokens":
         for place in {reward, *config.models.ensemble} - {config.models.language}:
             check_same_tokens(tokenizer, load_tokenizer(place, "the reward model", trust_remote_code=trust))

@@ -20,8 +20,9 @@ from pipelines.inputs import on_gpu, resolved
 from pipelines.progress import Progress
 from pipelines.run_directory import RunDirectory, check_unchanged, model_digest, versions_that_round
 from rgtg import object_store, storage, table_files
-from rgtg.config import HEADS, Config, TrainReward
+from rgtg.config import Config, TrainReward
 from rgtg.errors import UserError
+from rgtg.methods import head_of
 from rgtg.models.reward import RewardModel
 from rgtg.training.loop import Learner, StepResult
 
@@ -74,7 +75,7 @@ def _name_of(directory: RunDirectory, stage: str) -> str:
 
 
 def _name(objective: str, head: str | None) -> str:
-    return objective if head in (None, HEADS.get(objective, "scalar")) else f"{objective}-{head}"
+    return objective if head in (None, head_of(objective)) else f"{objective}-{head}"
 
 
 def fit(config: Config, directory: RunDirectory, stage: str, target: str) -> None:

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from rgtg import storage
-from rgtg.decoding.methods import METHODS, with_segments
 from rgtg.errors import redacted
+from rgtg.methods import METHODS, Head, head_of, with_segments
 from rgtg.place_names import fault, fault_of_judge, fault_of_root
 
 SANDBOX = "sandbox"
@@ -19,11 +19,6 @@ SANDBOX_SETTINGS: dict[str, dict[str, Any]] = {
     "train_reward": {"learning_rate": 1e-3, "max_length": 96, "epochs": 2, "checkpoint_every": 50},
     "nightly": {"compare_objectives": True},
 }
-
-Head = Literal["scalar", "next-token", "log-probability"]
-
-# Objectives that are of one head alone.
-HEADS: dict[str, Head] = {"farma": "next-token", "genarm": "log-probability"}
 
 
 def _named(fault_of: Callable[[str], str | None]) -> AfterValidator:
@@ -109,7 +104,7 @@ class TrainReward(Section):
     """Part of `pairs` held out where no `eval_pairs` are given."""
     init: Place | None = None
     """What training starts from: a language model or a reward model; by default `models.language`."""
-    objective: Literal["partial", "full", "rad", "fudge", "cd", "farma", "genarm"] = "partial"
+    objective: str = "partial"
     """Bradley-Terry on all prefixes (PARGS) or on whole responses alone, or another paper's: see the README."""
     head: Head | None = None
     """What gives rewards: one number a prefix, or one for every next token; by default as the objective has it."""
@@ -160,12 +155,11 @@ class TrainReward(Section):
 
     @property
     def head_kind(self) -> Head:
-        return self.head or HEADS.get(self.objective, "scalar")
+        return head_of(self.objective, self.head)
 
     @model_validator(mode="after")
     def _head_fits(self) -> "TrainReward":
-        if self.head and self.head != HEADS.get(self.objective, self.head):
-            raise ValueError(f"the objective {self.objective!r} needs the head {HEADS[self.objective]!r}")
+        head_of(self.objective, self.head)
         return self
 
     @model_validator(mode="after")

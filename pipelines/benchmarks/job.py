@@ -22,7 +22,7 @@ from pipelines.inputs import resolved
 from rgtg import config_file, table_files
 from rgtg.config import Config, Generate
 from rgtg.decoding.decoder import Completion, Decoder
-from rgtg.decoding.methods import METHODS
+from rgtg.methods import METHODS
 
 TOKENS = 64  # of a completion that a simulated device gives
 

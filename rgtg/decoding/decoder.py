@@ -9,12 +9,12 @@ from rgtg.chat import Prompt, check_prompt, decode_response, encode_prompt
 from rgtg.chat import prompt_id as id_of_prompt
 from rgtg.decoding.engine import Engine
 from rgtg.decoding.graphs import STRIDE, cuda_recorder
-from rgtg.decoding.methods import METHODS, with_segments
 from rgtg.decoding.policy import Rule
 from rgtg.decoding.request import Request, Sequence
 from rgtg.decoding.scorer import Scorer, TextScorer, TokenScorer
 from rgtg.decoding.search import SearchEngine
 from rgtg.errors import RowError, UserError
+from rgtg.methods import METHODS, with_segments
 from rgtg.models.cache import ROW_MULTIPLE, round_up
 from rgtg.models.ensemble import Combine
 from rgtg.models.language import LanguageModel

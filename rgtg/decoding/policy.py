@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from rgtg.decoding.methods import Reading
+from rgtg.methods import Reading
 
 # Multipliers of the finaliser of SplitMix64 (Steele, Lea and Flood, 2014) and its golden-ratio increment, as int64.
 _MIX1, _MIX2, _GOLDEN = -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15, -0x61C8864680B583EB

@@ -16,13 +16,13 @@ from rgtg.decoding.guidance import (
     TextGuidance,
     completion_text,
 )
-from rgtg.decoding.methods import METHODS
 from rgtg.decoding.request import Request
 from rgtg.errors import UserError
+from rgtg.methods import METHODS, check_head
 from rgtg.models.cache import round_up
 from rgtg.models.ensemble import Combine, combine
 from rgtg.models.loading import num_embeddings
-from rgtg.models.reward import RewardModel, check_same_tokens, check_sees
+from rgtg.models.reward import RewardModel, check_same_tokens
 from rgtg.models.text_reward import TextReward
 
 BATCH, WIDTH_MULTIPLE = 32, 32
@@ -76,7 +76,7 @@ class TokenScorer:
     def guidance(self, method: str, slots: int, k: int) -> Guidance | None:
         sees = METHODS[method].guidance
         for model in self.models:
-            check_sees(method, model.head_kind)
+            check_head(method, model.head_kind)
         if sees == "none":
             return None
         members: list[Guidance] = [
@@ -139,7 +139,7 @@ class TextScorer:
         return [], self.reward.prompt(prompt)
 
     def guidance(self, method: str, slots: int, k: int) -> Guidance | None:
-        check_sees(method, "scalar")
+        check_head(method, "scalar")
         reads = METHODS[method].guidance != "none"
         return TextGuidance(self.reward, self.language, slots, k) if reads else None
 

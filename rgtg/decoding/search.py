@@ -22,10 +22,10 @@ from torch.nn.functional import pad
 from rgtg.decoding.engine import Engine
 from rgtg.decoding.graphs import Record
 from rgtg.decoding.guidance import Guidance
-from rgtg.decoding.methods import Segments
 from rgtg.decoding.policy import Choice, Rule, row_key, uniform
 from rgtg.decoding.request import Request, Sequence
 from rgtg.decoding.scorer import Scorer
+from rgtg.methods import Segments
 from rgtg.models.language import LanguageModel
 
 Verdict = Literal["accept", "retry", "best"]

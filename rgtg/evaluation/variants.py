@@ -4,14 +4,13 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, get_args
 
 from pydantic import ValidationError
 
-from rgtg.config import HEADS, Generate, Head, TrainReward
+from rgtg.config import Generate
 from rgtg.config_file import sentence, value_of
-from rgtg.decoding.methods import METHODS
 from rgtg.errors import UserError
+from rgtg.methods import METHODS, OBJECTIVES, Head, head_of
 from rgtg.place_names import fault
 
 # What an entry may say: settings of `generate` that are the method's; and how its reward model is trained, or which
@@ -80,14 +79,12 @@ def _variant(method: str, given: dict[str, str], settings: Generate) -> Variant:
         raise UserError(f"evaluate.methods: {name}: {sentence(error)}") from error
     preset = METHODS[method]
     objective = given.get("objective", preset.objective)
-    head: Any = given.get("head", HEADS.get(objective, "next-token" if preset.guidance == "next-token" else "scalar"))
-    known = get_args(TrainReward.model_fields["objective"].annotation)
-    if objective not in known or head not in get_args(Head):
-        raise UserError(
-            f"evaluate.methods: {name}: objectives are {', '.join(known)}, heads are {', '.join(get_args(Head))}"
-        )
-    if HEADS.get(objective, head) != head:
-        raise UserError(f"evaluate.methods: {name}: the objective {objective!r} needs the head {HEADS[objective]!r}")
+    # An objective that can train several heads trains the one that the method asks for.
+    asked = "next-token" if preset.guidance == "next-token" and len(OBJECTIVES.get(objective, ())) > 1 else None
+    try:
+        head = head_of(objective, given.get("head", asked))
+    except ValueError as error:
+        raise UserError(f"evaluate.methods: {name}: {error}") from error
     if "language" in given and (unusable := fault(given["language"])):
         raise UserError(f"evaluate.methods: the language in {name!r} {unusable}")
     family = _name(method, {key: value for key, value in given.items() if key != "beta"})

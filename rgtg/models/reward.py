@@ -26,9 +26,8 @@ from transformers import (
 )
 from transformers.utils import logging as hf_logging
 
-from rgtg.config import Head
-from rgtg.decoding.methods import METHODS
 from rgtg.errors import UserError
+from rgtg.methods import Head
 from rgtg.models.adapters import Adapters
 from rgtg.models.cache import ATTENTION
 from rgtg.models.loading import (
@@ -209,21 +208,6 @@ def check_trained(place: str, trust_remote_code: bool = False) -> Head:
     if head is None:
         raise UserError(f"models.reward: {place!r} is a language model; train a reward model from it first")
     return head
-
-
-def check_sees(method: str, head: Head) -> None:
-    """Raises UserError where what the method's guidance sees is not what a head gives."""
-    guidance = METHODS[method].guidance
-    if guidance == "candidates" and head != "scalar":
-        others = [name for name, row in METHODS.items() if row.guidance == "next-token"]
-        raise UserError(
-            f"the method {method!r} scores candidates, and the reward model has a {head} head; use {', '.join(others)}"
-        )
-    if guidance == "next-token" and head == "scalar":
-        raise UserError(
-            f"the method {method!r} reads the reward of every next token, and the reward model has a scalar head; "
-            "train one with train_reward.head=next-token, or use pargs"
-        )
 
 
 def check_same_tokens(language: PreTrainedTokenizerBase, reward: PreTrainedTokenizerBase) -> None:

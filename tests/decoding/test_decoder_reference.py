@@ -11,8 +11,8 @@ import torch
 
 from rgtg.chat import prompt_id
 from rgtg.decoding.decoder import Decoder
-from rgtg.decoding.methods import METHODS
 from rgtg.decoding.policy import gumbel, row_key
+from rgtg.methods import METHODS
 from tests.tolerance import alike
 
 PROMPTS = ["hello there", "", "The prompt that is longer than one view of 32 slots.", "x", "abc", "twelve chars", "!?"]

@@ -45,7 +45,7 @@ def test_what_is_said_twice_is_done_once():
         ("pargs beta=-1", "greater than or equal to 0"),
         ("pargs beta=x", "beta"),
         ("pargs proposals=3", "'pargs' has no proposals"),
-        ("pargs objective=best", "objectives are partial"),
+        ("pargs objective=best", "there are partial"),
         ("cards", "needs a target_reward"),
         ("farma head=scalar", "needs the head 'next-token'"),
         ("pargs beta=[", "beta"),

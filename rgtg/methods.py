@@ -1,10 +1,22 @@
-"""The methods of the field, each a row of one table: what the guidance sees, how the token is chosen, and what is
-searched above it.
+"""The methods of the field and the objectives of reward models, a row of a table each, and which fits which.
 
-This module imports nothing, so that a config can name methods without loading torch.
+A config names them before torch is loaded, so this module imports nothing heavy.
 """
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
+
+from rgtg.errors import UserError
+
+# What gives the rewards of a reward model: one number a prefix, or one for every next token, which may be a
+# log-probability.
+Head = Literal["scalar", "next-token", "log-probability"]
+
+# The heads that each objective can train; the first is its default.
+OBJECTIVES: dict[str, tuple[Head, ...]] = {
+    **dict.fromkeys(("partial", "full", "rad", "fudge", "cd"), get_args(Head)),
+    "farma": ("next-token",),
+    "genarm": ("log-probability",),
+}
 
 Reading = Literal["as it is", "between 0 and 1", "log-sigmoid"]
 
@@ -99,3 +111,30 @@ def with_segments(
         entropy=segments.entropy if entropy is None else entropy,
         target=target,
     )
+
+
+def head_of(objective: str, head: str | None = None) -> Head:
+    """The head that an objective trains: `head`, by default the objective's own. Raises ValueError where it cannot."""
+    if objective not in OBJECTIVES:
+        raise ValueError(f"the objective {objective!r} is unknown; there are {', '.join(OBJECTIVES)}")
+    for possible in OBJECTIVES[objective]:
+        if head in (None, possible):
+            return possible
+    if head not in get_args(Head):
+        raise ValueError(f"the head {head!r} is unknown; there are {', '.join(get_args(Head))}")
+    raise ValueError(f"the objective {objective!r} needs the head {OBJECTIVES[objective][0]!r}")
+
+
+def check_head(method: str, head: Head) -> None:
+    """Raises UserError where the method asks for rewards that a head does not give."""
+    guidance = METHODS[method].guidance
+    if guidance == "candidates" and head != "scalar":
+        others = [name for name, row in METHODS.items() if row.guidance == "next-token"]
+        raise UserError(
+            f"the method {method!r} scores candidates, and the reward model has a {head} head; use {', '.join(others)}"
+        )
+    if guidance == "next-token" and head == "scalar":
+        raise UserError(
+            f"the method {method!r} reads the reward of every next token, and the reward model has a scalar head; "
+            "train one with train_reward.head=next-token, or use pargs"
+        )
