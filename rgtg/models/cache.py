@@ -18,10 +18,13 @@ ATTENTION = "packed_gqa"
 # many slots, all of one shape, and the blocks that a row sees nothing of count exactly zero.
 BLOCK = 128
 
-# On a GPU every view has a CUDA graph of its own. These kernels go through the slots in order, so that a hidden one at
-# the end adds an exact zero; cuDNN's choose how to split them by how many there are.
+# On a GPU every view has a CUDA graph of its own.
 GPU_VIEW_MULTIPLE = 256
-GPU_BACKENDS = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+
+# Under a mask the memory-efficient kernel goes through the slots in order, so that a hidden one at the end adds an
+# exact zero. cuDNN would be torch's first choice on the newest cards: it splits the slots by how many there are, and
+# builds a plan for every new shape.
+BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 # The rounding of matrix products depends on their shape, so the engine never changes a shape. It depends on the place
 # of a row too where rows are an odd number, in some libraries, so they are always a multiple of this, or one.
@@ -162,16 +165,20 @@ def packed_gqa(
     if attention_mask is None:
         if groups > 1:
             key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-        out = scaled_dot_product_attention(query, key, value, dropout_p=dropout, scale=scaling, is_causal=True)
+        with sdpa_kernel(BACKENDS):
+            out = scaled_dot_product_attention(query, key, value, dropout_p=dropout, scale=scaling, is_causal=True)
         return out.transpose(1, 2).contiguous(), None
     packed = query.reshape(batch, key.shape[1], groups * num_queries, size)
     mask = attention_mask.repeat(1, 1, groups, 1) if num_queries > 1 and groups > 1 else attention_mask
     if packed.device.type == "cpu":
         out = _blockwise(packed, key, value, mask, scaling)
     else:
-        with sdpa_kernel(GPU_BACKENDS):
+        with sdpa_kernel(BACKENDS):
             out = scaled_dot_product_attention(packed, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling)
-    return out.view(batch, num_heads, num_queries, size).transpose(1, 2).contiguous(), None
+    # A GPU's kernels put heads next to each other in memory, a CPU's put queries: to split a dimension is a view of
+    # either, and one copy makes the order that the model reads.
+    out = out.unflatten(2, (groups, num_queries)).permute(0, 3, 1, 2, 4)
+    return out.reshape(batch, num_queries, num_heads, size).contiguous(), None
 
 
 def _blockwise(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float | None) -> Tensor:
