@@ -22,7 +22,7 @@ from pipelines.run_directory import RunDirectory, listing
 from rgtg import object_store, storage, table_files
 from rgtg.config import Config
 from rgtg.errors import UserError, first_line, printable
-from rgtg.input_files import Found, InputFile, check_share, find, open_file, read_bytes
+from rgtg.input_files import EMPTY, Found, InputFile, Unreadable, check_share, find, open_file, read_bytes
 from rgtg.models.loading import context_length, load_config, load_tokenizer
 from rgtg.parquet import UNREADABLE, open_parquet, parquet_fault
 from rgtg.preferences.readers import PAIR_COLUMNS, read_pair
@@ -161,7 +161,7 @@ def _columns(file: InputFile) -> list[str] | str:
     it holds no pairs.
     """
     if not file.path.endswith(".parquet"):
-        return []
+        return _json_fault(file) or []
     try:
         with open_file(file) as source:
             names = object_store.patiently(lambda: open_parquet(source).schema_arrow.names)
@@ -180,6 +180,17 @@ def _columns(file: InputFile) -> list[str] | str:
     return [name for name in names if name in PAIR_COLUMNS]
 
 
+def _json_fault(file: InputFile) -> str | None:
+    """Why a file of JSON cannot be read at all; what is wrong with a line of it is said where it is tokenised."""
+    try:
+        with open_file(file) as source:
+            return None if object_store.patiently(lambda: source.read(1)) else EMPTY
+    except OSError as error:
+        if failure := object_store.failure_of_store(f"cannot read {file.path!r}", str(error)):
+            raise failure from None
+        return first_line(error)
+
+
 def _chunks(files: pa.Table) -> Iterator[pa.Table]:
     """The raw rows of files, some to a chunk: Arrow's own bytes, since files differ in their columns."""
     for row in files.to_pylist():
@@ -195,7 +206,11 @@ def _chunks(files: pa.Table) -> Iterator[pa.Table]:
 def _raw(file: InputFile) -> Iterator[pa.Table]:
     """The rows of a file; of JSON as text, a row each, since rows may differ in their columns."""
     if not file.path.endswith(".parquet"):
-        rows = [json.dumps(row) for _, row in json_rows(read_bytes(file))]
+        try:
+            data = read_bytes(file)
+        except Unreadable as error:
+            raise UserError(f"{file.path!r} changed while the pairs were read: {error}") from error
+        rows = [json.dumps(row) for _, row in json_rows(data)]
         for start in range(0, len(rows), BATCH_ROWS):
             yield pa.table({JSON_ROW: pa.array(rows[start : start + BATCH_ROWS], pa.large_string())})
         return

@@ -193,7 +193,7 @@ def _prompt_type(files: list[_File]) -> pa.DataType:
     """Text or messages. Raises UserError for a mixture: one column cannot hold both."""
     first: dict[bool, str] = {}
     for file in files:
-        for number, row in enumerate(file.rows):
+        for number, row in enumerate(file.rows, 1):
             if check_prompt(row["prompt"]) is None:
                 first.setdefault(isinstance(row["prompt"], list), f"row {number} of {file.path!r}")
     if len(first) == 2:

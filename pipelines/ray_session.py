@@ -60,7 +60,9 @@ def start(config: Config) -> None:
     if lacking and os.environ.get("RAY_ADDRESS"):
         print(f"waiting for the cluster to grow to {' and '.join(lacking)}", flush=True)
     elif lacking:
-        raise UserError(f"this job needs {' and '.join(lacking)}; ask for fewer actors or workers")
+        without = use_gpu and not resources.get("GPU")
+        remedy = "say models.device=cpu" if without else "ask for fewer actors or workers"
+        raise UserError(f"this job needs {' and '.join(lacking)}; {remedy}")
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_no_progress_timeout_s = NO_PROGRESS_S
@@ -120,6 +122,7 @@ def explained(what: str) -> Iterator[None]:
 def _last_words(text: str, error: BaseException) -> str:
     """The last line that names an exception, as tracebacks end; Ray has advice of its own behind them."""
     named = re.findall(r"^\s*((?:\w+\.)*\w*(?:Error|Exception|Panic|Exit|Interrupt)\w*(?:: .*)?)$", text, re.MULTILINE)
+    named = named or re.findall(r"^((?:\w+\.)+[A-Z]\w*: .+)$", text, re.MULTILINE)  # of any other name, with a module
     lines = named or [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1] if lines else first_line(error)
 

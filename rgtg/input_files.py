@@ -12,6 +12,8 @@ from rgtg import object_store, storage
 from rgtg.errors import UserError, first_line
 from rgtg.rows import SUFFIXES
 
+EMPTY = "the file is empty"
+
 
 class InputFile(NamedTuple):
     place: str  # of the settings, at or below which it is
@@ -76,7 +78,7 @@ def read_bytes(file: InputFile) -> bytes:
             raise failure from None
         raise Unreadable(first_line(error)) from error
     if not data:
-        raise Unreadable("the file is empty")
+        raise Unreadable(EMPTY)
     return data
 
 

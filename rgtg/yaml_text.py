@@ -38,6 +38,9 @@ def read(text: str, is_text: Callable[[Path], bool] = lambda path: False) -> Any
         value = None if first is None else _value(first, inner, (), 0, is_text)
         if (more := next(inner, None)) is not None:
             raise NotSettings(f"a second document begins{_line(more)}")
+    except yaml.MarkedYAMLError as error:
+        where = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise NotSettings(f"it is not YAML: {error.problem}{where}") from error
     except yaml.YAMLError as error:
         raise NotSettings(f"it is not YAML: {' '.join(str(error).split())}") from error
     return value

@@ -94,7 +94,10 @@ def load_tokenizer(place: str, what: str, *, trust_remote_code: bool = False) ->
     try:
         tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code)
     except Exception as error:  # tokenizers raises Exception itself
-        raise UserError(f"{what}: cannot load the tokenizer of {place!r}: {first_line(error)}") from error
+        reason = first_line(error)
+        if not Path(directory, "tokenizer.json").is_file():  # transformers then speaks of its own ways to make one
+            reason = "it has no tokenizer.json; save the model's tokenizer there"
+        raise UserError(f"{what}: cannot load the tokenizer of {place!r}: {reason}") from error
     config = load_config(place, what, trust_remote_code=trust_remote_code)
     known, last = getattr(config.get_text_config(), "vocab_size", None), max(tokenizer.get_vocab().values(), default=0)
     if known and last >= known:

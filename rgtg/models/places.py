@@ -31,6 +31,8 @@ def local_directory(place: str, what: str, *, weights: bool = False) -> str:
     path = os.path.expanduser(place)
     if os.path.isdir(path):
         return path
+    if os.path.exists(path):
+        raise UserError(f"{what}: {place!r} is a file; give the directory of a model")
     if not _is_hub_id(place):
         raise UserError(f"{what}: the directory {place!r} does not exist")
     repository, _, revision = place.partition("@")

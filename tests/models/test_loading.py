@@ -38,6 +38,7 @@ def copy_of(tmp_path):
     [
         ("/no/such/place", "does not exist"),
         ("./nowhere", "does not exist"),
+        (__file__, "is a file"),
         ("nobody/no-such-model", "nor a copy from the hub"),
     ],
 )
@@ -101,7 +102,7 @@ def test_a_directory_without_a_tokenizer(copy_of, language_dir):
     directory = copy_of(language_dir)
     for file in directory.glob("*token*"):
         file.unlink()
-    with pytest.raises(UserError, match=r"models\.language: cannot load the tokenizer"):
+    with pytest.raises(UserError, match=r"models\.language: cannot load the tokenizer of .* has no tokenizer\.json"):
         LanguageModel.load(str(directory))
 
 

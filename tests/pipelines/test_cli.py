@@ -1,14 +1,17 @@
 """Commands as a person runs them: one clear sentence and exit code 2 for a mistake."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from pipelines import ray_session
-from rgtg.errors import Unavailable
+from pipelines import doctor, ray_session
+from rgtg.config_file import load
+from rgtg.errors import Unavailable, UserError
 from rgtg.lease import Lease
 
 
@@ -79,6 +82,13 @@ def test_doctor_tells_good_from_bad(tmp_path, language_dir, write_parquet):
     bad = rgtg("doctor", *settings, "generate.prompts=/nowhere")
     assert bad.returncode == 2
     assert "generate.prompts cannot be used as configured" in bad.stderr
+
+
+def test_doctor_names_a_fault_of_a_model_once(tmp_path, language_dir, capsys):
+    shutil.copy(Path(language_dir, "config.json"), tmp_path)
+    with pytest.raises(UserError, match=r"^models\.language cannot be used as configured"):
+        doctor.run(load(overrides=[f"models.language={tmp_path}", f"run.root={tmp_path}"]))
+    assert " ".join(capsys.readouterr().out.replace("│", "").split()).count("it has no tokenizer.json") == 1
 
 
 def test_settings_are_a_config_file(tmp_path):

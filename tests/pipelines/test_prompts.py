@@ -102,7 +102,7 @@ def test_messages_from_parquet_and_jsonl(tmp_path):
 
 def test_text_and_messages_do_not_mix(tmp_path):
     (tmp_path / "a.jsonl").write_text(json.dumps({"prompt": "text"}) + "\n" + json.dumps({"prompt": HELLO}))
-    with pytest.raises(UserError, match="row 0 of .* is text, row 1 of .* is messages"):
+    with pytest.raises(UserError, match="row 1 of .* is text, row 2 of .* is messages"):
         take_in(tmp_path, tmp_path / "a.jsonl")
 
 

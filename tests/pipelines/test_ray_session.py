@@ -32,6 +32,12 @@ def test_an_exception_without_words(monkeypatch):
         raise RayTaskError("f", "Traceback:\n  x\npyo3_runtime.PanicException: regex failed\n" + ADVICE, ValueError())
 
 
+def test_an_exception_of_any_name():
+    text = "Traceback:\n  x\nrgtg.input_files.Unreadable: the file is empty\n" + ADVICE
+    with pytest.raises(Unavailable, match="^x failed: rgtg.*: the file is empty$"), ray_session.explained("x"):
+        raise RayTaskError("f", text, ValueError())
+
+
 def test_a_mistake_of_the_user_is_its_sentence():
     text = TRACEBACK + "rgtg.errors.UserError: the model is none\n" + ADVICE
     with pytest.raises(UserError, match="^the model is none$"), ray_session.explained("x"):

@@ -807,6 +807,14 @@ def test_files_of_pairs_that_cannot_be_read(tmp_path, name):
     assert_clear(found)
 
 
+def test_files_of_pairs_without_a_byte(tmp_path):
+    put(tmp_path / "in", {"bad.jsonl": b""})
+    file = pair_file(tmp_path / "in" / "bad.jsonl")
+    assert pairs._columns(file) == "the file is empty"
+    with pytest.raises(UserError, match="changed while the pairs were read: the file is empty"):
+        list(pairs._raw(file))
+
+
 @pytest.mark.parametrize("name", PAIR_FLIPS)
 def test_one_bit_of_pairs(tokenized, tmp_path, name):
     put(tmp_path / "in", {"bad.parquet": PAIR_FLIPS[name]})
