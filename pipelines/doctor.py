@@ -106,6 +106,6 @@ def _checks(config: Config) -> list[tuple[str, Callable[[], str]]]:
 
 
 if __name__ == "__main__":
-    from pipelines.cli import main
+    from pipelines.launch import main
 
     main(run, writes=False)

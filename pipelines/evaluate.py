@@ -224,6 +224,6 @@ def _report(config: Config, directory: RunDirectory, results: Sequence[Result], 
 
 
 if __name__ == "__main__":
-    from pipelines.cli import main
+    from pipelines.launch import main
 
     main(run)

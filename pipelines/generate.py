@@ -227,6 +227,6 @@ def _committed(checkpoint: str) -> int:
 
 
 if __name__ == "__main__":
-    from pipelines.cli import main
+    from pipelines.launch import main
 
     main(run)

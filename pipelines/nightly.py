@@ -132,6 +132,6 @@ def _scores(place: str, in_sandbox: bool) -> dict[str, dict[str, float]]:
 
 
 if __name__ == "__main__":
-    from pipelines.cli import main
+    from pipelines.launch import main
 
     main(run)

@@ -120,6 +120,6 @@ def _pair(row: dict[str, Any], best: dict[str, Any], worst: dict[str, Any]) -> d
 
 
 if __name__ == "__main__":
-    from pipelines.cli import main
+    from pipelines.launch import main
 
     main(run)

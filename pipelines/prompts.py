@@ -232,6 +232,6 @@ def _table(file: _File, rows: list[Row | None], schema: pa.Schema) -> pa.Table:
 
 
 if __name__ == "__main__":
-    from pipelines.cli import main
+    from pipelines.launch import main
 
     main(run)

@@ -272,6 +272,6 @@ class _Log:
 
 
 if __name__ == "__main__":
-    from pipelines.cli import main
+    from pipelines.launch import main
 
     main(run)

@@ -157,6 +157,12 @@ class TrainReward(Section):
     def head_kind(self) -> Head:
         return head_of(self.objective, self.head)
 
+    @field_validator("objective")
+    @classmethod
+    def _known(cls, objective: str) -> str:
+        head_of(objective)
+        return objective
+
     @model_validator(mode="after")
     def _head_fits(self) -> "TrainReward":
         head_of(self.objective, self.head)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipelines.cli import guarded
+from pipelines.launch import guarded
 from rgtg.errors import Unavailable, UserError, redacted
 
 

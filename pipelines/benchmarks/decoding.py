@@ -15,9 +15,8 @@ import typer
 from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from pipelines.benchmarks import models
+from pipelines.benchmarks import models, published
 from pipelines.benchmarks.turns import Seconds, measure, numbers
-from rgtg.decoding import published
 from rgtg.decoding.decoder import Decoder
 from rgtg.decoding.guidance import CandidateGuidance, NextTokenGuidance
 from rgtg.decoding.request import Request

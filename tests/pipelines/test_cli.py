@@ -104,14 +104,14 @@ def test_a_job_that_is_stopped_says_so_and_closes_what_it_holds(tmp_path, number
     """As a person and a scheduler do it, while the job waits."""
     job = (
         "import signal, sys\n"
-        "from pipelines import cli\n"
+        "from pipelines.launch import guarded\n"
         "from rgtg.lease import Lease\n"
         "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"  # it is ignored where the tests run behind nohup
         "def run():\n"
         "    with Lease(sys.argv[1], print):\n"
         "        print('ready', flush=True)\n"
         "        sys.stdin.read()\n"
-        "cli.guarded(run)\n"
+        "guarded(run)\n"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", job, str(tmp_path / "night")],
@@ -131,7 +131,7 @@ def test_a_job_that_is_stopped_while_an_object_is_deleted_stops_too():
     """Where Python can raise nothing, the signal must not be lost."""
     job = (
         "import os, signal, sys\n"
-        "from pipelines import cli\n"
+        "from pipelines.launch import guarded\n"
         "class Deleted:\n"
         "    def __del__(self):\n"
         "        os.kill(os.getpid(), signal.SIGTERM)\n"
@@ -139,7 +139,7 @@ def test_a_job_that_is_stopped_while_an_object_is_deleted_stops_too():
         "    Deleted()\n"
         "    print('goes on', flush=True)\n"
         "    sys.stdin.read()\n"
-        "cli.guarded(run)\n"
+        "guarded(run)\n"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", job], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pipelines import cli, doctor
+from pipelines import doctor, launch
 from rgtg.config import Config
 from rgtg.config_file import load
 from rgtg.models import loading
@@ -23,10 +23,10 @@ def config(tmp_path, monkeypatch):
 @pytest.mark.parametrize("setting", ["models.dtype", "train_reward.precision"])
 def test_a_job_says_it_once(config, capfd, setting):
     done = []
-    cli._run(done.append, config(f"{setting}=bfloat16"), new_run=False)
+    launch.run_alone(done.append, config(f"{setting}=bfloat16"), new_run=False)
     assert done
     assert capfd.readouterr().err.count(f"warning: {setting}=bfloat16: this CPU") == 1
-    cli._run(done.append, config(f"{setting}=auto"), new_run=False)
+    launch.run_alone(done.append, config(f"{setting}=auto"), new_run=False)
     assert "bfloat16" not in capfd.readouterr().err
 
 

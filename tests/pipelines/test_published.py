@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from pipelines.benchmarks.published import reordered, rescoring
 from rgtg.decoding.decoder import Decoder
-from rgtg.decoding.published import reordered, rescoring
 
 
 @pytest.mark.parametrize("loop", [reordered, rescoring])

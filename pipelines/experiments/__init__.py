@@ -1,0 +1,1 @@
+"""The experiments whose tables the README shows; none is part of a night."""

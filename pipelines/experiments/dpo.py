@@ -1,0 +1,70 @@
+"""A fine-tuned model to compare guidance with: DPO (arXiv 2305.18290) by TRL on the same pairs. A benchmark, no stage.
+
+    pip install trl
+    python -m pipelines.experiments.dpo --out DIR        the sandbox's language model on the sandbox's pairs
+    rgtg evaluate "evaluate.methods=[unguided, pargs, unguided language=DIR]"
+
+TRL is no dependency: nothing else imports it.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import datasets
+import typer
+
+from pipelines.launch import guarded
+from rgtg import sandbox
+from rgtg.config import SANDBOX
+from rgtg.errors import UserError
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="Where the fine-tuned model goes.")],
+    language: Annotated[str, typer.Option(help="Language model directory.")] = SANDBOX,
+    pairs: Annotated[str, typer.Option(help="Parquet with prompt, chosen and rejected as text.")] = SANDBOX,
+    beta: Annotated[float, typer.Option(help="How strongly the model is held to what it was.")] = 0.1,
+    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-4,
+    epochs: Annotated[int, typer.Option(help="Passes over the pairs.")] = 2,
+    max_length: Annotated[int, typer.Option(help="Tokens of prompt and response.")] = 96,
+) -> None:
+    """Fine-tune by DPO, in float32 on this machine."""
+    try:
+        from trl import DPOConfig, DPOTrainer
+    except ImportError as error:
+        raise UserError("this benchmark needs TRL: pip install trl") from error
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    if SANDBOX in (language, pairs):
+        world = sandbox.ensure()
+        language = str(world.language) if language == SANDBOX else language
+        pairs = str(world.pairs) if pairs == SANDBOX else pairs
+    tokenizer = AutoTokenizer.from_pretrained(language)
+    settings = DPOConfig(
+        output_dir=str(out / "_train"),
+        beta=beta,
+        learning_rate=learning_rate,
+        num_train_epochs=epochs,
+        max_length=max_length,
+        per_device_train_batch_size=32,
+        lr_scheduler_type="cosine",
+        warmup_steps=20,
+        logging_steps=50,
+        save_strategy="no",
+        report_to=[],
+        bf16=False,
+        seed=0,
+    )
+    trainer = DPOTrainer(
+        model=AutoModelForCausalLM.from_pretrained(language),
+        args=settings,
+        train_dataset=datasets.Dataset.from_parquet(pairs).select_columns(["prompt", "chosen", "rejected"]),
+        processing_class=tokenizer,
+    )
+    trainer.train()
+    trainer.save_model(str(out))
+    print(f"the fine-tuned model is in {out}")
+
+
+if __name__ == "__main__":
+    guarded(lambda: typer.run(main))
