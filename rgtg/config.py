@@ -6,10 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from rgtg import storage
 from rgtg.errors import redacted
 from rgtg.methods import METHODS, Head, head_of, with_segments
-from rgtg.place_names import fault, fault_of_judge, fault_of_root
+from rgtg.place_names import fault, fault_of_judge, fault_of_root, join
 
 SANDBOX = "sandbox"
 """Stands for a place: the embedded world of text, its language model, pairs or prompts."""
@@ -58,7 +57,7 @@ class Run(Section):
 
     @property
     def directory(self) -> str:
-        return storage.join(self.root, self.id)
+        return join(self.root, self.id)
 
 
 class Models(Section):

@@ -2,12 +2,18 @@
 
 import os
 import re
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from rgtg.errors import without_url_credentials
 
 SCHEMES = ("s3", "file", "gs", "gcs", "hdfs", "viewfs", "abfs", "abfss")
 MAX_NAME, MAX_KEY, MAX_PATH = 255, 1024, 4000  # bytes of a name, of an object's key and of a path
+
+
+def join(place: str | Path, *names: str) -> str:
+    """A place below another."""
+    return "/".join([str(place).rstrip("/"), *names])
 
 
 def fault(place: str) -> str | None:

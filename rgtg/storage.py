@@ -45,11 +45,6 @@ def resolve(place: str | Path) -> tuple[pafs.FileSystem, str]:
         raise UserError(f"cannot read the place {text!r}: {error}") from error
 
 
-def join(place: str | Path, *names: str) -> str:
-    """A place below another."""
-    return "/".join([str(place).rstrip("/"), *names])
-
-
 def absolute(place: str, *, must_exist: bool = True) -> str:
     """A local path made absolute. A URI, and what is not there and may be a hub id, stays as it is."""
     if "://" in place:

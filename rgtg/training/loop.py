@@ -14,12 +14,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from rgtg.config import TrainReward
 from rgtg.errors import UserError
-from rgtg.evaluation.prefix_accuracy import PrefixAccuracy
 from rgtg.models.loading import has_fast_bfloat16
 from rgtg.models.reward import RewardModel
 from rgtg.preferences.tokenized import TokenizedPair
 from rgtg.training.batch import Batch, collate
 from rgtg.training.losses import OBJECTIVES, Prefixes, prefix_mask, prefix_rewards
+from rgtg.training.prefix_accuracy import PrefixAccuracy
 
 # For a worker that has run out of pairs before the others: it must take part, and this one has no gradient.
 NO_PAIR = TokenizedPair(prompt_ids=[0], chosen_ids=[0], rejected_ids=[0], common=1)

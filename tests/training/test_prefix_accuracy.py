@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rgtg.evaluation.prefix_accuracy import FRACTIONS, LENGTHS, PrefixAccuracy
+from rgtg.training.prefix_accuracy import FRACTIONS, LENGTHS, PrefixAccuracy
 
 
 def accuracy_of(differences, longer, common):
