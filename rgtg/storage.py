@@ -21,6 +21,7 @@ import pyarrow.fs as pafs
 
 from rgtg import node_copy, object_store, place_names
 from rgtg.errors import Unavailable, UserError, first_line, redacted
+from rgtg.place_names import join as join
 
 NOT_REGULAR = "not a regular file"
 OTHER_NAME = "its name does not end with"

@@ -4,6 +4,9 @@ Rows are left-aligned: *slot index = token position*, so filling a row is a plai
 padding of another. Hugging Face modules use it unchanged: positions and masks are always passed by the caller.
 """
 
+import itertools
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -14,8 +17,10 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 ATTENTION = "packed_gqa"
 
 # A row must round alike however far the longest row of its company makes attention look. How a product of matrices is
-# summed up depends on its shape, in other ways with each instruction set. So on a CPU attention goes by blocks of so
-# many slots, all of one shape, and the blocks that a row sees nothing of count exactly zero.
+# summed up depends on its shape, in other ways with each instruction set. So on a CPU attention goes by blocks of
+# slots that begin and end at the same places for all rows, and a block that a row sees nothing of counts exactly zero.
+# The first two have this length, the next two twice this length, and so on: a long row has few of them, and few slots
+# behind its end.
 BLOCK = 128
 
 # On a GPU every view has a CUDA graph of its own.
@@ -37,7 +42,18 @@ def round_up(n: int, multiple: int) -> int:
 
 def view_length(length: int, device: torch.device) -> int:
     """Slots to look at where the longest row has `length` tokens: shorter rows round as they would by themselves."""
-    return round_up(length, GPU_VIEW_MULTIPLE if device.type == "cuda" else BLOCK)
+    if device.type == "cuda":
+        return round_up(length, GPU_VIEW_MULTIPLE)
+    return list(blocks(length))[-1].stop if length else 0
+
+
+def blocks(length: int) -> Iterator[slice]:
+    """The blocks in which the first `length` slots lie; the last one may go beyond."""
+    begin = 0
+    for i in itertools.count():
+        if begin >= length:
+            return
+        yield slice(begin, begin := begin + BLOCK * (i // 2 + 1))
 
 
 class _SlotLayer(CacheLayerMixin):
@@ -188,8 +204,7 @@ def _blockwise(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: f
     """
     bias = torch.zeros(mask.shape, dtype=query.dtype).masked_fill_(~mask, -torch.inf)
     outs, logs = [], []
-    for begin in range(0, key.shape[2], BLOCK):
-        at = slice(begin, begin + BLOCK)
+    for at in blocks(key.shape[2]):
         # What scaled_dot_product_attention calls here, by the name that also gives the logarithm of the sum.
         out, log = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             query, key[:, :, at], value[:, :, at], attn_mask=bias[..., at], scale=scale

@@ -14,7 +14,7 @@ from rgtg.decoding.engine import Engine
 from rgtg.decoding.guidance import CandidateGuidance
 from rgtg.decoding.policy import Rule
 from rgtg.decoding.prompts import HELD
-from rgtg.models.cache import SlotCache
+from rgtg.models.cache import SlotCache, view_length
 from rgtg.models.language import LanguageModel
 from rgtg.models.loading import load_config
 from rgtg.models.memory import USABLE, Plan, memory_of, plan
@@ -122,7 +122,7 @@ def sized(name: str, head: str):
         intermediate_size=intermediate,
         vocab_size=vocabulary,
         max_position_embeddings=131_072,
-        tie_word_embeddings=name != "8B",
+        tie_word_embeddings=False,
         num_labels=1,
     )
 
@@ -154,8 +154,9 @@ class Allocated(TorchDispatchMode):
 @pytest.mark.parametrize("device", ["cuda", "cpu"])
 @pytest.mark.parametrize("memory", [24, 80])
 @pytest.mark.parametrize("models", [("0.5B", "0.5B"), ("1B", "1B"), ("8B", "1B")], ids="+".join)
-def test_what_lives_at_once_is_within_the_plan(models, memory, device):
+def test_what_lives_at_once_is_within_the_plan(models, memory, device, monkeypatch):
     """Of an engine for as many slots as the plan grants, on tensors without memory: from short rows to the longest."""
+    monkeypatch.setattr("rgtg.models.cache.view_length", lambda length, _: view_length(length, torch.device(device)))
     longest, new, k = 2304, 256, 10
     configs = sized(models[0], "CausalLM"), sized(models[1], "SequenceClassification")
     made = plan(
@@ -180,7 +181,7 @@ def test_what_lives_at_once_is_within_the_plan(models, memory, device):
                 engine.reserve(length, new)
         engine.reserve(longest, new)
         assert allocated.peak + made.prompts < memory * 2**30 * (USABLE + 0.01)  # tokens and log-probabilities
-        assert allocated.now > 0.95 * (made.weights + slots * made.slot)  # views of a GPU are a bit longer than here
+        assert allocated.now >= made.weights + slots * made.slot
         if device == "cuda":  # longer rows, once all have ended: their caches come in place of the old ones
             engine.reserve(longest + 512, new)
             assert allocated.peak == allocated.now
