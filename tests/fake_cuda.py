@@ -98,7 +98,9 @@ def fake_cuda() -> Iterator[Card]:
         yield card
 
 
-def fake_model(auto: type, arch: str, heads: int, kv_heads: int, vocabulary: int, dtype: torch.dtype) -> Any:
+def fake_model(
+    auto: type, arch: str, heads: int, kv_heads: int, vocabulary: int, dtype: torch.dtype, **changes: Any
+) -> Any:
     """A model of one layer on the card, its heads of the size 16."""
     config = AutoConfig.for_model(
         arch,
@@ -107,11 +109,11 @@ def fake_model(auto: type, arch: str, heads: int, kv_heads: int, vocabulary: int
         hidden_size=16 * heads,
         num_attention_heads=heads,
         num_hidden_layers=1,
-        max_position_embeddings=1024,
         tie_word_embeddings=False,
         pad_token_id=0,
         bos_token_id=1,
         eos_token_id=2,
+        **({"max_position_embeddings": 1024} | changes),
         **({} if arch == "gpt2" else {"num_key_value_heads": kv_heads, "head_dim": 16, "intermediate_size": 48}),
     )
     return auto.from_config(config, dtype=dtype, attn_implementation=ATTENTION).eval().to(CARD)
