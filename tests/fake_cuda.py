@@ -8,6 +8,7 @@ kernel of a card refuses beyond the rules in `kernel_of`.
 import ctypes
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -49,6 +50,8 @@ class Card(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
     def _attend(self, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None):
+        if torch.is_autocast_enabled("cuda"):  # attention is among what it computes in its dtype
+            query, key, value = (tensor.to(torch.get_autocast_dtype("cuda")) for tensor in (query, key, value))
         kernel = kernel_of(query, key, value, attn_mask)
         self.kernels.append(kernel)
         options = {"dropout_p": dropout_p, "is_causal": is_causal, "scale": scale}
@@ -89,7 +92,7 @@ def fake_cuda() -> Iterator[Card]:
             mock.patch("torch.cuda.amp.common.amp_definitely_not_available", return_value=False),
             mock.patch("torch.cuda.is_bf16_supported", return_value=True),
             mock.patch("torch.utils.swap_tensors", _move),
-            mock.patch("torch.autograd.backward", _backward),
+            mock.patch("torch.autograd.backward", partial(_backward, card)),
             mock.patch.object(FakeTensorMode, "may_turn_const", return_value=False),
             mock.patch.object(FakeTensor, "tolist", lambda tensor: _tolist(card, tensor)),
         ):
@@ -98,7 +101,9 @@ def fake_cuda() -> Iterator[Card]:
         yield card
 
 
-def fake_model(auto: type, arch: str, heads: int, kv_heads: int, vocabulary: int, dtype: torch.dtype) -> Any:
+def fake_model(
+    auto: type, arch: str, heads: int, kv_heads: int, vocabulary: int, dtype: torch.dtype, **changes: Any
+) -> Any:
     """A model of one layer on the card, its heads of the size 16."""
     config = AutoConfig.for_model(
         arch,
@@ -107,11 +112,11 @@ def fake_model(auto: type, arch: str, heads: int, kv_heads: int, vocabulary: int
         hidden_size=16 * heads,
         num_attention_heads=heads,
         num_hidden_layers=1,
-        max_position_embeddings=1024,
         tie_word_embeddings=False,
         pad_token_id=0,
         bos_token_id=1,
         eos_token_id=2,
+        **({"max_position_embeddings": 1024} | changes),
         **({} if arch == "gpt2" else {"num_key_value_heads": kv_heads, "head_dim": 16, "intermediate_size": 48}),
     )
     return auto.from_config(config, dtype=dtype, attn_implementation=ATTENTION).eval().to(CARD)
@@ -146,8 +151,14 @@ def _tolist(card: Card, tensor: FakeTensor) -> Any:
     return [element.item() for element in tensor.reshape(-1)]  # raises, as every read
 
 
-def _backward(loss: Tensor, *_: Any, **__: Any) -> None:
+def _backward(card: Card, loss: Tensor, *_: Any, **__: Any) -> None:
     """What torch's engine does, which asks a CPU build for the streams of a card."""
+    with card:  # for forwards that are computed again
+        _walk_back(loss)
+
+
+@torch.no_grad()
+def _walk_back(loss: Tensor) -> None:
     grads: dict[Any, list[Tensor | None]] = {loss.grad_fn: [torch.ones_like(loss)]}
     for node in _consumers_first(loss.grad_fn):
         found = node(*grads.pop(node))

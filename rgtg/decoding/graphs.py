@@ -22,18 +22,21 @@ logger = logging.getLogger(__name__)
 STRIDE = 8
 
 MOST = 64  # graphs that are kept; those of caches that were smaller are the oldest
+RETRY = 100  # steps of a shape, launched one by one, until its recording is tried once more
 
 # Runs what it is given once more, on the same memory, and gives the tensor that this leaves its result in.
 Replay = Callable[[], Tensor]
 Record = Callable[[Callable[[], Tensor]], Replay]
 
-# Ops that wait for a value of the device. Recording one fails, and some versions of torch do not get over it.
-ASKING = {"_local_scalar_dense", "nonzero", "equal", "masked_select", "is_nonzero"}
+# Ops that wait for the device have one of these tags: for a value, or for a number of values.
+WAITING = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
+COPIES = ("_to_copy", "copy", "copy_")
+INDEXING = ("index", "index_put", "index_put_", "_index_put_impl_")
 
 
 class Graphs:
-    """`compute`, by graphs. A graph is trusted only after it has repeated a step bit for bit; if one ever does not, or
-    cannot be recorded, all further steps are launched one by one, and the log says so.
+    """`compute`, by graphs. A graph is trusted only after it has repeated a step bit for bit; if one ever does not,
+    all further steps are launched one by one, and the log says so. Where none can be recorded, those of its shape are.
     """
 
     def __init__(self, compute: Callable[[], Tensor], state: Callable[[], list[Tensor]], record: Record) -> None:
@@ -42,22 +45,29 @@ class Graphs:
         """
         self.compute, self.state, self.record = compute, state, record
         self.replays: dict[Any, Replay] = {}
+        self.failed: dict[Any, int] = {}  # shapes whose recording failed, and their steps since the first time
         self.trusted = True
 
     def __call__(self, shape: Any) -> Tensor:
         """One step of a shape, the first one eagerly: that warms up, and says what a graph must give."""
         if replay := self.replays.get(shape):
             return replay()
-        if not self.trusted:
+        if not self.trusted or not self._is_due(shape):
             return self.compute()
         before = self._copies()
         with Watch() as watch:
             output = self.compute()
         if watch.asked:
-            self._distrust(f"could not be recorded (a step waits for {watch.asked})")
+            self._give_up(shape, f"a step waits for {watch.asked}")
         else:
             self._record(shape, before, output)
         return output
+
+    def _is_due(self, shape: Any) -> bool:
+        """Whether to record a shape: once where that works, at most twice where it does not."""
+        if shape in self.failed:
+            self.failed[shape] += 1
+        return self.failed.get(shape, RETRY) == RETRY
 
     def _record(self, shape: Any, before: list[Tensor], output: Tensor) -> None:
         after, expected = self._copies(), output.clone()
@@ -66,10 +76,11 @@ class Graphs:
             self._set(before)
             if _same([replay(), *self.state()], [expected, *after]):
                 self.replays[shape] = replay
+                self.failed.pop(shape, None)
             else:
-                self._distrust("did not repeat a step bit for bit")
+                self._distrust()
         except RuntimeError as error:  # also where there is no memory for a graph, as there is for a step
-            self._distrust(f"could not be recorded ({first_line(error)})")
+            self._give_up(shape, first_line(error))
         self._set(after)
         while len(self.replays) > MOST:
             del self.replays[next(iter(self.replays))]
@@ -81,10 +92,23 @@ class Graphs:
         for tensor, value in zip(self.state(), values, strict=True):
             tensor.copy_(value)
 
-    def _distrust(self, reason: str) -> None:
+    def _give_up(self, shape: Any, reason: str) -> None:
+        logger.warning(
+            "a CUDA graph could not be recorded (%s): steps of its shape are launched kernel by kernel, which is "
+            "slower%s",
+            reason,
+            "" if shape in self.failed else f"; it is tried once more after {RETRY} of them",
+        )
+        self.failed.setdefault(shape, 0)
+        while len(self.failed) > MOST:
+            del self.failed[next(iter(self.failed))]
+
+    def _distrust(self) -> None:
         self.trusted = False
         self.replays.clear()
-        logger.warning("a CUDA graph %s: steps are launched kernel by kernel, which is slower", reason)
+        logger.warning(
+            "a CUDA graph did not repeat a step bit for bit: all steps are launched kernel by kernel, which is slower"
+        )
 
 
 class Watch(TorchDispatchMode):
@@ -95,11 +119,30 @@ class Watch(TorchDispatchMode):
         self.asked: str | None = None
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        output = func(*args, **(kwargs or {}))
-        tensors = [leaf for leaf in tree_leaves((args, kwargs, output)) if isinstance(leaf, Tensor)]
-        if func.overloadpacket.__name__ in ASKING or len({tensor.device for tensor in tensors}) > 1:
-            self.asked = str(func)
+        kwargs = kwargs or {}
+        output = NotImplemented
+        if func.namespace == "aten":
+            with self:  # in inference mode an op arrives whole that consists of others
+                output = func.decompose(*args, **kwargs)
+        if output is NotImplemented:
+            output = func(*args, **kwargs)
+            if _waits(func, args, [args, kwargs, output]):
+                self.asked = str(func)
         return output
+
+
+def _waits(func: Any, args: Any, values: Any) -> bool:
+    """Whether an op makes the host wait for the device, as far as its arguments and results (`values`) tell."""
+    name = func.overloadpacket.__name__
+    if name in INDEXING:
+        masks = any(tensor.dtype in (torch.bool, torch.uint8) for tensor in args[1] if tensor is not None)
+        # A number is filled in where a mask is; of anything else the places are counted first.
+        waits = masks and not (name in INDEXING[1:] and args[2].numel() == 1)
+    else:
+        waits = not WAITING.isdisjoint(func.tags)
+    tensors = [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
+    # A number on the host that an op computes with becomes an argument of its kernel.
+    return waits or len({tensor.device for tensor in tensors if tensor.ndim or name in COPIES}) > 1
 
 
 def cuda_recorder(device: torch.device) -> Record:

@@ -12,6 +12,7 @@ from rgtg.errors import UserError, first_line
 from rgtg.models import adapters
 from rgtg.models.description import check_description
 from rgtg.models.places import local_directory
+from rgtg.models.rope import first_length, keep_frequencies
 from rgtg.models.weights import check_whole, count_numbers
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -147,6 +148,7 @@ def load_weights(
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{what}: cannot load {place!r}: {first_line(error)}") from error
     check_whole(loaded, new, what, place)
+    keep_frequencies(model)
     return model.eval().to(device)
 
 
@@ -183,8 +185,11 @@ def is_language_model(config: PreTrainedConfig) -> bool:
 
 
 def context_length(config: PreTrainedConfig) -> int:
-    """Positions a model can use; with sliding windows those of one window, within which it attends to everything."""
+    """Positions a model can use: with sliding windows those of one window, within which it attends to everything; with
+    two sets of rotary frequencies those of the first one.
+    """
     positions = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 1 << 20
+    positions = min(positions, first_length(config) or positions)
     window = getattr(config, "sliding_window", None)
     if window and getattr(config, "use_sliding_window", True) is not False:
         return min(positions, window)

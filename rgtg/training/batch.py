@@ -1,7 +1,7 @@
 """Tokenised pairs to tensors: one right-padded batch with the chosen responses first and the rejected ones after."""
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -11,31 +11,38 @@ from rgtg.preferences.tokenized import TokenizedPair
 
 @dataclass(frozen=True)
 class Batch:
-    """B pairs: ids (2B, L), chosen above rejected; lengths in tokens (B,) each."""
+    """B pairs: ids (2B, L), chosen above rejected; lengths in tokens (B,) each, and the longest response."""
 
     input_ids: Tensor
     prompt_lengths: Tensor
     chosen_lengths: Tensor
     rejected_lengths: Tensor
     common: Tensor
-
-    @property
-    def num_prefixes(self) -> int:
-        return int(torch.maximum(self.chosen_lengths, self.rejected_lengths).max())
+    num_prefixes: int
 
     def to(self, device: torch.device) -> "Batch":
-        return Batch(*(tensor.to(device, non_blocking=True) for tensor in vars(self).values()))
+        moved: dict[str, Any] = {
+            name: value.to(device, non_blocking=True)
+            for name, value in vars(self).items()
+            if isinstance(value, Tensor)
+        }
+        return replace(self, **moved)
 
 
-def collate(pairs: list[TokenizedPair], after_end: Literal["hold", "eos"], eos_id: int | None) -> Batch:
-    """`eos` pads the shorter response of a pair with EOS to the longer one, as published."""
+def collate(
+    pairs: list[TokenizedPair], after_end: Literal["hold", "eos"], eos_id: int | None, width: int = 0
+) -> Batch:
+    """`eos` pads the shorter response of a pair with EOS to the longer one, as published.
+
+    Rows have `width` tokens with padding, or as many as the longest one needs.
+    """
     chosen, rejected = [p.chosen_ids for p in pairs], [p.rejected_ids for p in pairs]
     if after_end == "eos" and eos_id is not None:
         longer = [max(len(c), len(r)) for c, r in zip(chosen, rejected, strict=True)]
         chosen = [c + [eos_id] * (n - len(c)) for c, n in zip(chosen, longer, strict=True)]
         rejected = [r + [eos_id] * (n - len(r)) for r, n in zip(rejected, longer, strict=True)]
     rows = [p.prompt_ids + ids for side in (chosen, rejected) for p, ids in zip(pairs, side, strict=True)]
-    width = max(map(len, rows))
+    width = max(width, *map(len, rows))
     return Batch(
         # What padding holds does not matter: a causal model never sees what is on its right.
         input_ids=torch.tensor([row + [0] * (width - len(row)) for row in rows]),
@@ -43,4 +50,5 @@ def collate(pairs: list[TokenizedPair], after_end: Literal["hold", "eos"], eos_i
         chosen_lengths=torch.tensor([len(ids) for ids in chosen]),
         rejected_lengths=torch.tensor([len(ids) for ids in rejected]),
         common=torch.tensor([p.common for p in pairs]),
+        num_prefixes=max(map(len, chosen + rejected)),
     )

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from math import cos, pi
+from math import cos, isfinite, pi
 
 import torch
 import torch.distributed as dist
@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from rgtg.config import TrainReward
 from rgtg.errors import UserError
+from rgtg.models.cache import round_up
 from rgtg.models.loading import has_fast_bfloat16
 from rgtg.models.reward import RewardModel
 from rgtg.preferences.tokenized import TokenizedPair
@@ -25,6 +26,10 @@ from rgtg.training.prefix_accuracy import PrefixAccuracy
 NO_PAIR = TokenizedPair(prompt_ids=[0], chosen_ids=[0], rejected_ids=[0], common=1)
 
 MICRO_TOKENS = 8192  # of a forward, padding included, where the settings do not say how many pairs it takes
+
+# On a GPU a new width costs memory of its own and a choice of kernels, and tensor cores take multiples of eight. On a
+# CPU padding costs what tokens cost.
+GPU_WIDTH_MULTIPLE = 64
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,7 @@ class Learner:
             reward_model.add_adapters(settings.lora_rank, settings.lora_alpha)
         self.reward_model = reward_model.train()
         self.settings, self.num_steps, self.device, self.step = settings, num_steps, device, 0
+        self.width_multiple = GPU_WIDTH_MULTIPLE if device.type == "cuda" else 1
         by_pair = settings.objective == "partial" and settings.average == "pair"
         self.objective = OBJECTIVES["partial-by-pair" if by_pair else settings.objective]
         self.world = dist.get_world_size() if dist.is_initialized() else 1
@@ -72,16 +78,20 @@ class Learner:
 
         The gradient is that of the mean over the whole batch, however it is spread over workers and micro-batches.
         """
-        shares = by_length(pairs, self.settings.micro_batch_size)
+        shares = by_length(pairs, self.settings.micro_batch_size, self.width_multiple)
         shares += [[NO_PAIR]] * (self._forwards(len(shares)) - len(shares))
         eos_id = self.reward_model.tokenizer.eos_token_id
         # Padding with EOS is a matter of prefixes; the full objective compares responses where they end.
         after_end = self.settings.after_end if self.settings.objective == "partial" else "hold"
-        batches = [collate(share, after_end, eos_id).to(self.device) for share in shares]
+        batches = [collate(share, after_end, eos_id, self._width(share)) for share in shares]
         masks = [self._mask(batch) for batch in batches]
-        # What a loss is divided by follows from lengths alone, and is wanted before the first backward.
+        # What a loss is divided by follows from lengths alone, and is wanted before the first backward. It is counted
+        # on the host: until the gradient is there, nothing waits for the device.
         counts = [self.objective.num_terms(_unscored(batch, mask)) for batch, mask in zip(batches, masks, strict=True)]
-        count = self._sum(torch.stack(counts).sum()).clamp(min=1)
+        count = self._sum(torch.stack(counts).sum().to(self.device)).clamp(min=1)
+        numbers = [len(pairs), int(torch.stack([mask.sum() for mask in masks]).sum()), sum(p.common for p in pairs)]
+        batches = [batch.to(self.device) for batch in batches]
+        masks = [mask.to(self.device, non_blocking=True) for mask in masks]
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.learning_rate * self._schedule()
         loss_sum = torch.zeros((), device=self.device)
@@ -93,7 +103,8 @@ class Learner:
             loss_sum += loss.detach()
         grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.max_grad_norm)
         grad_norm = grad_norm.full_tensor() if hasattr(grad_norm, "full_tensor") else grad_norm  # FSDP2 shards it
-        if not grad_norm.isfinite():  # the same on all workers
+        norm = float(grad_norm)
+        if not isfinite(norm):  # the same on all workers
             raise UserError(
                 f"the gradient of step {self.step + 1} is not finite: the weights of the model that training starts "
                 "from are broken, or train_reward.learning_rate is too high"
@@ -101,10 +112,10 @@ class Learner:
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.step += 1
-        prefixes = sum((int(mask.sum()) for mask in masks), 0)
-        masked = sum(pair.common for pair in pairs)
-        totals = self._sum(torch.tensor([len(pairs), prefixes, masked], dtype=torch.float64, device=self.device))
-        return StepResult(float(self._sum(loss_sum) / count), float(grad_norm), *(int(n) for n in totals.tolist()))
+        loss = self._sum(loss_sum) / count
+        totals = self._sum(torch.tensor(numbers, dtype=torch.float64, device=self.device))
+        value, *totalled = torch.cat([loss.double()[None], totals]).tolist()
+        return StepResult(value, norm, *map(int, totalled))
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[list[TokenizedPair]]) -> dict[str, dict[str, float]]:
@@ -112,7 +123,7 @@ class Learner:
         self.model.eval()
         accuracy = PrefixAccuracy()
         for pairs in batches:
-            batch = collate(pairs, "hold", None).to(self.device)
+            batch = collate(pairs, "hold", None, self._width(pairs)).to(self.device)
             with self._autocast():
                 prefixes = self._prefixes(batch, self._mask(batch), self.reward_model)
             longer = torch.maximum(batch.chosen_lengths, batch.rejected_lengths)
@@ -157,6 +168,10 @@ class Learner:
             best_next=at(outputs[1].chunk(2)[0], batch.chosen_lengths) if best_next else None,
         )
 
+    def _width(self, pairs: list[TokenizedPair]) -> int:
+        """Tokens of a row of a batch, padding included; learned positions end with the context."""
+        return min(round_up(max(pair.length for pair in pairs), self.width_multiple), self.reward_model.context)
+
     def _mask(self, batch: Batch) -> Tensor:
         return prefix_mask(
             batch.chosen_lengths, batch.rejected_lengths, batch.common, batch.num_prefixes, self.settings.min_prefix
@@ -200,12 +215,15 @@ class Learner:
         return value
 
 
-def by_length(pairs: list[TokenizedPair], most: int | None = None) -> list[list[TokenizedPair]]:
-    """Pairs in groups for a forward each, those of a length together: less padding. `most` pairs, or by tokens."""
+def by_length(pairs: list[TokenizedPair], most: int | None = None, multiple: int = 1) -> list[list[TokenizedPair]]:
+    """Pairs in groups for a forward each, those of a length together: less padding. `most` pairs, or by tokens.
+
+    Widths are rounded up to a `multiple`.
+    """
     groups: list[list[TokenizedPair]] = []
     for pair in sorted(pairs, key=lambda pair: pair.length):
         larger = len(groups[-1]) + 1 if groups else 0
-        fits = larger <= most if most else 2 * larger * pair.length <= MICRO_TOKENS
+        fits = larger <= most if most else 2 * larger * round_up(pair.length, multiple) <= MICRO_TOKENS
         if groups and fits:
             groups[-1].append(pair)
         else:

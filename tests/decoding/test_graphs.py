@@ -2,21 +2,15 @@
 the same memory, as a CUDA graph does.
 """
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from rgtg.decoding.decoder import Decoder
-from rgtg.decoding.engine import Engine
-from rgtg.decoding.graphs import MOST, Graphs, Watch
-from rgtg.decoding.guidance import CandidateGuidance, NextTokenGuidance
-from rgtg.decoding.policy import Rule
-from rgtg.models.cache import ATTENTION
+from rgtg.decoding.graphs import MOST, RETRY, Graphs, Watch
 from rgtg.models.reward import RewardModel
+from tests.fake_cuda import CARD, fake_cuda
 
 PROMPTS = ["hello there", "", "A longer prompt, of more than thirty-two tokens.", "x", "hi", "the sixth", "7", "eight"]
 
@@ -129,7 +123,7 @@ def test_a_graph_that_repeats_something_else_is_not_used(language_dir, reward_di
     assert decoder.generate(PROMPTS, **options) == plain.generate(PROMPTS, **options)
     assert not decoder.engine.graphs.replays
     assert caplog.messages == [
-        "a CUDA graph did not repeat a step bit for bit: steps are launched kernel by kernel, which is slower"
+        "a CUDA graph did not repeat a step bit for bit: all steps are launched kernel by kernel, which is slower"
     ]
 
 
@@ -144,26 +138,73 @@ def test_a_step_that_waits_for_a_value_is_not_recorded(caplog):
     assert [graphs("shape").item() for _ in range(3)] == [1, 4, 9]
     assert recorder.recordings == []
     assert caplog.messages == [
-        "a CUDA graph could not be recorded (a step waits for aten._local_scalar_dense.default): steps are launched "
-        "kernel by kernel, which is slower"
+        "a CUDA graph could not be recorded (a step waits for aten._local_scalar_dense.default): steps of its shape "
+        "are launched kernel by kernel, which is slower; it is tried once more after 100 of them"
     ]
+
+
+class Failing(Recorder):
+    """Records nothing the first `times`."""
+
+    def __init__(self, times, error=RuntimeError("not supported\nat all")):  # noqa: B008
+        super().__init__()
+        self.times, self.error, self.tried = times, error, 0
+
+    def __call__(self, compute):
+        self.tried += 1
+        if self.tried <= self.times:
+            compute()  # a part of it, at least
+            raise self.error
+        return super().__call__(compute)
+
+
+def counting(recorder):
+    """Steps by graphs that count, and what they count in."""
+    counter = torch.zeros(1)
+    return Graphs(lambda: counter.add_(1) * 2, lambda: [counter], recorder)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("not supported\nat all"), torch.OutOfMemoryError("no memory")])
 def test_where_recording_fails_steps_are_computed(caplog, error):
     """Also for want of memory: a step had enough, and a row must not fail for a graph."""
-    counter = torch.zeros(1)
+    recorder = Failing(2, error)
+    graphs = counting(recorder)
+    assert [graphs("shape").item() for _ in range(3 * RETRY)] == [2.0 * n for n in range(1, 3 * RETRY + 1)]
+    assert recorder.tried == 2
+    first, second = caplog.messages
+    assert f"could not be recorded ({str(error).splitlines()[0]})" in first
+    assert first.endswith(f"which is slower; it is tried once more after {RETRY} of them")
+    assert second.endswith("which is slower")
 
-    def compute():
-        return counter.add_(1) * 2
 
+def test_a_failed_recording_is_tried_once_more():
+    recorder = Failing(1)
+    graphs = counting(recorder)
+    assert [graphs("shape").item() for _ in range(RETRY + 5)] == [2.0 * n for n in range(1, RETRY + 6)]
+    assert recorder.tried == 2
+    assert recorder.replays == 5  # one of them to be trusted
+    assert not graphs.failed
+
+
+def test_a_failed_recording_is_that_of_its_shape_alone():
+    recorder = Failing(1)
+    graphs = counting(recorder)
+    for shape in "abaab":
+        graphs(shape)
+    assert list(graphs.replays) == ["b"]
+    assert graphs.trusted
+
+
+def test_one_graph_that_repeats_something_else_ends_them_all(caplog):
     def record(compute):
-        raise error
+        replay = Recorder()(compute)
+        return replay if len(graphs.replays) == 0 else lambda: replay() + 1
 
-    graphs = Graphs(compute, lambda: [counter], record)
-    assert [graphs("shape").item() for _ in range(3)] == [2, 4, 6]
+    graphs = counting(record)
+    assert [graphs(shape).item() for shape in "aabba"] == [2, 4, 6, 8, 10]
+    assert not graphs.trusted
+    assert not graphs.replays
     assert len(caplog.messages) == 1
-    assert f"could not be recorded ({str(error).splitlines()[0]})" in caplog.messages[0]
 
 
 def test_as_many_graphs_are_kept_as_are_of_use():
@@ -171,33 +212,63 @@ def test_as_many_graphs_are_kept_as_are_of_use():
     for shape in range(MOST + 5):
         graphs(shape)
     assert list(graphs.replays) == list(range(5, MOST + 5))
+    failing = counting(Failing(2 * MOST))
+    for shape in range(MOST + 5):
+        failing(shape)
+    assert len(failing.failed) == MOST
 
 
-@torch.inference_mode()
-@pytest.mark.parametrize("arch", ["llama", "gpt2", "qwen2", "qwen3"])
-@pytest.mark.parametrize("sees", ["nothing", "candidates", "next tokens"])
-@pytest.mark.parametrize("greedy", [True, False])
-def test_a_step_takes_nothing_from_the_host_and_asks_for_nothing(make_language, make_reward, arch, sees, greedy):
-    """A copy from the host would wait for the device, as would a value that is asked for; on `meta` there are none."""
-    config, other = (AutoConfig.from_pretrained(make(arch=arch)) for make in (make_language, make_reward))
-    with torch.device("meta"):
-        language = AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION)
-        scalar = AutoModelForSequenceClassification.from_config(other, attn_implementation=ATTENTION)
-    guidance = {
-        "nothing": lambda: None,
-        "candidates": lambda: CandidateGuidance(RewardModel(scalar, None, "scalar"), 8, 5),
-        "next tokens": lambda: NextTokenGuidance(RewardModel(language, None, "log-probability"), 8),
-    }[sees]()
-    rule = Rule(beta=1.0, k=5, greedy=greedy, temperature=0.7, top_p=0.9, reading="log-sigmoid")
-    engine = Engine(SimpleNamespace(model=language, device=torch.device("meta"), eos_ids=[2]), guidance, rule, 8)
-    for owner in filter(None, (engine.language, guidance)):
-        owner.reserve(40)
-        owner.look()
-    engine.reserve(40, 10)
-    with Watch() as watch:
-        logits = engine._compute()
-    assert logits.device.type == "meta"
-    assert watch.asked is None
+WAITS = {
+    "item": lambda x: x[0].item(),
+    "a truth value": lambda x: bool(x[0] > 0),
+    "where": lambda x: torch.where(x > 0),
+    "a mask": lambda x: x[x > 0],
+    "values at a mask": lambda x: torch.zeros(8).masked_fill(x > 9, 1.0).index_put_((x > 9,), x[:0]),
+    "nonzero": lambda x: x.nonzero(),
+    "argwhere": lambda x: x.argwhere(),
+    "allclose": lambda x: torch.allclose(x, x),
+    "equal": lambda x: x.equal(x),
+    "unique": lambda x: x.unique(),
+    "repeat_interleave": lambda x: x.repeat_interleave(torch.full((8,), 2)),
+}
+GOES_ON = {
+    "a number at a mask": lambda x: x.index_put_((x > 9,), torch.tensor(1.0)),
+    "where with both": lambda x: torch.where(x > 0, x, 0.0),
+    "places": lambda x: x[torch.tensor([1, 2])],
+    "values at places": lambda x: x.index_put_((torch.tensor([1, 2]),), x[2:4].clone()),
+    "attention": lambda x: torch.nn.functional.scaled_dot_product_attention(*[x.view(1, 1, 4, 2)] * 3),
+    "linear": lambda x: torch.nn.functional.linear(x, x.view(1, 8)),
+}
+
+
+@pytest.mark.parametrize("inference", [True, False])
+@pytest.mark.parametrize("name", [*WAITS, *GOES_ON])
+def test_what_waits_for_a_value_is_seen(name, inference):
+    """Also inside an op that arrives whole in inference mode."""
+    with torch.inference_mode(inference), torch.no_grad():
+        x = torch.arange(8.0)
+        with Watch() as watch:
+            (WAITS | GOES_ON)[name](x)
+    assert bool(watch.asked) == (name in WAITS)
+
+
+@pytest.mark.parametrize("inference", [True, False])
+def test_what_crosses_between_host_and_device_is_seen(inference):
+    crossings = {
+        "a list": lambda x: torch.tensor([1.0, 2.0], device=CARD),
+        "a number": lambda x: torch.tensor(1.0, device=CARD),
+        "to the host": lambda x: x.cpu(),
+        "to the device": lambda x: torch.zeros(2).to(CARD),
+        "a copy": lambda x: x.copy_(torch.zeros(2)),
+        "places": lambda x: x[torch.zeros(2, dtype=torch.long)],
+    }
+    stays = {"scalars": lambda x: ((x + 1) * 2.0).long() & 3, "filled": lambda x: torch.zeros(2, device=CARD)}
+    with fake_cuda(), torch.inference_mode(inference), torch.no_grad():
+        for name, do in (crossings | stays).items():
+            x = torch.zeros(2, device=CARD)
+            with Watch() as watch:
+                do(x)
+            assert bool(watch.asked) == (name in crossings), name
 
 
 @pytest.mark.gpu

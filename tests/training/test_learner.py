@@ -139,6 +139,7 @@ def test_pairs_of_a_length_share_a_forward():
     assert lengths == [[6, 14, 1024], [2040], [4050]], "at most 8,192 tokens with padding, or one pair"
     assert [[pair.length for pair in group] for group in by_length(pairs, 2)] == [[6, 14], [1024, 2040], [4050]]
     assert by_length([]) == []
+    assert [len(group) for group in by_length(pairs[:4], multiple=2048)] == [2, 1, 1], "their width is rounded up"
 
 
 @pytest.mark.parametrize(
@@ -169,6 +170,28 @@ def test_micro_batches_add_up_to_the_batch(reward_dir, settings):
     )
     norm = math.sqrt(sum(float(g.square().sum()) for g in one.values()))
     assert norm == pytest.approx(min(result.grad_norm, settings.get("max_grad_norm", 1.0)), rel=ROUNDING)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"after_end": "eos"},
+        *({"objective": objective} for objective in ("full", "rad", "fudge", "cd")),
+        *({"objective": objective, "head": "next-token"} for objective in ("partial", "farma")),
+        {"objective": "genarm"},
+    ],
+    ids=lambda settings: "-".join(settings.values()) or "partial",
+)
+def test_padding_changes_nothing_but_rounding(reward_dir, language_dir, settings, monkeypatch):
+    """Rows are padded to widths of a few sizes on a GPU."""
+    place = language_dir if {"head", "farma", "genarm"} & {*settings, *settings.values()} else reward_dir
+    narrow, result = gradients_of_a_step(place, make_pairs(6), **settings)
+    monkeypatch.setattr(Learner, "_width", lambda self, pairs: 64)
+    wide, padded = gradients_of_a_step(place, make_pairs(6), **settings)
+    assert_rounds_alike(wide, narrow)
+    assert padded.loss == pytest.approx(result.loss, rel=ROUNDING)
+    assert (padded.pairs, padded.prefixes, padded.masked) == (result.pairs, result.prefixes, result.masked)
 
 
 def test_the_gradient_is_that_of_the_mean_loss(reward_dir):
