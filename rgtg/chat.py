@@ -13,6 +13,8 @@ from rgtg.errors import RowError, UserError, first_line
 from rgtg.rows import is_unicode
 from rgtg.templates import renderer
 
+MAX_TEXT = 1 << 23  # characters that are tokenised; a context of a million tokens has some four million
+
 Message = dict[str, str]
 Prompt = str | list[Message]
 
@@ -144,6 +146,8 @@ def tokenizing() -> Iterator[None]:
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    if len(text) > MAX_TEXT:  # it takes 300 bytes a character, and nothing can stop it
+        raise RowError(f"the text has {len(text)} characters, more than {MAX_TEXT}")
     bos = tokenizer.bos_token_id
     with tokenizing():
         ids = tokenizer(text).input_ids

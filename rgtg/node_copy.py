@@ -4,6 +4,7 @@ They lie in `$RGTG_CACHE/copies` (by default ~/.cache/rgtg/copies), each beside 
 process has used for a week is removed.
 """
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -20,6 +21,7 @@ from rgtg.errors import UserError
 
 UNUSED_S = 7 * 24 * 3600
 SIZES = ".sizes.json"  # of a copy's files: written last
+FRESH = ".fresh-"  # in the name of one that is being made
 
 _held: dict[Path, int] = {}  # descriptors of the locks of copies that this process uses, to its end
 
@@ -54,7 +56,10 @@ def copy_of(what: list[object], fetch: Callable[[str], None]) -> str:
 
 def _home() -> Path:
     """The directory of all copies, of this user alone."""
-    base = Path(os.environ.get("RGTG_CACHE") or "~/.cache/rgtg").expanduser().absolute()
+    try:
+        base = Path(os.environ.get("RGTG_CACHE") or "~/.cache/rgtg").expanduser().absolute()
+    except RuntimeError as error:  # in a container whose user has no entry and no HOME
+        raise UserError(f"there is no place for the cache ({error}); set RGTG_CACHE") from error
     home = base / "copies"
     try:
         base.mkdir(parents=True, exist_ok=True)
@@ -74,22 +79,28 @@ def _open(path: Path) -> int:
     try:
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise UserError(f"cannot open the lock {str(path)!r}: {error.strerror}; remove it") from error
+        remedy = "remove it" if error.errno == errno.ELOOP else "make room and let it be written, or set RGTG_CACHE"
+        raise UserError(f"cannot open the lock {str(path)!r}: {error.strerror}; {remedy}") from error
 
 
 @contextmanager
-def _locked(path: Path, how: int) -> Iterator[None]:
+def _locked(path: Path, how: int) -> Iterator[bool]:
+    """Whether it was free: always, but for LOCK_NB."""
     descriptor = _open(path)
     try:
-        fcntl.flock(descriptor, how)
-        yield
+        free = True
+        try:
+            fcntl.flock(descriptor, how)
+        except BlockingIOError:
+            free = False
+        yield free
     finally:
         os.close(descriptor)
 
 
 def _fill(target: Path, fetch: Callable[[str], None]) -> None:
     shutil.rmtree(target, ignore_errors=True)
-    fresh = tempfile.mkdtemp(dir=target.parent, prefix="fresh-")
+    fresh = tempfile.mkdtemp(dir=target.parent, prefix=f"{target.name}{FRESH}")
     try:
         fetch(fresh)
         Path(fresh, SIZES).write_text(json.dumps(_sizes(Path(fresh))))
@@ -112,17 +123,20 @@ def _is_whole(target: Path) -> bool:
 
 
 def _remove_unused(home: Path, wanted: Path) -> None:
-    """Copies that no process holds, nor has taken for a week, and what a killed one left of its copying."""
+    """Copies that no process holds, nor has taken for a week, and what killed ones left of their copying.
+
+    The locks stay: another process may just have opened them.
+    """
     before = time.time() - UNUSED_S
     for lock in home.glob("*.lock"):
         copy = lock.with_suffix("")
         if copy in (wanted, home / "all") or lock.lstat().st_mtime > before:
             continue
-        descriptor = _open(lock)
-        with suppress(BlockingIOError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(copy, ignore_errors=True)  # the lock stays: another process may just have opened it
-        os.close(descriptor)
-    for fresh in home.glob("fresh-*"):
-        if fresh.lstat().st_mtime < before:
-            shutil.rmtree(fresh, ignore_errors=True)
+        with _locked(lock, fcntl.LOCK_EX | fcntl.LOCK_NB) as free:
+            if free:
+                shutil.rmtree(copy, ignore_errors=True)
+    # At once and whatever the clock says: a model fills half a disk, and the next attempt needs that half.
+    for fresh in home.glob(f"*{FRESH}*"):
+        with _locked(home / f"{fresh.name.partition(FRESH)[0]}.copying", fcntl.LOCK_EX | fcntl.LOCK_NB) as free:
+            if free:
+                shutil.rmtree(fresh, ignore_errors=True)

@@ -64,10 +64,7 @@ def exists(place: str) -> bool:
 
 
 def list_files(place: str, suffixes: tuple[str, ...] = ("",)) -> list[pafs.FileInfo]:
-    """The files at or below `place` whose names end so, by path; hidden ones (with a . or _ in front) are left out.
-
-    Raises UserError where there is no such place.
-    """
+    """The files at or below `place` whose names end so, by path; none with . or _ in front. UserError: no place."""
     return [file for file, fault in scan(place, suffixes) if fault is None]
 
 
@@ -207,9 +204,8 @@ def upload(directory: str | Path, place: str) -> None:
     with explained(f"cannot write {place!r}"):
         local = pafs.LocalFileSystem()
         if isinstance(filesystem, pafs.LocalFileSystem):
-            os.makedirs(os.path.dirname(path), exist_ok=True)
             fresh = _beside(path)
-            os.mkdir(fresh)
+            os.makedirs(fresh)
             pafs.copy_files(str(directory), fresh, local, local)
             shutil.rmtree(path, ignore_errors=True)
             os.replace(fresh, path)
@@ -227,12 +223,18 @@ def local_copy(place: str) -> str:
     if "://" not in place or is_local(place):
         return place if "://" not in place else resolve(place)[1]
     filesystem, path = resolve(place)
+    files = list_files(place)  # and no others: a key may have a .. that leads out of the copy
 
     def fetch(target: str) -> None:
-        with explained(f"cannot read {place!r}"):
-            object_store.patiently(lambda: pafs.copy_files(path, target, filesystem, pafs.LocalFileSystem()))
+        def one(file: pafs.FileInfo) -> None:
+            copy = f"{target}/{file.path[len(path) + 1 :]}"
+            os.makedirs(os.path.dirname(copy), exist_ok=True)
+            object_store.patiently(lambda: pafs.copy_files(file.path, copy, filesystem, pafs.LocalFileSystem()))
 
-    return node_copy.copy_of([place, *((f.path, f.size, f.mtime_ns) for f in list_files(place))], fetch)
+        with explained(f"cannot copy {place!r} to {os.path.dirname(target)!r}"), ThreadPoolExecutor(READERS) as pool:
+            list(pool.map(one, files))
+
+    return node_copy.copy_of([place, *((f.path, f.size, f.mtime_ns) for f in files)], fetch)
 
 
 def hashed_files(place: str, suffixes: tuple[str, ...] = ("",)) -> list[tuple[pafs.FileInfo, str]]:

@@ -24,6 +24,13 @@ class Renderer:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.process: subprocess.Popen[bytes] | None = None
+        self.parents: list[subprocess.Popen[bytes] | None] = []  # never let go: that would write what is in a buffer
+        os.register_at_fork(after_in_child=self._forked)
+
+    def _forked(self) -> None:
+        """Two processes that speak to one get each other's texts; and the lock may be a thread's that is no more."""
+        self.parents.append(self.process)
+        self.lock, self.process = threading.Lock(), None
 
     def render(self, template: str, messages: list[Any], day: date, options: dict[str, Any], name: str) -> str:
         """The text of a conversation. `options` are transformers' own, with the special tokens; `name` is the model's.
@@ -56,6 +63,15 @@ class Renderer:
 
     def _ask(self, line: bytes) -> dict[str, str]:
         """The answer to a request; `fails` where its process ended over it."""
+        answer = self._answer(line)
+        if isinstance(answer, int) and answer != -signal.SIGPROF:  # somebody else may have killed it
+            answer = self._answer(line)
+        if isinstance(answer, dict):
+            return answer
+        return {"fails": "takes too long" if answer == -signal.SIGPROF else f"ends its process (code {answer})"}
+
+    def _answer(self, line: bytes) -> dict[str, str] | int:
+        """The answer of the process, or with which code it ended."""
         if self.process is None:
             self.process = _start()
         process, self.process = self.process, None  # back when it has answered: a signal may interrupt us in between
@@ -71,8 +87,7 @@ class Renderer:
                     stack.pop_all()
                     self.process = process
                     return json.loads(answer)
-            code = process.wait()
-        return {"fails": "takes too long" if code == -signal.SIGPROF else f"ends its process (code {code})"}
+            return process.wait()
 
 
 def _start() -> "subprocess.Popen[bytes]":

@@ -191,8 +191,8 @@ def s3_server() -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def make_bucket(s3_server) -> Callable[[pytest.MonkeyPatch], str]:
-    """A fresh bucket, on the S3 at the address that the environment gives from here on."""
+def make_bucket(s3_server, tmp_path_factory) -> Callable[[pytest.MonkeyPatch], str]:
+    """A fresh bucket, on the S3 at the address that the environment gives from here on; copies of it are no user's."""
 
     def make(patch: pytest.MonkeyPatch) -> str:
         import boto3
@@ -203,6 +203,7 @@ def make_bucket(s3_server) -> Callable[[pytest.MonkeyPatch], str]:
             "AWS_SECRET_ACCESS_KEY": "a-secret-of-the-test",
             "AWS_REGION": "us-east-1",
             "AWS_DEFAULT_REGION": "us-east-1",
+            "RGTG_CACHE": str(tmp_path_factory.mktemp("cache")),
         }.items():
             patch.setenv(name, value)
         bucket = f"bucket-{uuid.uuid4().hex}"

@@ -27,6 +27,18 @@ def ids(tokenizer, text):
     return tokenizer(text, add_special_tokens=False).input_ids
 
 
+def test_a_text_beyond_all_measure_is_the_rows_own_error(make_tokenizer, monkeypatch):
+    monkeypatch.setattr("rgtg.chat.MAX_TEXT", 10)
+    tokenizer = make_tokenizer()
+    assert len(encode_prompt(tokenizer, "x" * 10)) == 11
+    for call in (
+        lambda: encode_prompt(tokenizer, "x" * 11),
+        lambda: encode_response(tokenizer, "x" * 6, "y" * 5),
+    ):
+        with pytest.raises(RowError, match="the text has 11 characters, more than 10"):
+            call()
+
+
 @pytest.mark.parametrize("template", [WITH_BOS, WITHOUT_BOS])
 @pytest.mark.parametrize("adds", [True, False], ids=["tokenizer-adds-bos", "tokenizer-adds-none"])
 def test_one_bos_whoever_writes_it(make_tokenizer, template, adds):

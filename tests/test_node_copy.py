@@ -1,5 +1,6 @@
 """Copies of remote models on a machine that others use too."""
 
+import errno
 import fcntl
 import os
 import subprocess
@@ -95,13 +96,60 @@ def test_a_link_as_a_lock_leaves_the_file_behind_it(fetch, cache, tmp_path):
 def test_what_nobody_uses_is_removed(fetch, cache):
     old, used, young = (Path(node_copy.copy_of([name], fetch)) for name in ("old", "used", "young"))
     forget()
-    (cache / "fresh-left").mkdir()
-    for path in (old.with_suffix(".lock"), used.with_suffix(".lock"), cache / "fresh-left"):
+    for path in (old.with_suffix(".lock"), used.with_suffix(".lock")):
         os.utime(path, (0, 0))
     with open(used.with_suffix(".lock")) as reader:
         fcntl.flock(reader, fcntl.LOCK_SH)
         node_copy.copy_of(["new"], fetch)
-    assert [path.exists() for path in (old, used, young, cache / "fresh-left")] == [False, True, True, False]
+    assert [path.exists() for path in (old, used, young)] == [False, True, True]
+
+
+COPYING = (
+    "import sys\n"
+    "from pathlib import Path\n"
+    "from rgtg.node_copy import copy_of\n"
+    "def fetch(target):\n"
+    "    Path(target, 'half').write_text('h')\n"
+    "    print('half', flush=True)\n"
+    "    sys.stdin.read()\n"
+    "copy_of(['a'], fetch)\n"
+)
+
+
+@pytest.mark.parametrize("others", ["a", "b"])
+def test_what_a_killed_process_left_of_its_copying_takes_no_room(fetch, cache, tmp_path, others):
+    """Whichever model is taken next, and whatever the clock says; but not while it copies."""
+    environment = os.environ | {"RGTG_CACHE": str(tmp_path)}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "env": environment}
+    process = subprocess.Popen([sys.executable, "-c", COPYING], **pipes)
+    with process:
+        assert process.stdout.readline() == b"half\n"
+        node_copy.copy_of(["c"], fetch)
+        assert len(list(cache.glob("*/half"))) == 1
+        process.kill()
+    node_copy.copy_of([others], fetch)
+    assert not list(cache.glob("*/half"))
+    assert len([path for path in cache.iterdir() if path.is_dir()]) == 2
+
+
+def test_a_cache_that_cannot_be_written_to_says_so(fetch, cache, monkeypatch):
+    node_copy.copy_of(["a"], fetch)
+    forget()
+
+    def full(*_: object) -> int:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(node_copy.os, "open", full)
+    with pytest.raises(UserError, match="Read-only file system; make room .* or set RGTG_CACHE"):
+        node_copy.copy_of(["a"], fetch)
+
+
+def test_a_user_without_a_home_is_told_what_to_set(fetch, monkeypatch):
+    monkeypatch.setenv("RGTG_CACHE", "")
+    monkeypatch.setenv("HOME", "")
+    monkeypatch.setattr(node_copy.os.path, "expanduser", lambda path: path)  # as where no entry has the user's id
+    with pytest.raises(UserError, match="no place for the cache .*; set RGTG_CACHE"):
+        node_copy.copy_of(["a"], fetch)
 
 
 def test_a_copy_that_breaks_off_leaves_nothing(cache):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow.fs as pafs
 import pytest
 
-from rgtg import storage
+from rgtg import node_copy, storage
 from rgtg.errors import Unavailable, UserError
 
 
@@ -225,6 +225,17 @@ def test_a_remote_directory_is_copied_once_and_anew_when_it_changes(bucket, tmp_
     assert Path(changed, "config.json").read_bytes() == b"333"
     directories = [entry.path for entry in os.scandir(Path(copy).parent) if entry.is_dir()]
     assert sorted(directories) == sorted([copy, changed])  # and none half made
+
+
+def test_a_copy_has_the_files_that_are_listed_and_no_others(bucket, tmp_path, monkeypatch):
+    """A key with .. would be written where that leads, and hidden files are none that a digest sees."""
+    import boto3
+
+    monkeypatch.setenv("RGTG_CACHE", str(tmp_path))
+    storage.write_bytes(f"{bucket}/model/config.json", b"1")
+    for key in ("model/../../evil", "model/.hidden", "model/_hidden/weights"):
+        boto3.client("s3").put_object(Bucket=bucket.removeprefix("s3://"), Key=key, Body=b"x")
+    assert sorted(os.listdir(storage.local_copy(f"{bucket}/model"))) == [node_copy.SIZES, "config.json"]
 
 
 def test_absolute(tmp_path, monkeypatch):

@@ -1,6 +1,8 @@
 """Chat templates as programs that came with a model: rendered as transformers does, within bounds."""
 
 import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date, datetime
 
@@ -132,6 +134,51 @@ def test_several_threads_get_their_own_answers(make_tokenizer):
     words = [f"text {i}" for i in range(200)]
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(lambda w: render(tokenizer, [{"role": "user", "content": w}]), words)) == words
+
+
+FORKING = """\
+import multiprocessing
+from datetime import date
+from rgtg.templates import renderer
+
+def rendered(word):
+    messages = [{"role": "user", "content": word}]
+    return renderer.render("{{ messages[0].content }}", messages, date(2026, 1, 1), {}, "m")
+
+rendered("first")
+renderer.lock.acquire()  # as by another thread at the moment of a fork
+words = [f"text {i}" for i in range(400)]
+with multiprocessing.get_context("fork").Pool(4) as pool:
+    renderer.lock.release()
+    assert pool.map(rendered, words, chunksize=5) == words
+print(rendered("last"))
+"""
+
+
+def test_forked_processes_get_their_own_answers():
+    done = subprocess.run([sys.executable, "-c", FORKING], capture_output=True, text=True, timeout=120)
+    assert (done.stdout, done.stderr) == ("last\n", "")
+
+
+def test_a_process_that_was_killed_costs_no_row(make_tokenizer, quick):
+    tokenizer = make_tokenizer(template=PLAIN)
+    render(tokenizer, USER)
+    quick.process.kill()  # by whoever is short of memory, say
+    quick.process.wait()
+    assert render(tokenizer, USER) == "hi"
+
+
+def test_memory_that_modules_map_is_not_the_templates(make_tokenizer, quick, tmp_path, monkeypatch):
+    """As a torch for GPUs does, of which none is touched."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import mmap\nheld = mmap.mmap(-1, 8 << 30, flags=mmap.MAP_PRIVATE | 0x4000)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(quick, "process", None)
+    long = "x" * (10 << 20)
+    assert render(make_tokenizer(template=PLAIN), [{"role": "user", "content": long}]) == long
+    with pytest.raises(UserError, match="takes more than 1 GiB"):
+        render(make_tokenizer(template="{{ 'a' * 3000000000 }}"), USER)
 
 
 def test_the_process_has_no_credentials_and_ends_with_this_one(quick, make_tokenizer, monkeypatch):

@@ -5,7 +5,8 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from tokenizers.models import WordPiece
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
 
 from rgtg.errors import UserError, first_line
@@ -15,6 +16,7 @@ from rgtg.models.places import local_directory
 from rgtg.models.rope import first_length, keep_frequencies
 from rgtg.models.weights import check_whole, count_numbers
 
+MAX_WORD = 1000  # characters; a tokenizer of the field looks into words of 100
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -99,6 +101,11 @@ def load_tokenizer(place: str, what: str, *, trust_remote_code: bool = False) ->
         if not Path(directory, "tokenizer.json").is_file():  # transformers then speaks of its own ways to make one
             reason = "it has no tokenizer.json; save the model's tokenizer there"
         raise UserError(f"{what}: cannot load the tokenizer of {place!r}: {reason}") from error
+    if (longest := _longest_word(tokenizer)) > MAX_WORD:
+        raise UserError(
+            f"{what}: the tokenizer of {place!r} takes words of {longest} characters (max_input_chars_per_word), for "
+            f"which its time grows by the square; give one of at most {MAX_WORD}"
+        )
     config = load_config(place, what, trust_remote_code=trust_remote_code)
     known, last = getattr(config.get_text_config(), "vocab_size", None), max(tokenizer.get_vocab().values(), default=0)
     if known and last >= known:
@@ -108,6 +115,12 @@ def load_tokenizer(place: str, what: str, *, trust_remote_code: bool = False) ->
             "tokens; give the tokenizer that the model was trained with"
         )
     return tokenizer
+
+
+def _longest_word(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Characters of the longest word that WordPiece looks into; 0 of another kind, whose time is linear."""
+    model = tokenizer.backend_tokenizer.model if isinstance(tokenizer, PreTrainedTokenizerFast) else None
+    return model.max_input_chars_per_word if isinstance(model, WordPiece) else 0
 
 
 def load_weights(

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from rgtg.errors import UserError
 from rgtg.models.language import LanguageModel, check_language
-from rgtg.models.loading import load_config
+from rgtg.models.loading import load_config, load_tokenizer
 from rgtg.models.reward import RewardModel
 from rgtg.models.text_reward import TextReward
 
@@ -100,6 +101,19 @@ def test_a_tokenizer_that_reaches_beyond_the_embeddings(copy_of, language_dir, r
         with pytest.raises(UserError, match=r"the token '\[PAD\]' with id 259, and the model knows 259 tokens"):
             load(str(directory))
         shutil.rmtree(directory)
+
+
+def test_a_tokenizer_whose_time_grows_by_the_square(copy_of, language_dir):
+    directory = copy_of(language_dir)
+    described = json.loads((directory / "tokenizer.json").read_text())
+    model = {"type": "WordPiece", "unk_token": "<pad>", "continuing_subword_prefix": "##"}
+    vocabulary = {"<pad>": 0, "<s>": 1, "</s>": 2, "a": 3}
+    for longest, is_refused in ((1000, False), (10**9, True)):
+        described["model"] = model | {"vocab": vocabulary, "max_input_chars_per_word": longest}
+        (directory / "tokenizer.json").write_text(json.dumps(described))
+        refusal = pytest.raises(UserError, match="words of 1000000000 characters .* at most 1000")
+        with refusal if is_refused else nullcontext():
+            load_tokenizer(str(directory), "models.language")
 
 
 @pytest.mark.parametrize("name", ["lm_head.weight", "model.layers.1.mlp.up_proj.weight", "model.norm.weight"])
