@@ -60,7 +60,6 @@ class Card(TorchFunctionMode):
         if kernel == "flash":
             return torch.ops.aten._scaled_dot_product_flash_attention(query, key, value, **options)[0]
         if attn_mask is not None:
-            attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype).masked_fill_(~attn_mask, -torch.inf)
             attn_mask = attn_mask.expand(*query.shape[:3], key.shape[2])
         attend = getattr(torch.ops.aten, f"_scaled_dot_product_{kernel}_attention")
         return attend(query, key, value, attn_mask, query.requires_grad, **options)[0]

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from rgtg.chat import decode_response
 from rgtg.decoding.reader import Reader, Rows
 from rgtg.decoding.request import Request
+from rgtg.models.cache import additive_mask
 from rgtg.models.ensemble import Combine, combine
 from rgtg.models.reward import RewardModel
 from rgtg.models.text_reward import TextReward
@@ -86,7 +87,7 @@ class CandidateGuidance:
         cache.write_at(slots)
         hidden = self.reward_model.backbone(
             input_ids=tokens,
-            attention_mask=(prefix | itself)[:, None],
+            attention_mask=additive_mask((prefix | itself)[:, None], cache.keys.dtype),
             position_ids=lengths.expand(-1, k),
             past_key_values=cache,
             use_cache=True,

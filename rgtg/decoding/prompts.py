@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import DynamicCache, PreTrainedModel
 
-from rgtg.models.cache import round_up
+from rgtg.models.cache import additive_mask, round_up
 
 # A prompt's bits must be its own, and rounding depends on the shape of a forward. So its length alone gives the shape:
 # a short prompt is padded to the next of these lengths and is one of as many (some may be empty) as have so many
@@ -31,7 +31,7 @@ class Prompts:
     the same chunks, those of a system prompt.
     """
 
-    def __init__(self, model: torch.nn.Module, num_rows: int) -> None:
+    def __init__(self, model: PreTrainedModel, num_rows: int) -> None:
         """At most `num_rows` prompts are read in one forward."""
         self.model = model
         self.together = {length: min(TOGETHER // length, num_rows) for length in SHORT}
@@ -83,7 +83,7 @@ class Prompts:
         mask = None
         if start:  # none means causal among the new tokens
             column = torch.arange(start + length, device=device)
-            mask = (column <= column[start:, None])[None, None]
+            mask = additive_mask((column <= column[start:, None])[None, None], self.model.dtype)
         # Learned positions may end before the padded length does.
         last = torch.tensor([[max(len(prompt), 1) - 1] for prompt in prompts], device=device)
         self.model(

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from rgtg.decoding.prompts import Prompts
-from rgtg.models.cache import SlotCache
+from rgtg.models.cache import SlotCache, additive_mask
 
 
 class Rows:
@@ -85,7 +85,7 @@ class Reader:
         cache.write_at(lengths)
         output = self.model(
             input_ids=self.pending[:, None],
-            attention_mask=(column <= lengths)[:, None, None],
+            attention_mask=additive_mask((column <= lengths)[:, None, None], cache.keys.dtype),
             position_ids=lengths,
             past_key_values=cache,
             use_cache=True,

@@ -158,6 +158,14 @@ class SlotCache(Cache):
         return grown
 
 
+def additive_mask(visible: Tensor, dtype: torch.dtype) -> Tensor:
+    """What is added to the scores of attention: 0 where `visible` (B, 1, T, S), of bool, and else minus infinity.
+
+    Made once for all layers, in the dtype of the queries.
+    """
+    return torch.zeros_like(visible, dtype=dtype).masked_fill_(~visible, -torch.inf)
+
+
 def packed_gqa(
     module: torch.nn.Module,
     query: Tensor,
@@ -170,9 +178,9 @@ def packed_gqa(
 ) -> tuple[Tensor, None]:
     """Grouped-query attention with the query heads of a group packed into the query axis.
 
-    query (B, Hq, T, D), key and value (B, Hkv, S, D), mask (B, 1, T, S) of bool, or None for plain causal attention
-    among T = S tokens. It reads each key and value once; repeating them for every query head, as the stock path does
-    under a mask, is several times slower where a step attends to a long prefix.
+    query (B, Hq, T, D), key and value (B, Hkv, S, D), mask (B, 1, T, S) by `additive_mask`, or None for plain causal
+    attention among T = S tokens. It reads each key and value once; repeating them for every query head, as the stock
+    path does under a mask, is several times slower where a step attends to a long prefix.
     """
     if kwargs.get("softcap") is not None or kwargs.get("s_aux") is not None:
         raise ValueError("attention with soft-capping or sinks is not supported by the slot cache")
@@ -200,17 +208,16 @@ def packed_gqa(
 def _blockwise(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float | None) -> Tensor:
     """Attention of query (B, H, T, D) on a CPU, by blocks of the S keys, weighted by their sums of exponentials.
 
-    mask (B, 1, T or 1, S) of bool; every query sees a key.
+    mask (B, 1, T or 1, S) is additive; every query sees a key.
     """
-    bias = torch.zeros(mask.shape, dtype=query.dtype).masked_fill_(~mask, -torch.inf)
     outs, logs = [], []
     for at in blocks(key.shape[2]):
         # What scaled_dot_product_attention calls here, by the name that also gives the logarithm of the sum.
         out, log = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            query, key[:, :, at], value[:, :, at], attn_mask=bias[..., at], scale=scale
+            query, key[:, :, at], value[:, :, at], attn_mask=mask[..., at], scale=scale
         )
         outs.append(out)
-        logs.append(log.masked_fill(~mask[..., at].any(-1), -torch.inf))
+        logs.append(log + mask[..., at].amax(-1))
     if len(outs) == 1:
         return outs[0]
     # Written out: softmax over the first dimension rounds a row by its place.

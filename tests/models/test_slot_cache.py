@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from rgtg.models.cache import ATTENTION, BLOCK, SlotCache, packed_gqa, view_length
+from rgtg.models.cache import ATTENTION, BLOCK, SlotCache, additive_mask, packed_gqa, view_length
 from tests.tolerance import assert_alike
 
 
@@ -38,7 +38,7 @@ def step(model, cache, tokens, lengths):
     mask = (torch.arange(cache.view) <= lengths[:, None])[:, None, None]
     return model(
         input_ids=tokens[:, None],
-        attention_mask=mask,
+        attention_mask=additive_mask(mask, torch.float32),
         position_ids=lengths[:, None],
         past_key_values=cache,
         use_cache=True,
@@ -136,7 +136,7 @@ def test_packed_attention_under_a_mask(kv_heads, num_queries, slots):
     mask = torch.rand(3, 1, num_queries, slots, generator=g) < 0.5
     mask[0, 0, 0, 5:] = False  # sees nothing of the later blocks
     mask[..., 0] = True
-    out, weights = packed_gqa(torch.nn.Module(), query, key, value, mask, scaling=0.37)
+    out, weights = packed_gqa(torch.nn.Module(), query, key, value, additive_mask(mask, query.dtype), scaling=0.37)
     repeat = [t.repeat_interleave(4 // kv_heads, 1) for t in (key, value)]
     expected = scaled_dot_product_attention(query, *repeat, attn_mask=mask, scale=0.37).transpose(1, 2)
     assert_alike(out, expected)
@@ -151,7 +151,7 @@ def test_packed_attention_without_a_mask_is_causal(kv_heads):
     key, value = torch.randn(2, kv_heads, 6, 8, generator=g), torch.randn(2, kv_heads, 6, 8, generator=g)
     causal = torch.ones(6, 6).tril().bool().expand(2, 1, 6, 6)
     out, _ = packed_gqa(torch.nn.Module(), query, key, value, None, scaling=0.37)
-    expected, _ = packed_gqa(torch.nn.Module(), query, key, value, causal, scaling=0.37)
+    expected, _ = packed_gqa(torch.nn.Module(), query, key, value, additive_mask(causal, query.dtype), scaling=0.37)
     assert_alike(out, expected)
 
 
@@ -164,7 +164,8 @@ def test_a_longer_view_rounds_a_row_as_its_own_does(dtype, num_queries, device):
     key, value = (torch.randn(8, 2, 1536, 16, generator=g).to(device, dtype) for _ in range(2))
     views = sorted({view_length(n, torch.device(device)) for n in range(1, 1537, 32)})
     for length in (31, 128, 129, 192, 193, 300, 400, 512, 513, 704, 705, 1000):
-        mask = (torch.arange(1536, device=device) < length).expand(8, 1, num_queries, -1)
+        visible = (torch.arange(1536, device=device) < length).expand(8, 1, num_queries, -1)
+        mask = additive_mask(visible, dtype)
         own, *longer = (
             packed_gqa(torch.nn.Module(), query, key[:, :, :n], value[:, :, :n], mask[..., :n])[0]
             for n in views
@@ -182,7 +183,8 @@ def test_attention_rounds_a_row_alike_wherever_it_stands(dtype, rows, num_querie
     g = torch.Generator().manual_seed(3)
     query = torch.randn(1, heads, num_queries, size, generator=g).to(dtype).repeat(rows, 1, 1, 1)
     key, value = (torch.randn(1, 1, 4 * BLOCK, size, generator=g).to(dtype).repeat(rows, 1, 1, 1) for _ in range(2))
-    mask = (torch.arange(4 * BLOCK) < 3 * BLOCK - 5).expand(rows, 1, num_queries, -1)
+    visible = (torch.arange(4 * BLOCK) < 3 * BLOCK - 5).expand(rows, 1, num_queries, -1)
+    mask = additive_mask(visible, dtype)
     out, _ = packed_gqa(torch.nn.Module(), query, key, value, mask)
     assert torch.equal(out, out[:1].expand_as(out))
 
