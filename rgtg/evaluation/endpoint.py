@@ -4,9 +4,8 @@ import json
 import os
 import re
 import threading
-import time
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -83,11 +82,17 @@ class Endpoint:
     def ask(self, questions: Sequence[str]) -> list[str]:
         """The answer to each question, several asked at once; "" where there is no text in it."""
         key = self._key()
+        stopped: Future[None] = Future()  # by a refusal, or a signal: nobody waits for what else was asked
         with requests.Session() as session, ThreadPoolExecutor(AT_ONCE) as pool:
             try:
-                return list(pool.map(lambda question: self._ask(session, key, question), questions))
+                answers = [pool.submit(self._ask, session, key, question, stopped) for question in questions]
+                ended, _ = wait(answers, return_when=FIRST_EXCEPTION)
+                for failed in ended:
+                    failed.result()
+                return [answer.result() for answer in answers]
             finally:
-                pool.shutdown(cancel_futures=True)  # after a refusal nothing more is asked
+                stopped.set_result(None)
+                pool.shutdown(cancel_futures=True)
 
     def _key(self) -> str:
         """Raises UserError for a key that no header can hold."""
@@ -101,12 +106,12 @@ class Endpoint:
             )
         return key
 
-    def _ask(self, session: requests.Session, key: str, question: str) -> str:
+    def _ask(self, session: requests.Session, key: str, question: str, stopped: Future[None]) -> str:
         body = {"model": self.model, "messages": [{"role": "user", "content": question}], "temperature": 0}
         for attempt in range(ATTEMPTS):
             trouble = None
             try:
-                status, asked_pause, content = self._post(session, key, body)
+                status, asked_pause, content = self._post(session, key, body, stopped)
             except MISTAKES as error:  # their texts may hold the key or a proxy's password
                 hint = "; name its authority in REQUESTS_CA_BUNDLE" if isinstance(error, exceptions.SSLError) else ""
                 raise UserError(f"the judge {self.url!r} cannot be asked: {type(error).__name__}{hint}") from None
@@ -117,10 +122,14 @@ class Endpoint:
                     return self._answer(status, content, key)
                 trouble = f"is too busy or broken ({status})"
             if attempt + 1 < ATTEMPTS:
-                self._pause(trouble, asked_pause, self.backoff_s * 2**attempt)
+                wait([stopped], self._pause(trouble, asked_pause, self.backoff_s * 2**attempt))
+            if stopped.done():
+                break
         raise Unavailable(f"the judge {self.url!r} {trouble}") from None
 
-    def _post(self, session: requests.Session, key: str, body: dict[str, Any]) -> tuple[int, str, bytes]:
+    def _post(
+        self, session: requests.Session, key: str, body: dict[str, Any], stopped: Future[None]
+    ) -> tuple[int, str, bytes]:
         """Status, the pause it asks for and content, within DEADLINE_S and MAX_BYTES. No redirect is followed."""
 
         def authorized(request: requests.PreparedRequest) -> requests.PreparedRequest:
@@ -143,14 +152,14 @@ class Endpoint:
                     content += piece
                 return response.status_code, response.headers.get("Retry-After", ""), content
 
-        return _within(DEADLINE_S, post)
+        return _within(DEADLINE_S, post, stopped)
 
-    def _pause(self, trouble: str, asked: str, backoff_s: float) -> None:
+    def _pause(self, trouble: str, asked: str, backoff_s: float) -> float:
         wanted = float(asked) if re.fullmatch(r"[0-9]{1,9}", asked) else backoff_s
         pause = min(max(wanted, backoff_s), LONGEST_PAUSE_S)
         if wanted > LONGEST_PAUSE_S:
             print(f"the judge {self.url!r} {trouble}, asks for {wanted:,.0f} s and gets {pause:.0f} s", flush=True)
-        time.sleep(pause)
+        return pause
 
     def _answer(self, status: int, content: bytes, key: str) -> str:
         if status in (401, 403):
@@ -184,8 +193,10 @@ def _prefers_first(answer: str) -> float | None:
     return {"A": 1.0, "B": 0.0}[letters.pop()] if len(letters) == 1 else None
 
 
-def _within(seconds: float, call: Any) -> Any:
-    """What `call` gives. Raises TimeoutError after `seconds`: a socket's own timeout begins anew at every byte."""
+def _within(seconds: float, call: Any, stopped: Future[None]) -> Any:
+    """What `call` gives. Raises TimeoutError after `seconds`, or when `stopped` is set: a socket's own timeout begins
+    anew at every byte.
+    """
     result: Future[Any] = Future()
 
     def run() -> None:
@@ -195,4 +206,5 @@ def _within(seconds: float, call: Any) -> Any:
             result.set_exception(error)
 
     threading.Thread(target=run, daemon=True).start()  # one that hangs keeps no process from its end
-    return result.result(seconds)
+    wait([result, stopped], seconds, return_when=FIRST_COMPLETED)
+    return result.result(0)

@@ -1,11 +1,20 @@
 """The endpoint judge against a local server that speaks the chat completions API."""
 
+import gzip
 import json
 import re
+import ssl
 import threading
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from ipaddress import IPv4Address
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 
 from rgtg.errors import Unavailable, UserError
 from rgtg.evaluation import endpoint as rules
@@ -109,7 +118,13 @@ def test_a_refusal_is_one_sentence_without_the_key(served, status):
 def test_a_long_pause_is_cut_and_said(served, monkeypatch, capsys):
     handler, endpoint = served
     pauses: list[float] = []
-    monkeypatch.setattr(rules.time, "sleep", pauses.append)
+    waits = rules.wait
+
+    def wait(futures, timeout=None, **options):
+        pauses.append(timeout) if timeout in (0, rules.LONGEST_PAUSE_S) else None
+        return waits(futures, 0 if timeout == rules.LONGEST_PAUSE_S else timeout, **options)
+
+    monkeypatch.setattr(rules, "wait", wait)
     handler.failures[:], handler.also = [429], {"Retry-After": "100000"}
     assert endpoint.wins(["p"], ["good"], ["bad"]).scores == [1.0]
     assert pauses == [rules.LONGEST_PAUSE_S]
@@ -162,6 +177,109 @@ def test_an_answer_that_drips_ends_at_the_deadline(served, monkeypatch):
             endpoint.wins(["p"], ["good"], ["bad"])
     finally:
         ended.set()
+
+
+def test_nobody_waits_for_what_else_was_asked(served):
+    """One question is refused while another gets no answer: as a signal does, that ends the asking."""
+    handler, endpoint = served
+    ended, answered = threading.Event(), []
+
+    def refuse_all_but_the_first(self):
+        if not handler.asked:
+            handler.asked.append({})
+            ended.wait(10)
+            answered.append(1)
+        self._reply(400, {})
+        return b""
+
+    handler.raw = refuse_all_but_the_first
+    with pytest.raises(UserError, match="refuses \\(400\\)"):
+        endpoint.wins(["p"] * 50, ["good"] * 50, ["bad"] * 50)
+    assert not answered
+    ended.set()
+
+
+@pytest.mark.parametrize("size", [1 << 20, 64 << 20], ids=["short", "long"])
+def test_a_packed_answer_is_not_unpacked(served, size, monkeypatch):
+    """A thousand times as long as what is sent."""
+    handler, endpoint = served
+    packed = gzip.compress(b'{"choices": "' + b"x" * size, 9) * (100 if size > 1 << 20 else 1)
+
+    def refuse(*_):
+        raise AssertionError("unpacked")
+
+    monkeypatch.setattr("urllib3.response.GzipDecoder.decompress", refuse)
+    handler.raw = lambda self: (
+        b"HTTP/1.0 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(packed) + packed
+    )
+    with pytest.raises(UserError, match="does not speak the chat completions API"):
+        endpoint.wins(["p"], ["good"], ["bad"])
+
+
+@pytest.mark.parametrize("key", ["", "planted"])
+def test_a_judge_gets_no_credentials_of_a_netrc(served, tmp_path, monkeypatch, key):
+    handler, endpoint = served
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login someone password a-secret-of-the-test\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("JUDGE_KEY", key)
+    endpoint.wins(["p"], ["good"], ["bad"])
+    assert {asked["key"] for asked in handler.asked} == {f"Bearer {key}" if key else None}
+
+
+@pytest.mark.parametrize(
+    ("url", "key", "warns"),
+    [
+        ("http://judge.example/v1", "planted", True),
+        ("HTTP://judge.example:8000", "planted", True),
+        ("http://judge.example/v1", "", False),
+        ("https://judge.example/v1", "planted", False),
+        ("http://localhost:8000/v1", "planted", False),
+        ("http://[::1]/v1", "planted", False),
+    ],
+)
+def test_a_key_that_goes_unencrypted_is_said(monkeypatch, capsys, url, key, warns):
+    monkeypatch.setenv("JUDGE_KEY", key)
+    Endpoint(url, "m", "JUDGE_KEY").ask([])
+    said = capsys.readouterr().out
+    assert ("unencrypted; use https://" in said) == warns
+    assert "planted" not in said
+
+
+def test_a_certificate_of_an_unknown_authority_is_one_sentence(served, tmp_path):
+    """And the key is not sent."""
+    handler, endpoint = served
+    certificate = self_signed(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"https://127.0.0.1:{server.server_port}/v1"
+        with pytest.raises(UserError, match="SSLError; name its authority in REQUESTS_CA_BUNDLE"):
+            Endpoint(url, "m", "JUDGE_KEY", 0).wins(["p"], ["good"], ["bad"])
+        server.shutdown()
+    assert not handler.asked
+
+
+def self_signed(directory):
+    """A file with a key and a certificate for 127.0.0.1."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(IPv4Address("127.0.0.1"))]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    plain = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    (directory / "both.pem").write_bytes(plain + certificate.public_bytes(Encoding.PEM))
+    return directory / "both.pem"
 
 
 @pytest.mark.parametrize("key", ["planted\nX-Evil: 1", "plan ted", "plantéd"])
