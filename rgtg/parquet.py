@@ -81,7 +81,10 @@ def _places(data: bytes, part: bytes) -> Iterator[int]:
 
 
 def _string(footer: bytes, start: int) -> slice | None:
-    """Where the string that follows at `start` is, in Thrift's compact protocol: the next field, and its length."""
+    """Where the string that follows at `start` is, in Thrift's compact protocol: the next field, and its length.
+
+    None where it does not end its struct: of two fields with one id the last one counts.
+    """
     if footer[start : start + 1] != b"\x18":
         return None
     length = shift = 0
@@ -89,7 +92,8 @@ def _string(footer: bytes, start: int) -> slice | None:
         length |= (footer[i] & 0x7F) << shift
         shift += 7
         if footer[i] < 0x80:
-            return slice(i + 1, i + 1 + length) if i + 1 + length <= len(footer) else None
+            stop = i + 1 + length
+            return slice(i + 1, stop) if footer[stop : stop + 1] == b"\0" else None
     return None
 
 

@@ -1,10 +1,15 @@
 """Input that tries to run code, and a way to see whether it did."""
 
+import base64
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rgtg.parquet import read_footer
 
 OBJECTS = "ray.data.arrow_pickled_object"
 
@@ -60,3 +65,45 @@ def hostile_table(trap: Trap, **columns: list[Any]) -> pa.Table:
     rows = len(next(iter(columns.values())))
     given = {name: _column(name, pa.array(values)) for name, values in columns.items()} | objects(trap, rows)
     return pa.table([array for _, array in given.values()], schema=pa.schema([field for field, _ in given.values()]))
+
+
+def _string(text: bytes) -> bytes:
+    """A string of Thrift's compact protocol: its length, and the text."""
+    length, number = b"", len(text)
+    while number > 0x7F:
+        length, number = length + bytes([number & 0x7F | 0x80]), number >> 7
+    return length + bytes([number]) + text
+
+
+# The pair of the key "ARROW:schema" and a schema as its value, from a plain schema and an evil one. `\x18` is a field
+# whose id is one more than the last one's, `\x08` one whose id is written out, twice as large.
+KEY = _string(b"ARROW:schema")
+PAIRS: dict[str, Callable[[bytes, bytes], bytes]] = {
+    "as it is written": lambda plain, evil: b"\x18" + KEY + b"\x18" + _string(evil),
+    "two values": lambda plain, evil: b"\x18" + KEY + b"\x18" + _string(plain) + b"\x08\x04" + _string(evil),
+    "value id written out": lambda plain, evil: b"\x18" + KEY + b"\x08\x04" + _string(evil),
+    "key id written out": lambda plain, evil: b"\x08\x02" + KEY + b"\x18" + _string(evil),
+    "value before the key": lambda plain, evil: b"\x28" + _string(evil) + b"\x08\x02" + KEY,
+    "two keys": lambda plain, evil: b"\x18" + _string(b"x") + b"\x08\x02" + KEY + b"\x18" + _string(evil),
+    "key between two values": lambda plain, evil: (
+        b"\x28" + _string(plain) + b"\x08\x02" + KEY + b"\x18" + _string(evil) + b"\x18" + _string(b"x")
+    ),
+    "key behind its value": lambda plain, evil: (
+        b"\x18" + KEY + b"\x18" + _string(plain) + b"\x08\x02" + KEY + b"\x18" + _string(evil)
+    ),
+}
+
+
+def file_with_pair(name: str, table: pa.Table) -> bytes:
+    """A Parquet file of `table`, in whose footer the schema is written as PAIRS says."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    data = sink.getvalue().to_pybytes()
+    footer = read_footer(pa.BufferReader(data))
+    plain = base64.b64encode(table.schema.with_metadata(None).serialize().to_pybytes())
+    plain = base64.b64encode(base64.b64decode(plain).replace(b"ARROW:extension:", b"-----:extension:"))
+    evil = pq.ParquetFile(pa.BufferReader(data)).metadata.metadata[b"ARROW:schema"]
+    before = PAIRS["as it is written"](b"", evil)
+    assert before in footer
+    changed = footer.replace(before, PAIRS[name](plain, evil))
+    return data[: -8 - len(footer)] + changed + len(changed).to_bytes(4, "little") + b"PAR1"

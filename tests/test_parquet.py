@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rgtg.parquet import open_parquet, parquet_fault, plain_footer, read_footer
-from tests.hostile import OBJECTS, Trap, field_of, hostile_table, objects
+from tests.hostile import OBJECTS, PAIRS, Trap, field_of, file_with_pair, hostile_table, objects
 
 
 def write(path, *columns: tuple[pa.Field, pa.Array]) -> str:
@@ -39,6 +39,20 @@ def test_python_objects_stay_the_bytes_that_they_are(tmp_path, where):
     assert not trap.sprung
     pq.read_table(path).to_pylist()  # and it is a trap: Arrow alone would have stepped into it
     assert trap.sprung
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_python_objects_stay_bytes_however_the_footer_is_written(tmp_path, name):
+    trap = Trap(tmp_path)
+    field, values = objects(trap)["plain"]
+    data = file_with_pair(name, pa.table([values], schema=pa.schema([field])))
+    file = open_parquet(pa.BufferReader(data))
+    assert file.read()["plain"].to_pylist() == [pickle.dumps(trap)]
+    assert not trap.sprung
+    footer = read_footer(pa.BufferReader(data))
+    assert plain_footer(footer) != footer, "and it is refused where another reader is to read it"
+    pq.read_table(pa.BufferReader(data)).to_pylist()
+    assert trap.sprung, "it is a trap"
 
 
 @pytest.mark.parametrize("name", ["ray.data.arrow_tensor", "ray.data.arrow_tensor_v2", "pandas.period", "arrow.uuid"])

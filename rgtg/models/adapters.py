@@ -2,7 +2,6 @@
 everything else meets plain weights. Needs peft, which is not installed by default.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from rgtg.errors import UserError, first_line
+from rgtg.models.description import read_object
 
 DESCRIPTION, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -54,12 +54,17 @@ def is_adapter(directory: str | Path) -> bool:
 
 
 def describe(directory: str | Path, what: str) -> tuple[str, bool]:
-    """What the adapters in `directory` are for: the place of their base model, and whether they make a classifier."""
-    try:
-        config = json.loads(Path(directory, DESCRIPTION).read_text())
-        return str(config["base_model_name_or_path"]), config.get("task_type") == "SEQ_CLS"
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(f"{what}: the {DESCRIPTION} in {str(directory)!r} is broken: {error}") from error
+    """What the adapters in `directory` are for: the place of their base model, and whether they make a classifier.
+
+    Raises UserError where they are no LoRA: peft has kinds that read files which their description names.
+    """
+    config = read_object(Path(directory, DESCRIPTION), what)
+    base, kind = config.get("base_model_name_or_path"), config.get("peft_type", "LORA")
+    if not isinstance(base, str):
+        raise UserError(f"{what}: the {DESCRIPTION} in {str(directory)!r} names no base_model_name_or_path")
+    if kind != "LORA" or config.get("megatron_config"):  # by which peft imports a module that megatron_core names
+        raise UserError(f"{what}: the adapters in {str(directory)!r} are not plain LoRA; merge them into their base")
+    return base, config.get("task_type") == "SEQ_CLS"
 
 
 def heads(directory: str | Path, what: str) -> tuple[str, ...]:
@@ -75,11 +80,20 @@ def heads(directory: str | Path, what: str) -> tuple[str, ...]:
 
 
 def merge_into(model: Any, directory: str | Path, what: str) -> Any:
-    """The base model with the adapters in `directory` merged into its weights. Reads safetensors alone."""
+    """The base model with the adapters in `directory` merged into its weights. Reads safetensors alone.
+
+    Raises UserError where a weight is missing, which peft may draw at random.
+    """
     peft = _peft()
     try:
-        return peft.PeftModel.from_pretrained(model, str(directory)).merge_and_unload()
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        adapted = peft.PeftModel.from_pretrained(model, str(directory))
+        with safe_open(Path(directory, WEIGHTS), "pt") as file:
+            needed = peft.get_peft_model_state_dict(adapted, save_embedding_layers=False).keys()
+            lacking = sorted(needed - set(file.keys()))
+        if lacking:
+            raise UserError(f"{what}: the adapters in {str(directory)!r} lack {len(lacking)} weights ({lacking[0]})")
+        return adapted.merge_and_unload()
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{what}: cannot merge the adapters in {str(directory)!r}: {first_line(error)}") from error
 
 

@@ -1,6 +1,7 @@
 """What a model directory says of its model: checked before transformers builds anything from it."""
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,17 @@ from rgtg.errors import UserError, first_line
 
 MAX_CONFIG, MAX_TOKENIZER = 16 << 20, 512 << 20  # bytes; the largest tokenizers of the field have some 40 MB
 MAX_LAYERS, MAX_SIZE = 1000, 1 << 24
+
+# Keys by which transformers is led to other files than those that are checked and that a digest covers.
+NAMES_FILES = {
+    "config.json": ("transformers_weights", "configuration_files"),
+    "tokenizer_config.json": ("fast_tokenizer_files",),
+}
+# Files of which a tokenizer is made, one or two of them.
+TOKENIZERS = (
+    *("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "tekken.json", "tiktoken.model"),
+    *("tokenizer.model", "spiece.model", "sentencepiece.bpe.model"),
+)
 
 LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 HEADS = ("num_attention_heads", "n_head", "num_key_value_heads")
@@ -28,11 +40,9 @@ def check_description(directory: str, what: str, place: str) -> None:
         raise UserError(
             f"{what}: {place!r} has both a config.json and an adapter_config.json; keep the weights of one of them"
         )
-    tokenizer = Path(directory, "tokenizer.json")
-    if tokenizer.is_file() and tokenizer.stat().st_size > MAX_TOKENIZER:
-        raise UserError(f"{what}: the tokenizer.json of {place!r} is larger than {MAX_TOKENIZER >> 20} MiB")
     config = read_object(Path(directory, "config.json"), what)
-    if "quantization_config" in config:
+    _check_names_no_file("config.json", config, what, place)
+    if config.get("quantization_config") is not None:
         raise UserError(f"{what}: the weights of {place!r} are quantised; give the model with its plain ones")
     generation = Path(directory, "generation_config.json")
     said: dict[str, list[Any]] = {
@@ -43,6 +53,27 @@ def check_description(directory: str, what: str, place: str) -> None:
         for section in sections:
             if isinstance(section, dict) and (fault := _fault(section)):
                 raise UserError(f"{what}: the {name} of {place!r} says {fault}")
+
+
+def check_tokenizer(directory: str, what: str, place: str) -> None:
+    """Raises UserError for tokenizer files beyond all measure, and for a tokenizer_config.json that names others."""
+    for name in TOKENIZERS:
+        file = Path(directory, name)
+        if file.is_file() and file.stat().st_size > MAX_TOKENIZER:
+            raise UserError(f"{what}: the {name} of {place!r} is larger than {MAX_TOKENIZER >> 20} MiB")
+    config = Path(directory, "tokenizer_config.json")
+    if config.is_file():
+        _check_names_no_file(config.name, read_object(config, what), what, place)
+
+
+def _check_names_no_file(name: str, config: dict[str, Any], what: str, place: str) -> None:
+    for section in (config, *(value for value in config.values() if isinstance(value, dict))):
+        for key in NAMES_FILES[name]:
+            if section.get(key) is not None:
+                raise UserError(
+                    f"{what}: the {name} of {place!r} says by {key!r} that the model is in files of other names; give "
+                    "them their usual names, and take the key out"
+                )
 
 
 def read_object(path: Path, what: str) -> dict[str, Any]:
@@ -61,8 +92,8 @@ def read_object(path: Path, what: str) -> dict[str, Any]:
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"the key {next(n for n in names if names.count(n) > 1)!r} is there twice")
+        (name, _), *_ = Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"the key {name!r} is there twice")
     return found
 
 

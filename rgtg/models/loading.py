@@ -11,7 +11,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from rgtg.errors import UserError, first_line
 from rgtg.models import adapters
-from rgtg.models.description import check_description
+from rgtg.models.description import TOKENIZERS, check_description, check_tokenizer
 from rgtg.models.places import local_directory
 from rgtg.models.rope import first_length, keep_frequencies
 from rgtg.models.weights import check_whole, count_numbers
@@ -94,11 +94,14 @@ def load_tokenizer(place: str, what: str, *, trust_remote_code: bool = False) ->
     directory = local_directory(place, what)
     if adapters.is_adapter(directory) and not Path(directory, "tokenizer_config.json").is_file():
         directory = local_directory(adapters.describe(directory, what)[0], what)
+    check_tokenizer(directory, what, place)
     try:
         tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code)
     except Exception as error:  # tokenizers raises Exception itself
         reason = first_line(error)
-        if not Path(directory, "tokenizer.json").is_file():  # transformers then speaks of its own ways to make one
+        if not any(
+            Path(directory, name).is_file() for name in TOKENIZERS
+        ):  # transformers then speaks of its own ways to make one
             reason = "it has no tokenizer.json; save the model's tokenizer there"
         raise UserError(f"{what}: cannot load the tokenizer of {place!r}: {reason}") from error
     if (longest := _longest_word(tokenizer)) > MAX_WORD:

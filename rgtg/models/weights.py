@@ -17,6 +17,8 @@ def weight_files(directory: str, what: str, place: str) -> list[Path]:
     """The files that transformers reads. Raises UserError where there are none, or an index names others than those
     that a digest of the directory covers: files of that directory itself whose names are not hidden.
     """
+    if any(Path(directory).glob("shard-*-model-*.safetensors")):  # which it would read instead
+        raise UserError(f"{what}: {place!r} holds a checkpoint of distributed training; save the model as a whole")
     whole, index = Path(directory, WEIGHTS), Path(directory, INDEX)
     if whole.is_file():
         return [whole]

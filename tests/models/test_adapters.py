@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from rgtg.config import TrainReward
@@ -104,6 +105,33 @@ def test_adapters_whose_base_is_gone_or_whose_weights_are_pickled(language_dir, 
     (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": "/no/such/place"}))
     with pytest.raises(UserError, match="base of the adapters"):
         LanguageModel.load(str(tmp_path), device="cpu")
-    (tmp_path / "adapter_config.json").write_text("{")
-    with pytest.raises(UserError, match="broken"):
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", "adapter_config.json"),
+        ("[]", "adapter_config.json: it is no JSON object"),
+        ("{}", "names no base_model_name_or_path"),
+        ('{"base_model_name_or_path": "a", "base_model_name_or_path": "b"}', "is there twice"),
+        ('{"base_model_name_or_path": "' + "a" * (16 << 20) + '"}', "larger than 16 MiB"),
+        ('{"base_model_name_or_path": "a", "peft_type": "PROMPT_TUNING"}', "not plain LoRA"),
+        ('{"base_model_name_or_path": "a", "megatron_config": {"x": 1}, "megatron_core": "x"}', "not plain LoRA"),
+    ],
+    ids=["torn", "list", "nothing", "twice", "huge", "another kind", "names a module"],
+)
+def test_adapters_with_a_description_that_is_refused(tmp_path, text, words):
+    (tmp_path / "adapter_config.json").write_text(text)
+    with pytest.raises(UserError, match=words):
+        LanguageModel.load(str(tmp_path), device="cpu")
+
+
+@pytest.mark.parametrize("part", ["lora_A", "lora_B"])
+def test_adapters_that_lack_a_weight_are_not_drawn(language_dir, tmp_path, part):
+    adapter(language_dir, tmp_path, AutoModelForCausalLM, "CAUSAL_LM")
+    assert not json.loads((tmp_path / "adapter_config.json").read_text())["init_lora_weights"]
+    weights = load_file(tmp_path / "adapter_model.safetensors")
+    lost = next(name for name in weights if part in name)
+    save_file({name: w for name, w in weights.items() if name != lost}, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(UserError, match=f"lack 1 weights \\({lost}\\)"):
         LanguageModel.load(str(tmp_path), device="cpu")

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 
 from rgtg.errors import UserError
 from rgtg.models.language import LanguageModel, check_language
@@ -48,6 +49,12 @@ def change(directory: Path, **changes) -> str:
         ({"dtype": 7}, "dtype is 7"),
         ({"num_labels": "two"}, "num_labels is 'two'"),
         ({"quantization_config": {"quant_method": "fp8"}}, "quantised"),
+        (
+            {"transformers_weights": "_hidden.safetensors"},
+            "'transformers_weights' that the model is in files",
+        ),
+        ({"text_config": {"transformers_weights": "adapter_model.bin"}}, "'transformers_weights'"),
+        ({"configuration_files": ["config.1.0.0.json"]}, "'configuration_files'"),
         ({"architectures": 7}, "architectures is 7"),
         ({"rope_parameters": "x"}, "cannot load"),
     ],
@@ -73,6 +80,25 @@ def test_a_config_that_is_no_sound_json(copy_of, language_dir, text, words):
     (directory / "config.json").write_text(text)
     with pytest.raises(UserError, match=words):
         check_language(str(directory))
+
+
+def test_keys_that_are_null_say_nothing(copy_of, language_dir):
+    place = change(copy_of(language_dir), quantization_config=None, transformers_weights=None)
+    assert LanguageModel.load(place).context == 128
+
+
+def test_many_keys_of_which_one_is_there_twice(copy_of, language_dir):
+    directory = copy_of(language_dir)
+    (directory / "config.json").write_text("{" + "".join(f'"{i}": 1, ' for i in range(100_000)) + '"7": 1}')
+    with pytest.raises(UserError, match="the key '7' is there twice"):
+        check_language(str(directory))
+
+
+def test_weights_of_distributed_training_are_not_read_instead(copy_of, language_dir):
+    directory = copy_of(language_dir)
+    shutil.copy(directory / "model.safetensors", directory / "shard-00001-model-00001-of-00001.safetensors")
+    with pytest.raises(UserError, match="a checkpoint of distributed training"):
+        LanguageModel.load(str(directory))
 
 
 @pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation", "experts_implementation"])
@@ -184,6 +210,45 @@ def test_a_broken_header(copy_of, language_dir, header):
     (directory / "model.safetensors").write_bytes(header)
     with pytest.raises(UserError, match=r"models\.language: cannot load"):
         LanguageModel.load(str(directory))
+
+
+def test_a_tokenizer_whose_config_names_another_file(copy_of, language_dir):
+    """One that no digest of the directory covers."""
+    directory = copy_of(language_dir)
+    config = json.loads((directory / "tokenizer_config.json").read_text())
+    config["fast_tokenizer_files"] = ["_hidden/tokenizer.1.0.0.json"]
+    (directory / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="the tokenizer_config.json of .* says by 'fast_tokenizer_files'"):
+        LanguageModel.load(str(directory))
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "vocab.json", "tokenizer.model"])
+def test_a_tokenizer_beyond_all_measure_is_not_read(copy_of, language_dir, name, monkeypatch):
+    directory = copy_of(language_dir)
+    with (directory / name).open("ab") as file:
+        file.truncate((512 << 20) + 1)  # it takes no room
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda *_, **__: pytest.fail("it was to be read"))
+    for load in (load_tokenizer, load_adapters_tokenizer):
+        with pytest.raises(UserError, match=f"the {name} of .* is larger than 512 MiB"):
+            load(str(directory), "models.language")
+
+
+def load_adapters_tokenizer(place: str, what: str) -> None:
+    """Of adapters that have a tokenizer of their own."""
+    Path(place, "config.json").unlink()
+    Path(place, "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": place}))
+    load_tokenizer(place, what)
+
+
+def test_why_a_tokenizer_cannot_be_loaded_is_said_unless_there_is_none(copy_of, language_dir):
+    directory = copy_of(language_dir)
+    (directory / "tokenizer.json").rename(directory / "tokenizer.model")  # which it is not
+    with pytest.raises(UserError) as caught:
+        load_tokenizer(str(directory), "x")
+    assert "tokenizer.json" not in str(caught.value)
+    (directory / "tokenizer.model").unlink()
+    with pytest.raises(UserError, match="it has no tokenizer.json"):
+        load_tokenizer(str(directory), "x")
 
 
 def test_adapters_on_adapters(tmp_path):
