@@ -39,7 +39,7 @@ test: install
 # the three libraries that multiply (ATen, oneDNN, MKL) has a variable of its own.
 NUMERIC := $(BIN)/python -m pytest tests/decoding tests/models tests/training tests/evaluation -n 2 --dist loadfile \
 	-m "not ray and not slow and not gpu" --durations=0 --durations-min=30
-EQUAL_BITS := $(BIN)/python -m pytest tests/decoding/test_determinism.py tests/decoding/test_decoder_prompts.py \
+EQUAL_BITS := $(BIN)/python -m pytest tests/decoding/test_determinism.py tests/decoding/test_prefill.py \
 	tests/decoding/test_search.py tests/models/test_slot_cache.py tests/models/test_packed.py -m "not gpu" \
 	--durations=0 --durations-min=30
 DEFAULT := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_CBWR=COMPATIBLE

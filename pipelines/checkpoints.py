@@ -12,7 +12,7 @@ from ray.train.collective import broadcast_from_rank_zero
 
 from rgtg import storage
 from rgtg.errors import first_line
-from rgtg.training.loop import Learner
+from rgtg.training.reward_trainer import RewardTrainer
 
 STATE = "learner.pt"  # the file of a checkpoint that training goes on from
 # What reading a file raises that was cut off or overwritten, or that is no state at all.
@@ -59,7 +59,7 @@ def _state(checkpoint: str) -> dict[str, Any]:
     return {"totals": state["totals"], **state}
 
 
-def report(learner: Learner, metrics: dict[str, Any], totals: dict[str, float], rank: int) -> None:
+def report(learner: RewardTrainer, metrics: dict[str, Any], totals: dict[str, float], rank: int) -> None:
     """Report metrics with a checkpoint, which worker 0 writes; a collective call."""
     state = learner.state() | {"totals": totals}
     if rank != 0:

@@ -23,11 +23,11 @@ from rgtg.chat import Prompt
 from rgtg.config import SANDBOX, Config
 from rgtg.errors import UserError
 from rgtg.evaluation.endpoint import Endpoint, Wins
-from rgtg.evaluation.likelihood import logprobs as likelihood
+from rgtg.evaluation.logprobs import logprobs as likelihood
 from rgtg.evaluation.results import Result, Scores, measure
 from rgtg.evaluation.variants import Variant, variants
+from rgtg.models.hub import pinned
 from rgtg.models.language import LanguageModel
-from rgtg.models.places import pinned
 from rgtg.models.text_reward import TextReward
 from rgtg.report.evaluation import COSTS, as_markdown, as_table, picture
 from rgtg.report.printing import print_table

@@ -19,13 +19,13 @@ from ray.actor import ActorHandle
 from pipelines.run_directory import check_unchanged
 from rgtg.config import Generate, Models
 from rgtg.decoding.decoder import Completion, Decoder
-from rgtg.decoding.prompts import HELD
+from rgtg.decoding.prefill import HELD
 from rgtg.decoding.request import Request
 from rgtg.errors import RowError, UserError
 from rgtg.methods import METHODS
-from rgtg.models.cache import ROW_MULTIPLE, round_up
 from rgtg.models.loading import context_length, load_config, resolve_device, resolve_dtype
 from rgtg.models.memory import Plan, memory_of, plan
+from rgtg.models.shapes import SLOT_MULTIPLE, round_up
 from rgtg.tables import completions_schema
 
 # Settings of generation that are the decoder's.
@@ -194,7 +194,7 @@ class Generator:
         """
         slots = self.decoder.engine.slots
         if slots > 1:
-            fewer = round_up(slots // 2, ROW_MULTIPLE) if slots > ROW_MULTIPLE else 1
+            fewer = round_up(slots // 2, SLOT_MULTIPLE) if slots > SLOT_MULTIPLE else 1
             self.board.say.remote(f"a device ran out of memory with {slots} slots: it goes on with {fewer}")
         else:
             # It has the only row, or was done and is being scored.

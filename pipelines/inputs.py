@@ -11,9 +11,9 @@ from rgtg.chat import check_template
 from rgtg.config import SANDBOX, Config, Models
 from rgtg.errors import UserError
 from rgtg.methods import METHODS, check_head
+from rgtg.models.hub import pinned
 from rgtg.models.language import check_language
 from rgtg.models.loading import load_tokenizer, slow_bfloat16
-from rgtg.models.places import pinned
 from rgtg.models.reward import RewardModel, check_same_tokens, check_trained
 from rgtg.models.text_reward import TextReward
 

@@ -13,7 +13,7 @@ from pipelines.run_directory import SUCCESS, RunDirectory
 from rgtg import storage, table_files
 from rgtg.config import SANDBOX, Config
 from rgtg.errors import UserError
-from rgtg.evaluation.means import Mean, gain, mean
+from rgtg.evaluation.stats import Mean, gain, mean
 from rgtg.methods import METHODS
 from rgtg.report.summary import Comparison, Summary, as_markdown, as_table
 from rgtg.sandbox.world import true_reward

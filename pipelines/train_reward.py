@@ -24,7 +24,7 @@ from rgtg.config import Config, TrainReward
 from rgtg.errors import UserError
 from rgtg.methods import head_of
 from rgtg.models.reward import RewardModel
-from rgtg.training.loop import Learner, StepResult
+from rgtg.training.reward_trainer import RewardTrainer, StepResult
 
 STAGE = "train_reward"
 LOG_EVERY_S = 5.0
@@ -189,7 +189,7 @@ def _worker(config: dict[str, Any]) -> None:
     )
     check_unchanged(config["digests"])
     num_steps = config["steps_per_epoch"] * settings.epochs
-    learner = Learner(reward_model, settings, num_steps, device)
+    learner = RewardTrainer(reward_model, settings, num_steps, device)
     log = _Log(num_steps, config["board"])
     if state := checkpoints.newest_state(config["checkpoints"], rank, log.say):
         learner.restore(state)
@@ -219,7 +219,7 @@ def _worker(config: dict[str, Any]) -> None:
     checkpoints.report(learner, metrics, log.totals, rank)
 
 
-def _evaluate(learner: Learner, batch_size: int) -> dict[str, Any]:
+def _evaluate(learner: RewardTrainer, batch_size: int) -> dict[str, Any]:
     shard = train.get_dataset_shard("eval")
     return learner.evaluate(
         pairs.to_pairs(batch) for batch in shard.iter_batches(batch_size=batch_size, drop_last=False)

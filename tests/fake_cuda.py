@@ -20,7 +20,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig
 
-from rgtg.models.cache import ATTENTION
+from rgtg.models.attention import ATTENTION
 
 # The number is part of the name: without one, the guard below would say which card is meant.
 CARD = torch.device("cuda:0")

@@ -137,9 +137,9 @@ def no_waiting(machine: Machine) -> str:
         torch.cuda.set_sync_debug_mode("error")
         try:
             with torch.inference_mode():
-                engine.language.look()
+                engine.language.begin_step()
                 if engine.guidance:
-                    engine.guidance.look()
+                    engine.guidance.begin_step()
                 engine._compute()
         finally:
             torch.cuda.set_sync_debug_mode("default")

@@ -13,7 +13,7 @@ from rgtg import templates
 from rgtg.chat import check_template, decode_response, encode_prompt, encode_response, render
 from rgtg.decoding.decoder import Decoder
 from rgtg.errors import RowError, UserError
-from rgtg.evaluation.likelihood import logprobs
+from rgtg.evaluation.logprobs import logprobs
 from rgtg.preferences.readers import Pair
 from rgtg.preferences.tokenized import tokenize_pair
 

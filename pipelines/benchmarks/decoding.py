@@ -16,7 +16,7 @@ from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from pipelines.benchmarks import models, published
-from pipelines.benchmarks.turns import Seconds, measure, numbers
+from pipelines.benchmarks.timing import Seconds, measure, numbers
 from rgtg.decoding.decoder import Decoder
 from rgtg.decoding.guidance import CandidateGuidance, NextTokenGuidance
 from rgtg.decoding.request import Request
@@ -149,11 +149,11 @@ def _engine_ways(task: Task, rows: int) -> list[Way]:
             decoder.engine.run(_requests(task.prompts(rows, next(seeds)), [tokens] * rows))
 
         engine, guidance = decoder.engine, decoder.engine.guidance
-        caches, read = [engine.language.rows.cache], [engine.language.model]
+        caches, read = [engine.language.slots.cache], [engine.language.model]
         if isinstance(guidance, CandidateGuidance):
-            caches, read = [*caches, guidance.rows.cache], [*read, guidance.reward_model.backbone]
+            caches, read = [*caches, guidance.slots.cache], [*read, guidance.reward_model.backbone]
         if isinstance(guidance, NextTokenGuidance):
-            caches, read = [*caches, guidance.reader.rows.cache], [*read, guidance.reward_model.backbone]
+            caches, read = [*caches, guidance.model.slots.cache], [*read, guidance.reward_model.backbone]
         ways.append(Way(name, run, task.new_tokens, rows, caches, read))
     return ways
 

@@ -16,7 +16,7 @@ import torch
 import typer
 
 from pipelines import generate, prompts, ray_session, train_reward
-from pipelines.benchmarks.turns import numbers
+from pipelines.benchmarks.timing import numbers
 from pipelines.generator import DECODER_OPTIONS, Generator
 from pipelines.inputs import resolved
 from rgtg import config_file, table_files

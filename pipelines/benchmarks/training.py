@@ -14,13 +14,13 @@ import typer
 from rich.table import Table
 
 from pipelines.benchmarks import models
-from pipelines.benchmarks.turns import Seconds, measure
+from pipelines.benchmarks.timing import Seconds, measure
 from rgtg.config import TrainReward
 from rgtg.models.loading import resolve_device
 from rgtg.models.reward import RewardModel
 from rgtg.preferences.tokenized import TokenizedPair
 from rgtg.report.printing import print_table
-from rgtg.training.loop import Learner
+from rgtg.training.reward_trainer import RewardTrainer
 
 
 def main(
@@ -87,15 +87,15 @@ def _pairs(number: int, prompt: int, response: int, max_length: int, vocabulary:
     return [TokenizedPair(text(prompt, half), text(response, half), text(response, half), 0) for _ in range(number)]
 
 
-def _learner(language: str, device: torch.device, batch: int, objective: str, **changes: Any) -> Learner:
+def _learner(language: str, device: torch.device, batch: int, objective: str, **changes: Any) -> RewardTrainer:
     settings = TrainReward.model_validate(
         {"objective": objective, "batch_size": batch, "precision": "float32", **changes}
     )
     reward = RewardModel.load(language, head="scalar", what="--")
-    return Learner(reward, settings, 10**6, device)
+    return RewardTrainer(reward, settings, 10**6, device)
 
 
-def _train(learner: Learner, pairs: list[TokenizedPair], batch: int) -> None:
+def _train(learner: RewardTrainer, pairs: list[TokenizedPair], batch: int) -> None:
     for start in range(0, len(pairs), batch):
         learner.train_step(pairs[start : start + batch])
 

@@ -9,18 +9,18 @@ from rgtg.chat import Prompt, check_prompt, decode_response, encode_prompt
 from rgtg.chat import prompt_id as id_of_prompt
 from rgtg.decoding.engine import Engine
 from rgtg.decoding.graphs import STRIDE, cuda_recorder
-from rgtg.decoding.policy import Rule
 from rgtg.decoding.request import Request, Sequence
 from rgtg.decoding.scorer import Scorer, TextScorer, TokenScorer
 from rgtg.decoding.search import SearchEngine
+from rgtg.decoding.token_rule import Rule
 from rgtg.errors import RowError, UserError
 from rgtg.methods import METHODS, with_segments
-from rgtg.models.cache import ROW_MULTIPLE, round_up
 from rgtg.models.ensemble import Combine
 from rgtg.models.language import LanguageModel
 from rgtg.models.loading import num_embeddings
 from rgtg.models.packed import pack
 from rgtg.models.reward import RewardModel, check_trained
+from rgtg.models.shapes import SLOT_MULTIPLE, round_up
 from rgtg.models.text_reward import TextReward
 
 
@@ -110,7 +110,7 @@ class Decoder:
 
     def new_engine(self, slots: int) -> Engine:
         """An engine for `slots` completions at once, with caches of its own."""
-        slots = round_up(slots, ROW_MULTIPLE) if slots > 1 else slots
+        slots = round_up(slots, SLOT_MULTIPLE) if slots > 1 else slots
         guidance = self.scorer.guidance(self.method, slots, self.rule.k) if self.scorer else None
         engine = (
             SearchEngine(self.language, guidance, self.rule, slots, self.segments, self.scorer)

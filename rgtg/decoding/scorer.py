@@ -19,10 +19,10 @@ from rgtg.decoding.guidance import (
 from rgtg.decoding.request import Request
 from rgtg.errors import UserError
 from rgtg.methods import METHODS, check_head
-from rgtg.models.cache import round_up
 from rgtg.models.ensemble import Combine, combine
 from rgtg.models.loading import num_embeddings
 from rgtg.models.reward import RewardModel, check_same_tokens
+from rgtg.models.shapes import round_up
 from rgtg.models.text_reward import TextReward
 
 BATCH, WIDTH_MULTIPLE = 32, 32

@@ -1,7 +1,7 @@
 """Search above the token: proposals of a whole segment, of which the reward model keeps one.
 
-A row proposes a segment of its completion, which is scored where it ends; then the row goes on, or goes back to where
-the segment began and proposes another one. What a segment is and which proposal is kept tells the methods apart:
+A slot proposes a segment of its completion, which is scored where it ends. Then the slot goes on, or goes back to
+where the segment began and proposes another one. What a segment is and which proposal is kept tells the methods apart:
 
 * best of n: a segment is the completion, the best of n proposals is kept;
 * blockwise controlled decoding (arXiv 2310.17022): a segment is a block of tokens, the best of K is kept;
@@ -22,9 +22,9 @@ from torch.nn.functional import pad
 from rgtg.decoding.engine import Engine
 from rgtg.decoding.graphs import Record
 from rgtg.decoding.guidance import Guidance
-from rgtg.decoding.policy import Choice, Rule, row_key, uniform
 from rgtg.decoding.request import Request, Sequence
 from rgtg.decoding.scorer import Scorer
+from rgtg.decoding.token_rule import Choice, Rule, row_key, uniform
 from rgtg.methods import Segments
 from rgtg.models.language import LanguageModel
 
@@ -48,7 +48,7 @@ class Proposal:
 
 @dataclass
 class Draft:
-    """The search of one row: where its segment began, and what was proposed for it so far."""
+    """The search of one slot: where its segment began, and what was proposed for it so far."""
 
     segments: Segments
     max_new_tokens: int
@@ -84,7 +84,7 @@ class Draft:
 
 
 class SearchEngine(Engine):
-    """An engine whose rows propose segments and go back. What a row does still depends on its request alone."""
+    """An engine whose slots propose segments and go back. What a slot does still depends on its request alone."""
 
     def __init__(
         self,
@@ -105,12 +105,12 @@ class SearchEngine(Engine):
     def use_graphs(self, record: Record, stride: int) -> None:
         super().use_graphs(record, 1)  # every token may end a segment
 
-    def _assign(self, row: int, request: Request) -> None:
-        super()._assign(row, request)
+    def _assign(self, slot: int, request: Request) -> None:
+        super()._assign(slot, request)
         if self.segments.accept == "threshold" and request.prompt_reward is None:
             request.prompt_reward = self.scorer.prompt_reward(request)
-        self.drafts[row] = Draft(self.segments, request.max_new_tokens, request.prompt_reward or 0.0)
-        self.forced[row] = -1
+        self.drafts[slot] = Draft(self.segments, request.max_new_tokens, request.prompt_reward or 0.0)
+        self.forced[slot] = -1
 
     def reserve(self, length: int, new: int) -> None:
         super().reserve(length, new)
@@ -120,8 +120,8 @@ class SearchEngine(Engine):
 
     def _choose(self, logprobs: Tensor, rewards: Tensor | None, tokens: Tensor) -> Choice:
         choice = super()._choose(logprobs, rewards, tokens)
-        forced = self.forced[self.rows, self.steps]
-        # What was chosen once is among the candidates again: the row is the same, bit by bit.
+        forced = self.forced[self.index, self.steps]
+        # What was chosen once is among the candidates again: the slot is the same, bit by bit.
         again = (tokens == forced[:, None]).byte().argmax(-1)
         index = torch.where(forced >= 0, again, choice.candidate)
         return choice._replace(candidate=index, logprob=logprobs.gather(-1, index[:, None])[:, 0])
@@ -135,67 +135,67 @@ class SearchEngine(Engine):
             logprobs = logits.float().log_softmax(-1)
             uncertain = (-(logprobs.exp() * logprobs).nansum(-1) >= self.segments.entropy).tolist()
         finished: list[Request] = []
-        for row, owner in enumerate(self.owners):
+        for slot, owner in enumerate(self.owners):
             if owner is None:
                 continue
-            draft, length = self.drafts[row], steps[row]
-            if breaks[row]:
-                finished += self._finish(row, self._sequence(row))
+            draft, length = self.drafts[slot], steps[slot]
+            if breaks[slot]:
+                finished += self._finish(slot, self._sequence(slot))
                 continue
-            ended_before = uncertain[row] and length - 1 - draft.start >= self.segments.shortest
+            ended_before = uncertain[slot] and length - 1 - draft.start >= self.segments.shortest
             # If the segment is kept, this step's token is the first of the next one.
-            if ended_before and not self._goes_on(row, self._proposal(row, length - 1), finished):
+            if ended_before and not self._goes_on(slot, self._proposal(slot, length - 1), finished):
                 continue
-            if ends[row] or length - draft.start == self.segments.length:
-                self._goes_on(row, self._proposal(row, length, stops[row], ends[row]), finished)
+            if ends[slot] or length - draft.start == self.segments.length:
+                self._goes_on(slot, self._proposal(slot, length, stops[slot], ends[slot]), finished)
         return finished
 
-    def _proposal(self, row: int, length: int, stopped: bool = False, ended: bool = False) -> Proposal:
-        owner = self.owners[row]
+    def _proposal(self, slot: int, length: int, stopped: bool = False, ended: bool = False) -> Proposal:
+        owner = self.owners[slot]
         assert owner is not None
-        tokens = self.tokens[row, :length].tolist()
-        own = self.rewards[row, :length].tolist() if self.guidance else None
+        tokens = self.tokens[slot, :length].tolist()
+        own = self.rewards[slot, :length].tolist() if self.guidance else None
         rewards = own or self.scorer.score(owner[0], [tokens])[0]
-        return Proposal(tokens, rewards, fsum(self.logprobs[row, :length].tolist()), stopped, ended)
+        return Proposal(tokens, rewards, fsum(self.logprobs[slot, :length].tolist()), stopped, ended)
 
-    def _goes_on(self, row: int, proposal: Proposal, finished: list[Request]) -> bool:
-        """Judge a proposal, and keep it, go back, or finish the row; whether the row goes on behind it."""
-        owner = self.owners[row]
+    def _goes_on(self, slot: int, proposal: Proposal, finished: list[Request]) -> bool:
+        """Judge a proposal, and keep it, go back, or finish the slot; whether the slot goes on behind it."""
+        owner = self.owners[slot]
         assert owner is not None
         request, sample = owner
-        draft = self.drafts[row]
+        draft = self.drafts[slot]
         key = request.seed, request.prompt_id, sample, draft.judged + 1
         verdict = draft.judge(proposal, uniform(*key))
         kept = draft.best if verdict == "best" and draft.best else proposal
         if not isfinite(proposal.reward) or (verdict != "retry" and kept.ended):
-            finished += self._finish(row, self._kept(row, kept if isfinite(proposal.reward) else proposal))
+            finished += self._finish(slot, self._kept(slot, kept if isfinite(proposal.reward) else proposal))
             return False
         if verdict == "accept":
             draft.advance(len(proposal.token_ids))
             return True
-        self._rewind(row, request, draft.start)
+        self._rewind(slot, request, draft.start)
         if verdict == "retry":
-            self.keys[row] = row_key(*key)
+            self.keys[slot] = row_key(*key)
         else:
             again = torch.tensor(kept.token_ids[draft.start :], device=self.device)
-            self.forced[row, draft.start : len(kept.token_ids)] = again
+            self.forced[slot, draft.start : len(kept.token_ids)] = again
             draft.advance(len(kept.token_ids))
         return False
 
-    def _rewind(self, row: int, request: Request, length: int) -> None:
-        """Go back to where the completion in `row` had `length` tokens."""
-        self.drafts[row].discarded += int(self.steps[row]) - length
-        kept = self.tokens[row, :length].tolist()
-        self.language.rewind(row, request.prompt_ids + kept)
+    def _rewind(self, slot: int, request: Request, length: int) -> None:
+        """Go back to where the completion in `slot` had `length` tokens."""
+        self.drafts[slot].discarded += int(self.steps[slot]) - length
+        kept = self.tokens[slot, :length].tolist()
+        self.language.rewind(slot, request.prompt_ids + kept)
         if self.guidance:
-            self.guidance.rewind(row, request, kept)
-        self.steps[row] = length
-        self.running[row], self.stopped[row] = True, False
+            self.guidance.rewind(slot, request, kept)
+        self.steps[slot] = length
+        self.running[slot], self.stopped[slot] = True, False
 
-    def _kept(self, row: int, proposal: Proposal) -> Sequence:
-        """The completion that a row ends with."""
-        draft = self.drafts[row]
-        decoded = int(self.steps[row]) + draft.discarded
+    def _kept(self, slot: int, proposal: Proposal) -> Sequence:
+        """The completion that a slot ends with."""
+        draft = self.drafts[slot]
+        decoded = int(self.steps[slot]) + draft.discarded
         scored = self.scorer.calls * (draft.judged + (self.segments.accept == "threshold"))
         return Sequence(
             token_ids=proposal.token_ids,

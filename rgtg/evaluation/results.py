@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rgtg.evaluation.diversity import distinct, self_rouge_l
-from rgtg.evaluation.means import Mean, mean
+from rgtg.evaluation.stats import Mean, mean
 from rgtg.evaluation.variants import Variant
 
 

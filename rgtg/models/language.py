@@ -6,7 +6,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from rgtg.errors import UserError
-from rgtg.models.cache import ATTENTION
+from rgtg.models.attention import ATTENTION
 from rgtg.models.loading import (
     check_cacheable,
     context_length,

@@ -12,7 +12,7 @@ from transformers.utils.logging import disable_progress_bar
 from rgtg.errors import UserError, first_line
 from rgtg.models import adapters
 from rgtg.models.description import TOKENIZERS, check_description, check_tokenizer
-from rgtg.models.places import local_directory
+from rgtg.models.hub import local_directory
 from rgtg.models.rope import first_length, keep_frequencies
 from rgtg.models.weights import check_whole, count_numbers
 

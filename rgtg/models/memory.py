@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedConfig
 
-from rgtg.models.cache import ROW_MULTIPLE, SlotCache, round_up, view_length
+from rgtg.models.attention import view_length
+from rgtg.models.cache import SlotCache
 from rgtg.models.loading import is_language_model
 from rgtg.models.packed import can_pack
+from rgtg.models.shapes import SLOT_MULTIPLE, round_up
 
 META = torch.device("meta")
 USABLE = 0.9  # activations, logits and what an allocator loses take the rest
@@ -30,10 +32,10 @@ class Plan:
         """Of `slots`, as many as there is room for, by a number that the engine takes; 0 where one is too many."""
         free = self.memory * USABLE - self.weights - self.prompts
         room = max(0, int(free // max(self.slot + self.growing, 1)))
-        needed = round_up(slots, ROW_MULTIPLE) if slots > 1 else slots
+        needed = round_up(slots, SLOT_MULTIPLE) if slots > 1 else slots
         if not self.memory or room >= needed:
             return slots
-        return room // ROW_MULTIPLE * ROW_MULTIPLE or min(room, 1)
+        return room // SLOT_MULTIPLE * SLOT_MULTIPLE or min(room, 1)
 
     def __str__(self) -> str:
         of = f" of {_gib(self.memory)}" if self.memory else ""

@@ -29,7 +29,7 @@ from transformers.utils import logging as hf_logging
 from rgtg.errors import UserError
 from rgtg.methods import Head
 from rgtg.models.adapters import Adapters
-from rgtg.models.cache import ATTENTION
+from rgtg.models.attention import ATTENTION
 from rgtg.models.loading import (
     check_cacheable,
     context_length,

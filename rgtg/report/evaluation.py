@@ -7,8 +7,8 @@ from typing import Any
 
 from rich.table import Table
 
-from rgtg.evaluation.means import Mean
 from rgtg.evaluation.results import Result, at_kl
+from rgtg.evaluation.stats import Mean
 
 
 def header(results: Sequence[Result]) -> list[str]:

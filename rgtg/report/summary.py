@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from rich.table import Table
 
-from rgtg.evaluation.means import Mean
+from rgtg.evaluation.stats import Mean
 
 Counts = dict[str, Any]
 

@@ -11,7 +11,7 @@ import torch
 
 from rgtg.chat import prompt_id
 from rgtg.decoding.decoder import Decoder
-from rgtg.decoding.policy import gumbel, row_key
+from rgtg.decoding.token_rule import gumbel, row_key
 from rgtg.methods import METHODS
 from tests.tolerance import alike
 

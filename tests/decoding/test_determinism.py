@@ -55,7 +55,7 @@ def test_what_a_broken_row_leaves_behind_reaches_no_later_one(language_dir, rewa
     decoder = Decoder.load(language_dir, reward_dir, method, slots=8)
     decoder.generate(["others", "came before"], **OPTIONS)
     guidance = decoder.engine.guidance
-    caches = [decoder.engine.language.rows.cache, *([guidance.rows.cache] if guidance else [])]
+    caches = [decoder.engine.language.slots.cache, *([guidance.slots.cache] if guidance else [])]
     with torch.inference_mode():
         for cache in caches:
             cache.keys.fill_(torch.nan)

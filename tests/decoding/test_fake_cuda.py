@@ -6,7 +6,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from rgtg.decoding.decoder import Decoder
 from rgtg.decoding.graphs import Watch
-from rgtg.decoding.prompts import Prompts
+from rgtg.decoding.prefill import PrefixCache
 from rgtg.decoding.scorer import TokenScorer
 from rgtg.models.language import LanguageModel
 from rgtg.models.reward import RewardModel
@@ -37,7 +37,7 @@ class Told:
 
     def _steps(self, row):
         owner = self.engine.owners[row]
-        return self.engine.language.rows.reached[row] + 1 - len(owner[0].prompt_ids) if owner else 0
+        return self.engine.language.slots.reached[row] + 1 - len(owner[0].prompt_ids) if owner else 0
 
 
 def constant(shape, value):
@@ -121,7 +121,7 @@ def test_long_prompts_are_read(toy_tokenizer, heads):
     """In chunks, of which the second one sees the first one."""
     with fake_cuda() as card:
         model = fake_model(AutoModelForCausalLM, *heads, len(toy_tokenizer), torch.float32)
-        read = Prompts(model.base_model, SLOTS).get([3] * len(LONG))
+        read = PrefixCache(model.base_model, SLOTS).get([3] * len(LONG))
     assert read.keys.shape == (1, heads[2], len(LONG), 16)
     assert read.keys.device == CARD
     assert set(card.kernels) == {"efficient"}

@@ -30,7 +30,7 @@ def rescored(classifier, prefix, token):
 
 
 def rewards_of(guidance, tokens):
-    guidance.look()
+    guidance.begin_step()
     return guidance.rewards(tokens)
 
 
@@ -74,7 +74,7 @@ def test_rewards_of_siblings_as_rows_begin_go_on_and_are_taken_over(classifier, 
     step()
     step()
     # An idle row is computed with the others and disturbs none.
-    guidance.park(1)
+    guidance.release(1)
     prefixes[1] = []
     step()
 

@@ -7,7 +7,7 @@ import torch
 
 from rgtg.chat import prompt_id
 from rgtg.decoding.decoder import Decoder
-from rgtg.decoding.policy import gumbel, row_key
+from rgtg.decoding.token_rule import gumbel, row_key
 from rgtg.errors import UserError
 from rgtg.models.ensemble import combine
 from tests.decoding.test_decoder_reference import PROMPTS, Reference, compare, without_padding

@@ -9,8 +9,8 @@ import torch
 
 from rgtg.chat import prompt_id
 from rgtg.decoding.decoder import Decoder
-from rgtg.decoding.policy import gumbel, row_key, uniform
 from rgtg.decoding.search import Draft, Proposal
+from rgtg.decoding.token_rule import gumbel, row_key, uniform
 from rgtg.errors import UserError
 from rgtg.methods import METHODS, Segments
 from tests.decoding.test_decoder_reference import PROMPTS, Reference, without_padding

@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 
 from rgtg.decoding.decoder import Decoder
-from rgtg.decoding.policy import Rule, choose
+from rgtg.decoding.token_rule import Rule, choose
 from tests.tolerance import alike
 
 PROMPT = "abca"

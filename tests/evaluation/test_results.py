@@ -3,8 +3,8 @@ import math
 import pytest
 
 from rgtg.config import Generate
-from rgtg.evaluation.means import Mean
 from rgtg.evaluation.results import at_kl, measure
+from rgtg.evaluation.stats import Mean
 from rgtg.evaluation.variants import variants
 
 

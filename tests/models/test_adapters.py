@@ -6,15 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tests.training.test_learner import make_pairs
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from rgtg.config import TrainReward
 from rgtg.errors import UserError
 from rgtg.models.language import LanguageModel
 from rgtg.models.reward import RewardModel
-from rgtg.training.loop import Learner
+from rgtg.training.reward_trainer import RewardTrainer
 from tests.tolerance import assert_alike
-from tests.training.test_learner import make_pairs
 
 peft = pytest.importorskip("peft")
 IDS = torch.tensor([[1, 40, 50, 60, 2]])
@@ -22,7 +22,7 @@ IDS = torch.tensor([[1, 40, 50, 60, 2]])
 
 def learner(reward_model, **settings):
     settings = TrainReward(learning_rate=1e-2, precision="float32", lora_rank=4, **settings)
-    return Learner(reward_model, settings, 10, torch.device("cpu"))
+    return RewardTrainer(reward_model, settings, 10, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("arch", ["llama", "gpt2"])

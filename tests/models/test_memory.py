@@ -12,9 +12,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 from rgtg.decoding.engine import Engine
 from rgtg.decoding.guidance import CandidateGuidance
-from rgtg.decoding.policy import Rule
-from rgtg.decoding.prompts import HELD
-from rgtg.models.cache import SlotCache, view_length
+from rgtg.decoding.prefill import HELD
+from rgtg.decoding.token_rule import Rule
+from rgtg.models.attention import view_length
+from rgtg.models.cache import SlotCache
 from rgtg.models.language import LanguageModel
 from rgtg.models.loading import load_config
 from rgtg.models.memory import USABLE, Plan, memory_of, plan

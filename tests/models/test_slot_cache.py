@@ -5,7 +5,8 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from rgtg.models.cache import ATTENTION, BLOCK, SlotCache, additive_mask, packed_gqa, view_length
+from rgtg.models.attention import ATTENTION, BLOCK, additive_mask, packed_gqa, view_length
+from rgtg.models.cache import SlotCache
 from tests.tolerance import assert_alike
 
 
@@ -27,7 +28,7 @@ def fill(model, cache, row, ids):
     cache.reserve(len(ids))
     past = model(input_ids=torch.tensor([ids]), use_cache=True).past_key_values
     layers = [(layer.keys[0], layer.values[0]) for layer in past.layers]
-    cache.write_row(row, tuple(torch.stack(tensors) for tensors in zip(*layers, strict=True)))
+    cache.write_slot(row, tuple(torch.stack(tensors) for tensors in zip(*layers, strict=True)))
 
 
 def step(model, cache, tokens, lengths):
@@ -106,20 +107,20 @@ def test_write_row_leaves_nothing_of_what_the_row_held_and_touches_no_other():
     cache = filled()
     before = cache.keys.clone()
     read = before[:, 1, :, :5] + 1, before[:, 1, :, :5] + 2
-    cache.write_row(2, read)
+    cache.write_slot(2, read)
     assert torch.equal(cache.keys[:, 2, :, :5], read[0])
     assert torch.equal(cache.values[:, 2, :, :5], read[1])
     assert not cache.keys[:, 2, :, 5:].any()
     assert torch.equal(cache.keys[:, :2], before[:, :2])
     assert torch.equal(cache.values[:, :2], -before[:, :2])
-    cache.write_row(0, None)
+    cache.write_slot(0, None)
     assert not cache.keys[:, 0].any()
 
 
 def test_move_slot_moves_one_slot_of_each_row():
     cache = filled()
     before = cache.keys.clone()
-    cache.move_slot(torch.tensor([7, 3, 9]), torch.tensor([4, 3, 8]))
+    cache.move_position(torch.tensor([7, 3, 9]), torch.tensor([4, 3, 8]))
     expected = before.clone()
     expected[:, 0, :, 4], expected[:, 2, :, 8] = before[:, 0, :, 7], before[:, 2, :, 9]
     assert torch.equal(cache.keys, expected)

@@ -73,9 +73,9 @@ def test_training_goes_on_from_its_checkpoint_when_the_worker_dies(job, tmp_path
     marks.mkdir()
 
     def dies_once(config):
-        from rgtg.training.loop import Learner
+        from rgtg.training.reward_trainer import RewardTrainer
 
-        step = Learner.train_step
+        step = RewardTrainer.train_step
 
         def train_step(self, batch):
             with open(marks / "steps", "a") as file:
@@ -85,7 +85,7 @@ def test_training_goes_on_from_its_checkpoint_when_the_worker_dies(job, tmp_path
                 os._exit(1)
             return step(self, batch)
 
-        Learner.train_step = train_step
+        RewardTrainer.train_step = train_step
         worker(config)
 
     worker = train_reward._worker

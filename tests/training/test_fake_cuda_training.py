@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from rgtg.config import TrainReward
 from rgtg.models.reward import RewardModel
 from rgtg.preferences.tokenized import TokenizedPair
-from rgtg.training.loop import Learner
+from rgtg.training.reward_trainer import RewardTrainer
 from tests.fake_cuda import CARD, MODELS, fake_cuda, fake_model
 
 PAIRS = [TokenizedPair([1] * 5, [3] * n, [4] * (n + 7), 0) for n in (3, 40, 41, 90, 91)]
@@ -19,7 +19,7 @@ def step(card, tokenizer, heads, **settings):
     kind = settings.head_kind
     auto = AutoModelForSequenceClassification if kind == "scalar" else AutoModelForCausalLM
     model = RewardModel(fake_model(auto, *heads, len(tokenizer) + 1, torch.float32), tokenizer, kind)
-    learner, waits = Learner(model, settings, 10, CARD), []
+    learner, waits = RewardTrainer(model, settings, 10, CARD), []
 
     def tell(tensor):
         waits.extend([tensor] * (tensor.device == CARD))

@@ -13,7 +13,7 @@ import torch.multiprocessing as multiprocessing
 from rgtg.config import TrainReward
 from rgtg.models.reward import RewardModel
 from rgtg.preferences.tokenized import TokenizedPair, common_length
-from rgtg.training.loop import Learner
+from rgtg.training.reward_trainer import RewardTrainer
 from tests.tolerance import EPS, ROUNDING
 
 EOS = 2
@@ -45,7 +45,7 @@ def learner(reward_dir, **settings):
     torch.manual_seed(0)  # of adapters, which begin at random
     reward_model = RewardModel.load(reward_dir)
     settings = {"learning_rate": RATE, "precision": "float32", "batch_size": 8, "warmup": 0.5, **settings}
-    it = Learner(reward_model, TrainReward(**settings), 4, torch.device("cpu"))
+    it = RewardTrainer(reward_model, TrainReward(**settings), 4, torch.device("cpu"))
     for group in it.optimizer.param_groups:
         group["eps"] = ADAM_EPS
     return it

@@ -2,7 +2,7 @@ from math import nan, sqrt
 
 import pytest
 
-from rgtg.evaluation.means import Mean, gain, mean
+from rgtg.evaluation.stats import Mean, gain, mean
 
 
 def test_the_error_is_that_of_the_mean():

@@ -1,4 +1,4 @@
-"""Prompts: the keys and values of prompts, read before a row begins, several in one forward."""
+"""Prefill: keys and values of prompts, computed before a slot starts, several prompts in one forward."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from rgtg.models.cache import additive_mask, round_up
+from rgtg.models.attention import additive_mask
+from rgtg.models.shapes import round_up
 
 # A prompt's bits must be its own, and rounding depends on the shape of a forward. So its length alone gives the shape:
 # a short prompt is padded to the next of these lengths and is one of as many (some may be empty) as have so many
@@ -26,7 +27,7 @@ class KeysValues(NamedTuple):
     values: Tensor
 
 
-class Prompts:
+class PrefixCache:
     """What a model has read of prompts, the last ones used: for their other samples, and for prompts that begin with
     the same chunks, those of a system prompt.
     """

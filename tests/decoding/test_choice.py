@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-from rgtg.decoding.policy import Rule, candidates, choose, gumbel, row_key
+from rgtg.decoding.token_rule import Rule, candidates, choose, gumbel, row_key
 from tests.tolerance import assert_alike
 
 EULER_GAMMA = 0.5772156649015329

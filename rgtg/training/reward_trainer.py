@@ -14,9 +14,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from rgtg.config import TrainReward
 from rgtg.errors import UserError
-from rgtg.models.cache import round_up
 from rgtg.models.loading import has_fast_bfloat16
 from rgtg.models.reward import RewardModel
+from rgtg.models.shapes import round_up
 from rgtg.preferences.tokenized import TokenizedPair
 from rgtg.training.batch import Batch, collate
 from rgtg.training.losses import OBJECTIVES, Prefixes, prefix_mask, prefix_rewards
@@ -43,7 +43,7 @@ class StepResult:
     masked: int  # prefix pairs left out because their tokens are identical
 
 
-class Learner:
+class RewardTrainer:
     """The reward model, its optimizer and its schedule on one worker; the owner of all that a checkpoint holds."""
 
     def __init__(self, reward_model: RewardModel, settings: TrainReward, num_steps: int, device: torch.device) -> None:

@@ -10,7 +10,7 @@ from rgtg.config import TrainReward
 from rgtg.errors import UserError
 from rgtg.models.reward import RewardModel
 from rgtg.preferences.tokenized import TokenizedPair, common_length
-from rgtg.training.loop import Learner, by_length
+from rgtg.training.reward_trainer import RewardTrainer, by_length
 from tests.tolerance import ROUNDING, alike, assert_rounds_alike
 
 EOS = 2
@@ -35,7 +35,9 @@ def make_pairs(n, seed=0, low=3, high=259, longest=9):
 def learner(directory, num_steps=10, **settings):
     settings = {"learning_rate": 1e-3, "precision": "float32", **settings}
     settings = TrainReward(**settings)
-    return Learner(RewardModel.load(directory, head=settings.head_kind), settings, num_steps, torch.device("cpu"))
+    return RewardTrainer(
+        RewardModel.load(directory, head=settings.head_kind), settings, num_steps, torch.device("cpu")
+    )
 
 
 def parameters(learner):
@@ -48,7 +50,7 @@ def assert_same(one, other):
         torch.testing.assert_close(one[name], other[name], atol=0, rtol=0, msg=name)
 
 
-class Rows:
+class CacheSlots:
     """The published way: every (pair, prefix) is two rows, each scored separately by plain transformers."""
 
     def __init__(self, classifier):
@@ -76,7 +78,7 @@ class Rows:
 
 @pytest.fixture(scope="module")
 def rows(plain, reward_dir):
-    return Rows(plain(reward_dir))
+    return CacheSlots(plain(reward_dir))
 
 
 def mean(values):
@@ -187,7 +189,7 @@ def test_padding_changes_nothing_but_rounding(reward_dir, language_dir, settings
     """Rows are padded to widths of a few sizes on a GPU."""
     place = language_dir if {"head", "farma", "genarm"} & {*settings, *settings.values()} else reward_dir
     narrow, result = gradients_of_a_step(place, make_pairs(6), **settings)
-    monkeypatch.setattr(Learner, "_width", lambda self, pairs: 64)
+    monkeypatch.setattr(RewardTrainer, "_width", lambda self, pairs: 64)
     wide, padded = gradients_of_a_step(place, make_pairs(6), **settings)
     assert_rounds_alike(wide, narrow)
     assert padded.loss == pytest.approx(result.loss, rel=ROUNDING)

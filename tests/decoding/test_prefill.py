@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from rgtg.decoding.decoder import Decoder
-from rgtg.decoding.prompts import CHUNK, HELD, Prompts
-from rgtg.models.cache import ATTENTION
+from rgtg.decoding.prefill import CHUNK, HELD, PrefixCache
+from rgtg.models.attention import ATTENTION
 from rgtg.models.packed import pack
 from tests.tolerance import assert_alike
 
@@ -36,7 +36,7 @@ def prompts_of(model, rows=8):
     model.register_forward_pre_hook(
         lambda _, args, given: shapes.append(tuple(given["input_ids"].shape)), with_kwargs=True
     )
-    return Prompts(model, rows), shapes
+    return PrefixCache(model, rows), shapes
 
 
 def same(found, expected):
@@ -48,7 +48,7 @@ def same(found, expected):
 def test_keys_and_values_are_those_of_one_plain_forward(plain, long_language_dir, prompt):
     ours, theirs = plain(long_language_dir), plain(long_language_dir)
     ours.set_attn_implementation(ATTENTION)
-    keys, values = Prompts(ours.base_model, 8).get(prompt, SOME)
+    keys, values = PrefixCache(ours.base_model, 8).get(prompt, SOME)
     whole = theirs.base_model(input_ids=torch.tensor([prompt]), use_cache=True).past_key_values
     assert keys.shape[2] == len(prompt)
     for i, layer in enumerate(whole.layers):
@@ -72,10 +72,10 @@ def test_coming_prompts_of_the_same_shape_are_read_along(model):
 
 @torch.inference_mode()
 def test_company_and_order_change_no_bit(model):
-    expected = [Prompts(model, 8).get(prompt) for prompt in SOME]
+    expected = [PrefixCache(model, 8).get(prompt) for prompt in SOME]
     for seed in range(5):
         order = random.Random(seed).sample(range(len(SOME)), len(SOME))
-        prompts = Prompts(model, 8)
+        prompts = PrefixCache(model, 8)
         for at, i in enumerate(order):
             assert same(prompts.get(SOME[i], [SOME[j] for j in order[at + 1 :]]), expected[i])
 
@@ -88,10 +88,10 @@ def test_a_common_beginning_is_read_once_and_bit_by_bit_what_reading_it_would_gi
     # The first one whole; a common beginning of two chunks, then of one; another prompt; and two once more.
     assert [length for _, length in shapes] == [CHUNK, CHUNK, 32, 32, 64, 224]
     for read, prompt in zip(found, many, strict=True):
-        assert same(read, Prompts(model, 8).get(prompt))
+        assert same(read, PrefixCache(model, 8).get(prompt))
     # Where the held one ends with a chunk, or the new one does.
-    assert same(prompts.get(SYSTEM[: 2 * CHUNK]), Prompts(model, 8).get(SYSTEM[: 2 * CHUNK]))
-    assert same(prompts.get(SYSTEM), Prompts(model, 8).get(SYSTEM))
+    assert same(prompts.get(SYSTEM[: 2 * CHUNK]), PrefixCache(model, 8).get(SYSTEM[: 2 * CHUNK]))
+    assert same(prompts.get(SYSTEM), PrefixCache(model, 8).get(SYSTEM))
 
 
 @torch.inference_mode()

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from rgtg.evaluation.likelihood import logprobs
+from rgtg.evaluation.logprobs import logprobs
 from rgtg.models.language import LanguageModel
 from tests.tolerance import alike
 
