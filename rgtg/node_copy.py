@@ -54,15 +54,23 @@ def copy_of(what: list[object], fetch: Callable[[str], None]) -> str:
     return str(target)
 
 
+def cache_directory() -> Path:
+    """`$RGTG_CACHE`, by default ~/.cache/rgtg, made where it is not there. Raises UserError where it cannot be."""
+    place = os.environ.get("RGTG_CACHE") or "~/.cache/rgtg"
+    try:
+        base = Path(place).expanduser().absolute()
+        base.mkdir(parents=True, exist_ok=True)
+    except RuntimeError as error:  # in a container whose user has no entry and no HOME
+        raise UserError(f"there is no home for the cache {place!r}; set RGTG_CACHE") from error
+    except OSError as error:
+        raise UserError(f"cannot write to the cache {place!r}: {error.strerror}; set RGTG_CACHE") from error
+    return base
+
+
 def _home() -> Path:
     """The directory of all copies, of this user alone."""
+    home = cache_directory() / "copies"
     try:
-        base = Path(os.environ.get("RGTG_CACHE") or "~/.cache/rgtg").expanduser().absolute()
-    except RuntimeError as error:  # in a container whose user has no entry and no HOME
-        raise UserError(f"there is no place for the cache ({error}); set RGTG_CACHE") from error
-    home = base / "copies"
-    try:
-        base.mkdir(parents=True, exist_ok=True)
         with suppress(FileExistsError):
             home.mkdir(mode=0o700)
         found = home.lstat()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from rgtg import node_copy
+from rgtg import node_copy, sandbox
 from rgtg.errors import UserError
 
 WEEK = node_copy.UNUSED_S
@@ -144,12 +144,21 @@ def test_a_cache_that_cannot_be_written_to_says_so(fetch, cache, monkeypatch):
         node_copy.copy_of(["a"], fetch)
 
 
+def test_a_cache_below_a_file_says_so(fetch, monkeypatch, tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    monkeypatch.setenv("RGTG_CACHE", str(tmp_path / "file" / "cache"))
+    for call in (lambda: node_copy.copy_of(["a"], fetch), sandbox.ensure):
+        with pytest.raises(UserError, match="cannot write to the cache .*Not a directory; set RGTG_CACHE"):
+            call()
+
+
 def test_a_user_without_a_home_is_told_what_to_set(fetch, monkeypatch):
     monkeypatch.setenv("RGTG_CACHE", "")
     monkeypatch.setenv("HOME", "")
     monkeypatch.setattr(node_copy.os.path, "expanduser", lambda path: path)  # as where no entry has the user's id
-    with pytest.raises(UserError, match="no place for the cache .*; set RGTG_CACHE"):
-        node_copy.copy_of(["a"], fetch)
+    for call in (lambda: node_copy.copy_of(["a"], fetch), sandbox.ensure):
+        with pytest.raises(UserError, match="no home for the cache .*; set RGTG_CACHE"):
+            call()
 
 
 def test_a_copy_that_breaks_off_leaves_nothing(cache):
