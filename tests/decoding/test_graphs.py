@@ -288,3 +288,21 @@ def test_cuda_graphs_change_no_bit(make_language, make_reward, method, dtype, le
     assert graphs.generate(prompts, **options) == eager.generate(prompts, **options)
     assert graphs.engine.graphs.trusted
     assert graphs.engine.graphs.replays
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("method", ["unguided", "pargs", "pargs-best-of-n"])
+def test_a_step_on_a_card_waits_for_nothing(language_dir, reward_dir, method):
+    """Not even inside a kernel, where `Watch` sees nothing."""
+    decoder = Decoder.load(language_dir, reward_dir, method, slots=8, device="cuda", cuda_graphs=False)
+    compute = decoder.engine._compute
+
+    def strict():
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            return compute()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    decoder.engine._compute = strict
+    decoder.generate(PROMPTS, max_new_tokens=5)
