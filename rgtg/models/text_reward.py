@@ -4,10 +4,12 @@ from datetime import date
 from typing import Any
 
 import torch
+from torch.nn.attention import sdpa_kernel
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
 from rgtg.chat import Prompt, render, tokenizing
 from rgtg.errors import UserError
+from rgtg.models.cache import BACKENDS
 from rgtg.models.loading import (
     context_length,
     load_config,
@@ -106,12 +108,13 @@ class TextReward:
             batch[row, : len(tokens)], mask[row, : len(tokens)] = torch.tensor(tokens), 1
         batch, mask = batch.to(self.model.device), mask.to(self.model.device)
         head = getattr(self.model, "score", None)
-        if isinstance(head, torch.nn.Linear):  # a causal classifier: by position, since pooling stumbles over EOS
-            hidden = self.model.base_model(input_ids=batch, attention_mask=mask).last_hidden_state
-            last = mask.sum(-1) - 1
-            logits = head(hidden[torch.arange(len(ids), device=last.device), last])
-        else:
-            logits = self.model(input_ids=batch, attention_mask=mask).logits
+        with sdpa_kernel(BACKENDS):
+            if isinstance(head, torch.nn.Linear):  # a causal classifier: by position, since pooling stumbles over EOS
+                hidden = self.model.base_model(input_ids=batch, attention_mask=mask).last_hidden_state
+                last = mask.sum(-1) - 1
+                logits = head(hidden[torch.arange(len(ids), device=last.device), last])
+            else:
+                logits = self.model(input_ids=batch, attention_mask=mask).logits
         logits = logits.float()
         return (logits[:, 0] if logits.shape[1] == 1 else logits[:, 1] - logits[:, 0]).tolist()
 

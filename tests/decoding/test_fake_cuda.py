@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from rgtg.decoding.decoder import Decoder
 from rgtg.decoding.graphs import Watch
@@ -10,6 +10,7 @@ from rgtg.decoding.prefill import PrefixCache
 from rgtg.decoding.scorer import TokenScorer
 from rgtg.models.language import LanguageModel
 from rgtg.models.reward import RewardModel
+from rgtg.models.text_reward import TextReward
 from tests.fake_cuda import CARD, MODELS, fake_cuda, fake_model
 
 SHORT, LONG = "abc", "a" * 300  # read with others, padded; and alone, in two chunks
@@ -109,6 +110,7 @@ METHODS = {
 def test_methods_decode(toy_tokenizer, method, heads):
     options = {"target_reward": 1.0} if method == "cards" else {}
     options |= {"dtype": torch.float32} if method == "unguided" else {}
+    options |= {"proposals": 2} if method in ("best-of-n", "pargs-best-of-n", "cd-blockwise") else {}
     with fake_cuda() as card:
         rows = decode(card, toy_tokenizer, method, heads, [SHORT, LONG], 2, METHODS[method], **options)
     assert all(len(c.token_ids) <= NEW_TOKENS for row in rows for c in row)
@@ -124,4 +126,16 @@ def test_long_prompts_are_read(toy_tokenizer, heads):
         read = PrefixCache(model.base_model, SLOTS).get([3] * len(LONG))
     assert read.keys.shape == (1, heads[2], len(LONG), 16)
     assert read.keys.device == CARD
+    assert set(card.kernels) == {"efficient"}
+
+
+@pytest.mark.parametrize(("arch", "changes"), [("bert", {}), ("llama", {"num_key_value_heads": 2})])
+def test_texts_are_read(toy_tokenizer, arch, changes):
+    """By classifiers of any architecture, with the attention of transformers."""
+    config = AutoConfig.for_model(arch, hidden_size=64, num_attention_heads=4, num_hidden_layers=1, **changes)
+    config.num_labels, config.vocab_size, config.pad_token_id = 1, len(toy_tokenizer), 0
+    with fake_cuda() as card:
+        model = AutoModelForSequenceClassification.from_config(config, dtype=torch.bfloat16).eval().to(CARD)
+        card.tell = lambda tensor: constant(tensor.shape, tensor.dtype == torch.bool or 0.5)
+        assert TextReward(model, toy_tokenizer).score_texts([SHORT, LONG]) == [0.5, 0.5]
     assert set(card.kernels) == {"efficient"}

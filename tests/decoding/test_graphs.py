@@ -195,6 +195,18 @@ def test_a_failed_recording_is_that_of_its_shape_alone():
     assert graphs.trusted
 
 
+@pytest.mark.parametrize("times", [1, 2, 1000])
+def test_completions_are_the_same_where_recording_fails(language_dir, reward_dir, times):
+    decoder, plain = (Decoder.load(language_dir, reward_dir, "pargs", slots=8) for _ in range(2))
+    recorder = Failing(times)
+    decoder.engine.use_graphs(recorder, 4)
+    for longest in (5, 30, 60):  # caches that grow: new shapes
+        options = {"samples": 2, "max_new_tokens": longest}
+        assert decoder.generate(PROMPTS, **options) == plain.generate(PROMPTS, **options)
+    assert decoder.engine.graphs.trusted
+    assert bool(recorder.replays) == (times < 1000)
+
+
 def test_one_graph_that_repeats_something_else_ends_them_all(caplog):
     def record(compute):
         replay = Recorder()(compute)
@@ -288,3 +300,21 @@ def test_cuda_graphs_change_no_bit(make_language, make_reward, method, dtype, le
     assert graphs.generate(prompts, **options) == eager.generate(prompts, **options)
     assert graphs.engine.graphs.trusted
     assert graphs.engine.graphs.replays
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("method", ["unguided", "pargs", "pargs-best-of-n"])
+def test_a_step_on_a_card_waits_for_nothing(language_dir, reward_dir, method):
+    """Not even inside a kernel, where `Watch` sees nothing."""
+    decoder = Decoder.load(language_dir, reward_dir, method, slots=8, device="cuda", cuda_graphs=False)
+    compute = decoder.engine._compute
+
+    def strict():
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            return compute()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    decoder.engine._compute = strict
+    decoder.generate(PROMPTS, max_new_tokens=5)

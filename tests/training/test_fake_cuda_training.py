@@ -23,7 +23,7 @@ def step(card, tokenizer, heads, **settings):
 
     def tell(tensor):
         waits.extend([tensor] * (tensor.device == CARD))
-        value = 1.0 if tensor.is_floating_point() else 1
+        value = 1.0 if tensor.is_floating_point() else tensor.dtype == torch.bool or 1
         return [value] * len(tensor) if tensor.ndim else value
 
     card.tell = tell
