@@ -4,6 +4,7 @@ A guidance owns the reward model's state of every row and is driven by the engin
 for the candidates of a step, `commit` with what was chosen.
 """
 
+from math import nan
 from typing import Protocol
 
 import torch
@@ -14,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from rgtg.chat import decode_response
 from rgtg.decoding.reader import Reader, Rows
 from rgtg.decoding.request import Request
+from rgtg.errors import RowError
 from rgtg.models.ensemble import Combine, combine
 from rgtg.models.reward import RewardModel
 from rgtg.models.text_reward import TextReward
@@ -191,10 +193,16 @@ class TextGuidance:
         rewards = torch.zeros(self.tokens.shape)
         for row, request in enumerate(self.requests):
             if request:
-                ended = [[*self.completions[row], token] for token in self.tokens[row].tolist()]
-                texts = [completion_text(self.tokenizer, request, ids) for ids in ended]
-                rewards[row] = torch.tensor(self.reward.forward_texts(texts))
+                rewards[row] = torch.tensor(self._rewards(request, self.completions[row], self.tokens[row].tolist()))
         return rewards.to(tokens.device)
+
+    def _rewards(self, request: Request, completion: list[int], candidates: list[int]) -> list[float]:
+        """Of a text that a tokenizer fails on they are NaN, by which the row ends, and no other one."""
+        try:
+            texts = [completion_text(self.tokenizer, request, [*completion, token]) for token in candidates]
+            return self.reward.forward_texts(texts)
+        except RowError:
+            return [nan] * len(candidates)
 
     def commit(self, index: Tensor, running: Tensor) -> None:
         chosen = self.tokens.gather(1, index.cpu()[:, None])[:, 0].tolist()
