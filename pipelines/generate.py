@@ -110,11 +110,10 @@ def complete(
     }
     ray_session.start(config)
     storage.make_directory(target)
-    for table in (source, checkpoint):  # Ray reads these
-        if table and storage.exists(table):
-            table_files.check_tables(table)
+    paths = table_files.check_tables(source)
+    if checkpoint and storage.exists(checkpoint):
+        table_files.check_lists(checkpoint)
     filesystem, path = storage.resolve(target)
-    source_filesystem, source_path = storage.resolve(source)
     context = DataContext.get_current().copy()
     if checkpoint:
         checkpoint_filesystem, checkpoint_path = storage.resolve(checkpoint)
@@ -128,7 +127,7 @@ def complete(
     context.execution_options.preserve_order = limit is not None
     progress = Progress(f"generate ({settings.method})", num_rows - (_committed(checkpoint) if checkpoint else 0))
     with ray_session.explained("generation"), DataContext.current(context), progress:
-        dataset = ray.data.read_parquet(source_path, filesystem=source_filesystem)
+        dataset = ray.data.read_parquet(paths, filesystem=storage.resolve(source)[0])
         if limit:
             dataset = dataset.limit(limit)
         # Ray packs small files into one block by bytes, and prompts are small: rows decide the blocks here.

@@ -165,6 +165,8 @@ class Generator:
                 ray.get(self.board.say.remote(line), timeout=5)
             finally:
                 os._exit(1)
+        except RowError as error:  # of no row that is known: as an error of all of them it would be committed
+            self._fail(waiting, RuntimeError(f"the engine stopped: {error}"))
         except BaseException as error:
             self._fail(waiting, error)
 

@@ -32,10 +32,10 @@ def read_tables(
             yield from pool.map(read, files[start : start + READERS])
 
 
-def check_tables(place: str) -> None:
-    """Raises UserError where a Parquet file at `place` names extension types, whose code a reader may run.
+def check_tables(place: str) -> list[str]:
+    """The paths of the Parquet files at `place`, for a reader that is not ours, which may take others for tables too.
 
-    No table of a run has any: it is for a reader that is not ours.
+    Raises UserError where one names extension types, whose code that reader may run. No table of a run has any.
     """
     filesystem, _ = resolve(place)
 
@@ -52,6 +52,21 @@ def check_tables(place: str) -> None:
         for file, safe in zip(files, pool.map(is_safe, files), strict=True):
             if not safe:
                 raise UserError(f"{file.path!r} has columns of extension types, so this is no table that a run wrote")
+    return [file.path for file in files]
+
+
+def check_lists(place: str) -> None:
+    """The same of a directory that such a reader lists itself.
+
+    Raises UserError also where there is anything else in it: by the reader's rules it might be a table.
+    """
+    filesystem, path = resolve(place)
+    with explained(f"cannot read {place!r}"):
+        for found in filesystem.get_file_info(pafs.FileSelector(path)):
+            is_table = found.type == pafs.FileType.File and found.base_name.endswith(".parquet")
+            if not is_table and not found.base_name.startswith((".", "_")):
+                raise UserError(f"{found.path!r} is nothing that a run wrote there; take it away")
+    check_tables(place)
 
 
 def write_table(place: str, table: pa.Table) -> None:

@@ -4,6 +4,7 @@ A guidance owns the reward model's state of every slot. The engine drives it: `s
 the candidates of a step, `commit` with what was chosen.
 """
 
+from math import nan
 from typing import Protocol
 
 import torch
@@ -14,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from rgtg.chat import decode_response
 from rgtg.decoding.batched_model import BatchedModel, CacheSlots
 from rgtg.decoding.request import Request
+from rgtg.errors import RowError
 from rgtg.models.attention import additive_mask
 from rgtg.models.ensemble import Combine, combine
 from rgtg.models.reward import RewardModel
@@ -194,10 +196,18 @@ class TextGuidance:
         rewards = torch.zeros(self.tokens.shape)
         for slot, request in enumerate(self.requests):
             if request:
-                ended = [[*self.completions[slot], token] for token in self.tokens[slot].tolist()]
-                texts = [completion_text(self.tokenizer, request, ids) for ids in ended]
-                rewards[slot] = torch.tensor(self.reward.forward_texts(texts))
+                rewards[slot] = torch.tensor(
+                    self._rewards(request, self.completions[slot], self.tokens[slot].tolist())
+                )
         return rewards.to(tokens.device)
+
+    def _rewards(self, request: Request, completion: list[int], candidates: list[int]) -> list[float]:
+        """Of a text that a tokenizer fails on they are NaN, which ends the slot and no other one."""
+        try:
+            texts = [completion_text(self.tokenizer, request, [*completion, token]) for token in candidates]
+            return self.reward.forward_texts(texts)
+        except RowError:
+            return [nan] * len(candidates)
 
     def commit(self, index: Tensor, running: Tensor) -> None:
         chosen = self.tokens.gather(1, index.cpu()[:, None])[:, 0].tolist()

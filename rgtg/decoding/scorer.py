@@ -34,7 +34,7 @@ class Scorer(Protocol):
     vocabulary: int | None  # ids below it can be scored
 
     def read(self, prompt: Prompt) -> tuple[list[int], str]:
-        """A prompt as a request carries it: token ids, or text."""
+        """A prompt as a request carries it: token ids, or text. Raises RowError for one that cannot be tokenised."""
 
     def guidance(self, method: str, slots: int, k: int) -> Guidance | None:
         """What shows the candidates' rewards to a method; None where it looks at none."""
@@ -136,7 +136,9 @@ class TextScorer:
         self.reward, self.language = reward, language
 
     def read(self, prompt: Prompt) -> tuple[list[int], str]:
-        return [], self.reward.prompt(prompt)
+        text = self.reward.prompt(prompt)
+        self.reward.encode(text)  # a text that fails is refused here: in the engine other rows are beside it
+        return [], text
 
     def guidance(self, method: str, slots: int, k: int) -> Guidance | None:
         check_head(method, "scalar")

@@ -12,7 +12,7 @@ The proposals come from the policy of the engine, so that guidance of tokens can
 """
 
 from dataclasses import dataclass, field
-from math import exp, fsum, isfinite
+from math import exp, fsum, isfinite, nan
 from typing import Literal
 
 import torch
@@ -25,6 +25,7 @@ from rgtg.decoding.guidance import Guidance
 from rgtg.decoding.request import Request, Sequence
 from rgtg.decoding.scorer import Scorer
 from rgtg.decoding.token_rule import Choice, Rule, row_key, uniform
+from rgtg.errors import RowError
 from rgtg.methods import Segments
 from rgtg.models.language import LanguageModel
 
@@ -155,8 +156,15 @@ class SearchEngine(Engine):
         assert owner is not None
         tokens = self.tokens[slot, :length].tolist()
         own = self.rewards[slot, :length].tolist() if self.guidance else None
-        rewards = own or self.scorer.score(owner[0], [tokens])[0]
+        rewards = own or self._scored(owner[0], tokens)
         return Proposal(tokens, rewards, fsum(self.logprobs[slot, :length].tolist()), stopped, ended)
+
+    def _scored(self, request: Request, tokens: list[int]) -> list[float]:
+        """Of a text that a tokenizer fails on the reward is NaN, by which the slot ends, and no other one."""
+        try:
+            return self.scorer.score(request, [tokens])[0]
+        except RowError:
+            return [nan]
 
     def _goes_on(self, slot: int, proposal: Proposal, finished: list[Request]) -> bool:
         """Judge a proposal, and keep it, go back, or finish the slot; whether the slot goes on behind it."""

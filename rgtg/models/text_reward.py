@@ -82,7 +82,7 @@ class TextReward:
 
     def score_texts(self, texts: list[str]) -> list[float]:
         """Rewards of whole texts."""
-        ids = [self._encode(text) for text in texts]
+        ids = [self.encode(text) for text in texts]
         order = sorted(range(len(ids)), key=lambda i: len(ids[i]))  # like lengths together: little padding
         rewards = [0.0] * len(ids)
         for start in range(0, len(order), BATCH):
@@ -93,7 +93,7 @@ class TextReward:
 
     def forward_texts(self, texts: list[str]) -> list[float]:
         """Rewards of whole texts by one forward, whose shape depends on no other texts."""
-        return self.forward([self._encode(text) for text in texts], multiple=32)
+        return self.forward([self.encode(text) for text in texts], multiple=32)
 
     @torch.inference_mode()
     def forward(self, ids: list[list[int]], multiple: int = 1) -> list[float]:
@@ -118,7 +118,8 @@ class TextReward:
         logits = logits.float()
         return (logits[:, 0] if logits.shape[1] == 1 else logits[:, 1] - logits[:, 0]).tolist()
 
-    def _encode(self, text: str) -> list[int]:
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text, its end where it is beyond the context. Raises RowError where the tokenizer fails."""
         with tokenizing():
             ids = self.tokenizer(text).input_ids or [0]
         first = (self.tokenizer.bos_token_id, self.tokenizer.cls_token_id)

@@ -4,11 +4,12 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from tokenizers import Regex, pre_tokenizers
 
 from rgtg.chat import prompt_id
 from rgtg.decoding.decoder import Decoder
 from rgtg.decoding.token_rule import gumbel, row_key
-from rgtg.errors import UserError
+from rgtg.errors import RowError, UserError
 from rgtg.models.ensemble import combine
 from tests.decoding.test_decoder_reference import PROMPTS, Reference, compare, without_padding
 from tests.tolerance import alike
@@ -61,6 +62,33 @@ def test_text_that_is_read_whole_has_one_reward(make_reward, make_tokenizer, lan
     assert completion.token_rewards is None
     assert completion.reward_calls == 3
     assert decoder.score(["some text"], [completion.text]) == [[alike(completion.reward)]]
+
+
+# Of this many, the tokenizer below takes as many letters as there are, and gives up where anything follows.
+LETTERS = "a" * 40
+
+
+@pytest.fixture
+def panicking(make_reward, make_tokenizer) -> str:
+    """A reward model whose tokenizer panics on some texts."""
+    tokenizer = make_tokenizer("abcdefghijklmnopqrstuvwxyz .,!", bos=False)
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"^(a+)+$"), "isolated")
+    return make_reward(tokenizer, arch="bert", seed=4)
+
+
+@pytest.mark.parametrize("method", ["pargs", "best-of-n", "cards"])
+def test_a_text_that_a_tokenizer_fails_on_harms_its_own_row_alone(panicking, language_dir, method):
+    options = {"target_reward": 0.0} if method == "cards" else {}
+    decoder = Decoder.load(language_dir, panicking, method, reward_reads="text", k=4, slots=3, **options)
+    settings = {"samples": 2, "max_new_tokens": 6, "seed": 3}
+    with pytest.raises(RowError, match="the tokenizer fails on the text"):
+        decoder.request(LETTERS + "!", **settings)
+    requests = [decoder.request(prompt, **settings) for prompt in ("one", LETTERS, "two")]
+    decoder.engine.run(requests)
+    with pytest.raises(RowError):
+        decoder.completions(requests[1])
+    alone = [decoder.generate([prompt], **settings)[0] for prompt in ("one", "two")]
+    assert [decoder.completions(requests[i]) for i in (0, 2)] == alone
 
 
 def test_another_tokenizer_is_refused_unless_text_is_read(make_reward, make_tokenizer, language_dir):

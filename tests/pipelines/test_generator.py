@@ -13,7 +13,7 @@ from pipelines.run_directory import model_digest
 from rgtg.config import Generate, Models
 from rgtg.decoding.decoder import Decoder
 from rgtg.decoding.engine import Engine
-from rgtg.errors import UserError
+from rgtg.errors import RowError, UserError
 from rgtg.models.language import LanguageModel
 
 PROMPTS = ["one", "two words", "three words here", "poison", "five"]
@@ -104,6 +104,19 @@ def test_a_prompt_that_has_no_room_alone_is_a_row_with_an_error(generator, memor
     assert errors.pop("poison") == "the device has no memory for this prompt, even alone"
     assert set(errors.values()) == {None}
     assert made.decoder.engine.slots == 32, "the others have all slots again"
+
+
+def test_an_error_of_a_row_that_is_not_known_is_no_row_of_all(generator, monkeypatch):
+    """Rows with an error are committed: one that belongs to another row would stay there."""
+
+    def step(engine):
+        raise RowError("the tokenizer fails on the text")
+
+    monkeypatch.setattr(Engine, "step", step)
+    made, _ = generator()
+    for _ in range(2):  # those that wait, and those that come later
+        with pytest.raises(RuntimeError, match="the engine stopped: the tokenizer fails"):
+            complete(made, PROMPTS)
 
 
 def test_an_actor_refuses_a_model_that_changed_since_the_driver_saw_it(generator, make_language, tmp_path):

@@ -2,7 +2,9 @@
 
 import ast
 import pickle
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -105,6 +107,61 @@ def test_tables_of_a_run_are_checked_before_ray_reads_them(configure, write_parq
     with pytest.raises(UserError, match="extension types"):
         train_reward._dataset(str(pairs_place), "train")
     assert not trap.sprung
+
+
+class Asked(Exception):
+    """Ray would begin to read."""
+
+
+@pytest.fixture
+def asked(monkeypatch) -> list[list[str]]:
+    """What Ray is asked to read, by name; it is not."""
+    paths: list[list[str]] = []
+
+    def read_parquet(given, **_):
+        paths.append([given] if isinstance(given, str) else list(given))
+        raise Asked
+
+    monkeypatch.setattr(ray.data, "read_parquet", read_parquet)
+    monkeypatch.setattr("pipelines.ray_session.start", lambda config: None)
+    monkeypatch.setattr(generate, "Progress", lambda *_: nullcontext(SimpleNamespace(board=None)))
+    return paths
+
+
+HIDDEN = ["evil.PARQUET", "sub/_evil.parquet", "sub/evil.Parquet", "sub/.x/evil.parquet"]
+
+
+def hide(place: str, name: str, trap: Trap) -> None:
+    """A table that would run code, where Ray looks and we do not."""
+    Path(place, name).parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(hostile_table(trap, prompt_id=["a"], split=["train"]), Path(place, name))
+
+
+def test_ray_reads_the_tables_that_were_checked_and_no_other(configure, write_parquet, tmp_path, trap, asked):
+    config = configure(**{"generate.prompts": write_parquet("a.parquet", prompt=["one"])})
+    directory = prompts.run(config)
+    pairs_place = Path(directory.path("pairs"))
+    pairs_place.mkdir()
+    pq.write_table(pa.table({"split": ["train"]}), pairs_place / "part.parquet")
+    for name in HIDDEN:
+        hide(directory.path("prompts"), name, trap)
+        hide(str(pairs_place), name, trap)
+    with pytest.raises(Asked):
+        generate.complete(config, None, directory, str(tmp_path / "target"), None)
+    with pytest.raises(Asked):
+        train_reward._dataset(str(pairs_place), "train")
+    assert asked == [[directory.path("prompts", "part-00000.parquet")], [str(pairs_place / "part.parquet")]]
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+def test_what_ray_lists_itself_holds_nothing_but_tables(configure, write_parquet, tmp_path, trap, asked, name):
+    config = configure(**{"generate.prompts": write_parquet("a.parquet", prompt=["one"])})
+    directory, checkpoint = prompts.run(config), str(tmp_path / "_checkpoint")
+    hide(checkpoint, name, trap)
+    pq.write_table(pa.table({"prompt_id": ["a"]}), Path(checkpoint, "a.pending.parquet"))
+    with pytest.raises(UserError, match="is nothing that a run wrote there"):
+        generate.complete(config, None, directory, str(tmp_path / "target"), checkpoint)
+    assert not asked
 
 
 def test_a_chunk_of_raw_rows_holds_no_extension_type(tmp_path, trap):
