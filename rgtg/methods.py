@@ -11,14 +11,34 @@ from rgtg.errors import UserError
 # log-probability.
 Head = Literal["scalar", "next-token", "log-probability"]
 
-# The heads that each objective can train; the first is its default.
-OBJECTIVES: dict[str, tuple[Head, ...]] = {
-    **dict.fromkeys(("partial", "full", "rad", "fudge", "cd"), get_args(Head)),
-    "farma": ("next-token",),
-    "genarm": ("log-probability",),
+
+class Objective(NamedTuple):
+    """How a reward model is trained: a loss of training/losses.py, and the heads that it can train."""
+
+    loss: str  # the function there; summed over a batch
+    mean_over: Literal["prefixes", "pairs"] = "pairs"  # of the batch
+    heads: tuple[Head, ...] = get_args(Head)  # the first is the default
+    scale: float = 1.0  # of the reward inside the loss
+    best_next: bool = False  # whether the loss needs the largest reward that a prefix with one more token has
+
+
+OBJECTIVES: dict[str, Objective] = {
+    # Bradley-Terry on all prefixes (PARGS, arXiv 2406.07780) and on whole responses.
+    "partial": Objective("partial_loss_sum", "prefixes"),
+    "full": Objective("full_loss_sum"),
+    # Regression and classification of prefixes: RAD, arXiv 2310.09520; FUDGE, arXiv 2104.05218; controlled decoding,
+    # arXiv 2310.17022.
+    "rad": Objective("rad_loss_sum"),
+    "fudge": Objective("fudge_loss_sum"),
+    "cd": Objective("cd_loss_sum"),
+    # Heads of next tokens: FaRMA, arXiv 2502.04517, and GenARM, arXiv 2410.08193, Bradley-Terry on the sum of the
+    # log-probabilities of a response, with its scale.
+    "farma": Objective("farma_loss_sum", heads=("next-token",), best_next=True),
+    "genarm": Objective("full_loss_sum", heads=("log-probability",), scale=0.05),
 }
 
-Reading = Literal["as it is", "between 0 and 1", "log-sigmoid"]
+# What happens to a reward before it enters the policy; clamp: to between 0 and 1.
+RewardTransform = Literal["identity", "clamp", "logsigmoid"]
 
 
 class Segments(NamedTuple):
@@ -46,7 +66,7 @@ class Method(NamedTuple):
     beta: float  # multiplier of the reward, and number of candidates: as published, or the field's usual
     k: int
     objective: str  # how its reward model is trained, for a comparison of methods
-    reading: Reading = "as it is"  # how a reward enters the policy
+    reward_transform: RewardTransform = "identity"
     segments: Segments | None = None  # what is searched above the token
 
     @property
@@ -68,9 +88,9 @@ METHODS: dict[str, Method] = {
     "farma": Method("next-token", False, 1.0, 10, "farma"),
     "genarm": Method("next-token", False, 1.0, 10, "genarm"),
     # RAD, arXiv 2310.09520: regression on prefixes, the reward clamped.
-    "rad": Method("candidates", False, 50.0, 20, "rad", "between 0 and 1"),
+    "rad": Method("candidates", False, 50.0, 20, "rad", "clamp"),
     # FUDGE, arXiv 2104.05218: a classifier of prefixes, of which the log-probability counts.
-    "fudge": Method("candidates", False, 4.0, 200, "fudge", "log-sigmoid"),
+    "fudge": Method("candidates", False, 4.0, 200, "fudge", "logsigmoid"),
     # Search by whole segments: CARDS, arXiv 2406.16306, where entropy ends them; and of a fixed length, which batch
     # better. Best of n, and best of n guided ones.
     "cards": Method("none", False, 0.0, 40, "full", segments=Segments("entropy", "threshold", 20, 64)),
@@ -117,12 +137,13 @@ def head_of(objective: str, head: str | None = None) -> Head:
     """The head that an objective trains: `head`, by default the objective's own. Raises ValueError where it cannot."""
     if objective not in OBJECTIVES:
         raise ValueError(f"the objective {objective!r} is unknown; there are {', '.join(OBJECTIVES)}")
-    for possible in OBJECTIVES[objective]:
+    heads = OBJECTIVES[objective].heads
+    for possible in heads:
         if head in (None, possible):
             return possible
     if head not in get_args(Head):
         raise ValueError(f"the head {head!r} is unknown; there are {', '.join(get_args(Head))}")
-    raise ValueError(f"the objective {objective!r} needs the head {OBJECTIVES[objective][0]!r}")
+    raise ValueError(f"the objective {objective!r} needs the head {heads[0]!r}")
 
 
 def check_head(method: str, head: Head) -> None:

@@ -101,7 +101,7 @@ class Decoder:
             greedy=preset.greedy,
             temperature=temperature,
             top_p=top_p,
-            reading=preset.reading,
+            reward_transform=preset.reward_transform,
             vocabulary=vocabulary,
         )
         self.segments = segments
@@ -238,8 +238,10 @@ class Decoder:
             raise RowError("the reward model gave a reward that is not finite (NaN or infinite weights?)")
         return [self._completion(request, s, r) for s, r in zip(sequences, rewards, strict=True)]
 
-    def score(self, prompts: list[Prompt], completions: list[str], *, complete: bool = False) -> list[list[float]]:
-        """Token rewards r(x, y[:i]) of given texts; `complete` says that they end there, and adds the EOS.
+    def token_rewards(
+        self, prompts: list[Prompt], completions: list[str], *, complete: bool = False
+    ) -> list[list[float]]:
+        """Rewards r(x, y[:i]) of given texts after every token; `complete` says that they end there, and adds the EOS.
 
         A reward model that reads text gives the last of them alone.
         """
@@ -248,6 +250,8 @@ class Decoder:
         if isinstance(prompts, str) or isinstance(completions, str) or len(prompts) != len(completions):
             raise UserError("give as many completions as prompts, both as lists")
         return self.scorer.score_texts(prompts, completions, complete)
+
+    score = token_rewards  # its former name
 
     def _completion(self, request: Request, sequence: Sequence, rewards: list[float]) -> Completion:
         return Completion(

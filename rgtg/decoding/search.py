@@ -160,7 +160,7 @@ class SearchEngine(Engine):
         return Proposal(tokens, rewards, fsum(self.logprobs[slot, :length].tolist()), stopped, ended)
 
     def _scored(self, request: Request, tokens: list[int]) -> list[float]:
-        """Of a text that a tokenizer fails on the reward is NaN, by which the slot ends, and no other one."""
+        """Of a text that a tokenizer fails on the reward is NaN, which ends the slot and no other one."""
         try:
             return self.scorer.score(request, [tokens])[0]
         except RowError:

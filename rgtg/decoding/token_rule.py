@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from rgtg.methods import Reading
+from rgtg.methods import RewardTransform
 
 # Multipliers of the finaliser of SplitMix64 (Steele, Lea and Flood, 2014) and its golden-ratio increment, as int64.
 _MIX1, _MIX2, _GOLDEN = -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15, -0x61C8864680B583EB
@@ -47,7 +47,7 @@ class Rule:
     greedy: bool = False
     temperature: float = 1.0
     top_p: float = 1.0
-    reading: Reading = "as it is"
+    reward_transform: RewardTransform = "identity"
     vocabulary: int | None = None  # only ids below it can be chosen: what both models have embeddings for
 
 
@@ -59,7 +59,7 @@ def choose(logprobs: Tensor, rewards: Tensor | None, rule: Rule, noise: Tensor |
     """
     tilted = logprobs.double()
     if rewards is not None:
-        rewards = read(rewards.double(), rule.reading)
+        rewards = transformed(rewards.double(), rule.reward_transform)
         tilted = torch.where(rewards.isfinite(), tilted + rule.beta * rewards, -torch.inf)
     tilted = tilted / rule.temperature
     if rule.top_p < 1:
@@ -71,11 +71,11 @@ def choose(logprobs: Tensor, rewards: Tensor | None, rule: Rule, noise: Tensor |
     return Choice(index[:, 0], logprobs.gather(-1, index)[:, 0], guided)
 
 
-def read(rewards: Tensor, reading: Reading) -> Tensor:
+def transformed(rewards: Tensor, transform: RewardTransform) -> Tensor:
     """Rewards as they enter the policy; those that are not finite stay so."""
-    if reading == "between 0 and 1":
+    if transform == "clamp":
         return torch.where(rewards.isfinite(), rewards.clamp(0, 1), rewards)
-    return torch.where(rewards.isfinite(), logsigmoid(rewards), rewards) if reading == "log-sigmoid" else rewards
+    return torch.where(rewards.isfinite(), logsigmoid(rewards), rewards) if transform == "logsigmoid" else rewards
 
 
 def gumbel(row_keys: Tensor, steps: Tensor, tokens: Tensor) -> Tensor:

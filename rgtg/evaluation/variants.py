@@ -80,7 +80,8 @@ def _variant(method: str, given: dict[str, str], settings: Generate) -> Variant:
     preset = METHODS[method]
     objective = given.get("objective", preset.objective)
     # An objective that can train several heads trains the one that the method asks for.
-    asked = "next-token" if preset.guidance == "next-token" and len(OBJECTIVES.get(objective, ())) > 1 else None
+    several = objective in OBJECTIVES and len(OBJECTIVES[objective].heads) > 1
+    asked = "next-token" if preset.guidance == "next-token" and several else None
     try:
         head = head_of(objective, given.get("head", asked))
     except ValueError as error:

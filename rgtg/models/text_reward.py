@@ -9,7 +9,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedTokenizer
 
 from rgtg.chat import Prompt, render, tokenizing
 from rgtg.errors import UserError
-from rgtg.models.cache import BACKENDS
+from rgtg.models.attention import BACKENDS
 from rgtg.models.loading import (
     context_length,
     load_config,

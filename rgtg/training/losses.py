@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from rgtg.methods import OBJECTIVES
+
 
 def prefix_rewards(rewards: Tensor, prompt_lengths: Tensor, response_lengths: Tensor, num_prefixes: int) -> Tensor:
     """r(x, y[:i]) for i = 1..T as (B, T), from the rewards of all positions (B, L).
@@ -134,7 +136,7 @@ def num_pairs(p: Prefixes) -> Tensor:
     return p.pairs.sum().float()
 
 
-class Objective(NamedTuple):
+class Loss(NamedTuple):
     """A loss is `loss_sum` over `num_terms`, as float scalars.
 
     They are apart because a batch may be spread over workers and micro-batches: the mean is over all of them.
@@ -142,20 +144,14 @@ class Objective(NamedTuple):
 
     loss_sum: Callable[[Prefixes], Tensor]
     num_terms: Callable[[Prefixes], Tensor]
-    scale: float = 1.0  # of the reward inside the loss
 
 
-OBJECTIVES: dict[str, Objective] = {
-    "partial": Objective(partial_loss_sum, num_prefixes),
-    "partial-by-pair": Objective(partial_by_pair_loss_sum, num_pairs),
-    "full": Objective(full_loss_sum, num_pairs),
-    "rad": Objective(rad_loss_sum, num_pairs),
-    "fudge": Objective(fudge_loss_sum, num_pairs),
-    "cd": Objective(cd_loss_sum, num_pairs),
-    "farma": Objective(farma_loss_sum, num_pairs),
-    # Bradley-Terry on the sum of the log-probabilities of a response (GenARM, arXiv 2410.08193), and its scale there.
-    "genarm": Objective(full_loss_sum, num_pairs, scale=0.05),
-}
+def loss_of(objective: str, average: str = "prefix") -> Loss:
+    """The loss of a row of OBJECTIVES; the one of all prefixes may also be averaged over those of a pair first."""
+    if objective == "partial" and average == "pair":
+        return Loss(partial_by_pair_loss_sum, num_pairs)
+    row = OBJECTIVES[objective]
+    return Loss(globals()[row.loss], num_prefixes if row.mean_over == "prefixes" else num_pairs)
 
 
 def plackett_luce_loss(ranked: Tensor) -> Tensor:

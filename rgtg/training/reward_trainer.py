@@ -14,12 +14,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from rgtg.config import TrainReward
 from rgtg.errors import UserError
+from rgtg.methods import OBJECTIVES
 from rgtg.models.loading import has_fast_bfloat16
 from rgtg.models.reward import RewardModel
 from rgtg.models.shapes import round_up
 from rgtg.preferences.tokenized import TokenizedPair
 from rgtg.training.batch import Batch, collate
-from rgtg.training.losses import OBJECTIVES, Prefixes, prefix_mask, prefix_rewards
+from rgtg.training.losses import Prefixes, loss_of, prefix_mask, prefix_rewards
 from rgtg.training.prefix_accuracy import PrefixAccuracy
 
 # For a worker that has run out of pairs before the others: it must take part, and this one has no gradient.
@@ -52,8 +53,7 @@ class RewardTrainer:
         self.reward_model = reward_model.train()
         self.settings, self.num_steps, self.device, self.step = settings, num_steps, device, 0
         self.width_multiple = GPU_WIDTH_MULTIPLE if device.type == "cuda" else 1
-        by_pair = settings.objective == "partial" and settings.average == "pair"
-        self.objective = OBJECTIVES["partial-by-pair" if by_pair else settings.objective]
+        self.objective, self.loss = OBJECTIVES[settings.objective], loss_of(settings.objective, settings.average)
         self.world = dist.get_world_size() if dist.is_initialized() else 1
         if settings.gradient_checkpointing:
             model = reward_model.model
@@ -87,7 +87,7 @@ class RewardTrainer:
         masks = [self._mask(batch) for batch in batches]
         # What a loss is divided by follows from lengths alone, and is wanted before the first backward. It is counted
         # on the host: until the gradient is there, nothing waits for the device.
-        counts = [self.objective.num_terms(_unscored(batch, mask)) for batch, mask in zip(batches, masks, strict=True)]
+        counts = [self.loss.num_terms(_unscored(batch, mask)) for batch, mask in zip(batches, masks, strict=True)]
         count = self._sum(torch.stack(counts).sum().to(self.device)).clamp(min=1)
         numbers = [len(pairs), int(torch.stack([mask.sum() for mask in masks]).sum()), sum(p.common for p in pairs)]
         batches = [batch.to(self.device) for batch in batches]
@@ -151,11 +151,11 @@ class RewardTrainer:
         self.step = state["step"]
 
     def _loss_sum(self, batch: Batch, mask: Tensor) -> Tensor:
-        return self.objective.loss_sum(self._prefixes(batch, mask, self.model, self.objective.scale))
+        return self.loss.loss_sum(self._prefixes(batch, mask, self.model, self.objective.scale))
 
     def _prefixes(self, batch: Batch, mask: Tensor, model: nn.Module, scale: float = 1.0) -> Prefixes:
         """Rewards of all prefixes of the chosen and of the rejected responses, by one forward of both."""
-        best_next = self.settings.objective == "farma"
+        best_next = self.objective.best_next
         outputs = model(batch.input_ids, batch.prompt_lengths.repeat(2), best_next) * scale
         chosen, rejected = (outputs[0] if best_next else outputs).chunk(2)
 

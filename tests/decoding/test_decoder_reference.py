@@ -40,11 +40,11 @@ class Reference:
             self.memory["r", *ids] = self.classifier(row, attention_mask=torch.ones_like(row)).logits[0, 0].item()
         return self.memory["r", *ids]
 
-    def read(self, reward, reading):
+    def transformed(self, reward, transform):
         """As the papers write it."""
-        if reading == "log-sigmoid":
+        if transform == "logsigmoid":
             return -math.log1p(math.exp(-reward))
-        return min(max(reward, 0.0), 1.0) if reading == "between 0 and 1" else reward
+        return min(max(reward, 0.0), 1.0) if transform == "clamp" else reward
 
     def complete(self, prompt_ids, reward_prompt_ids, key, method, rule, max_new_tokens):
         """Token ids, token rewards, logprob and guided_logprob of one completion."""
@@ -55,7 +55,10 @@ class Reference:
             among = logprobs.argsort(descending=True)[: rule.k]
             tilted = logprobs[among].clone()
             if preset.guidance != "none":
-                seen = [self.read(self.reward(reward_prompt_ids, [*ids, v]), preset.reading) for v in among.tolist()]
+                seen = [
+                    self.transformed(self.reward(reward_prompt_ids, [*ids, v]), preset.reward_transform)
+                    for v in among.tolist()
+                ]
                 tilted += rule.beta * torch.tensor(seen)
             tilted /= rule.temperature
             mass = 0.0

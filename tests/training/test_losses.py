@@ -9,9 +9,9 @@ import torch
 from rgtg.preferences.tokenized import TokenizedPair
 from rgtg.training.batch import collate
 from rgtg.training.losses import (
-    OBJECTIVES,
     Prefixes,
     bellman_loss,
+    loss_of,
     pairwise_loss,
     path_consistency_loss,
     plackett_luce_loss,
@@ -93,8 +93,8 @@ def prefixes(chosen, rejected, mask, chosen_lengths=None, rejected_lengths=None,
 
 
 def loss(name, given):
-    objective = OBJECTIVES[name]
-    return (objective.loss_sum(given) / objective.num_terms(given)).item()
+    loss = loss_of(*name.split("-by-"))
+    return (loss.loss_sum(given) / loss.num_terms(given)).item()
 
 
 def test_partial_loss_averages():
