@@ -3,6 +3,7 @@
 import pickle
 import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,14 @@ import torch
 from ray import train
 from ray.train.collective import broadcast_from_rank_zero
 
-from rgtg import storage
+from rgtg import object_store, storage
 from rgtg.errors import first_line
 from rgtg.training.reward_trainer import RewardTrainer
 
 STATE = "learner.pt"  # the file of a checkpoint that training goes on from
-# What reading a file raises that was cut off or overwritten, or that is no state at all.
-TORN = (OSError, EOFError, RuntimeError, ValueError, LookupError, TypeError, pickle.UnpicklingError)
+# What reading a file raises that was cut off or overwritten, or that is no state at all. An OSError is of a disk or a
+# store that does not answer, and is no reason to go back.
+TORN = (EOFError, RuntimeError, ValueError, LookupError, TypeError, pickle.UnpicklingError)
 
 
 def found(place: str) -> list[str]:
@@ -38,25 +40,32 @@ def attempt(checkpoint: str) -> int:
 def newest_state(place: str, rank: int, say: Callable[[str], None]) -> dict[str, Any] | None:
     """What the newest whole checkpoint holds, None where there is none; the same one for all workers.
 
-    A worker may be killed while it writes one, and a disk may be full.
+    A worker may be killed while it writes one, and a disk may be full. Raises Unavailable or UserError where one
+    cannot be read.
     """
     chosen = state = None
     if rank == 0:
-        for checkpoint in found(place):
+        places = found(place)
+        for checkpoint in places:
             try:
                 chosen, state = checkpoint, _state(checkpoint)
                 break
             except TORN as error:
-                say(f"the checkpoint {checkpoint!r} is broken ({first_line(error)}); going back to the one before")
+                say(f"the checkpoint {checkpoint!r} is broken ({first_line(error)}) and left aside")
+        if places and not chosen:
+            say("no checkpoint is whole: training begins anew")
     chosen = broadcast_from_rank_zero(chosen)
     return state if rank == 0 or chosen is None else _state(chosen)
 
 
 def _state(checkpoint: str) -> dict[str, Any]:
     filesystem, path = storage.resolve(checkpoint)
-    with train.Checkpoint(path, filesystem).as_directory() as directory:
+    fetched = train.Checkpoint(path, filesystem).as_directory
+    with storage.explained(f"cannot read the checkpoint {checkpoint!r}"), ExitStack() as stack:
+        directory = object_store.patiently(lambda: stack.enter_context(fetched()))
         state = torch.load(Path(directory, STATE), weights_only=True, map_location="cpu")
-    return {"totals": state["totals"], **state}
+    state["totals"]  # LookupError: no state of ours
+    return state
 
 
 def report(learner: RewardTrainer, metrics: dict[str, Any], totals: dict[str, float], rank: int) -> None:

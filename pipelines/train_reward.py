@@ -28,7 +28,6 @@ from rgtg.training.reward_trainer import RewardTrainer, StepResult
 
 STAGE = "train_reward"
 LOG_EVERY_S = 5.0
-KEPT_CHECKPOINTS = 3  # of earlier attempts
 OUTPUT_FREE = (
     "num_workers",
     "strategy",
@@ -100,8 +99,6 @@ def fit(config: Config, directory: RunDirectory, stage: str, target: str) -> Non
     found = checkpoints.found(place)
     if directory.begin(stage, inputs, unfinished=unfinished, has_work=bool(found)) == "done":
         return
-    for old in found[KEPT_CHECKPOINTS:]:
-        storage.remove(old)
     begun = time.monotonic()
     ray_session.start(config)
     num_train = directory.counts(pairs.STAGE)["train"]

@@ -1,12 +1,15 @@
 """Training resumes from the newest whole checkpoint, whatever became of the others."""
 
+import errno
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from ray import train
 
 from pipelines import checkpoints, train_reward
+from rgtg.errors import Unavailable, UserError
 
 
 @pytest.fixture
@@ -75,19 +78,68 @@ def test_a_torn_one_is_passed_over_and_said(tmp_path, said, tear):
     if tear is not a_directory:
         (line,) = said
         assert "checkpoint_2' is broken" in line
+        assert line.endswith(") and left aside")
 
 
 def test_where_none_is_whole_training_begins_anew(tmp_path, said):
     half(put(tmp_path / "1" / "checkpoint_1", 10) / "learner.pt")
     assert newest(tmp_path, said) is None
-    assert len(said) == 1
+    assert len(said) == 2
+    assert said[1] == "no checkpoint is whole: training begins anew"
+
+
+BUSY = (
+    "When reading information for key 'learner.pt' in bucket 'b': AWS Error SLOW_DOWN during HeadObject operation: "
+    "Please reduce your request rate. (HTTP status 503)"
+)
+
+
+@pytest.fixture
+def fails(monkeypatch):
+    """Let the newest checkpoint fail to be fetched, so many times."""
+
+    def fail(error: OSError, times: int = 100):
+        as_directory, left = train.Checkpoint.as_directory, [error] * times
+
+        def fetched(checkpoint):
+            if left and checkpoint.path.endswith("checkpoint_2"):
+                raise left.pop()
+            return as_directory(checkpoint)
+
+        monkeypatch.setattr(train.Checkpoint, "as_directory", fetched)
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "words"),
+    [
+        (OSError(BUSY), Unavailable, r"SLOW_DOWN .*; try again later"),
+        (OSError(errno.ENOSPC, "No space left on device"), Unavailable, "No space left on device; try again later"),
+        (PermissionError(errno.EACCES, "Permission denied"), UserError, "Permission denied"),
+    ],
+)
+def test_a_store_that_does_not_give_one_is_no_reason_to_go_back(tmp_path, said, fails, error, kind, words):
+    for number in (1, 2):
+        put(tmp_path / "1" / f"checkpoint_{number}", number)
+    fails(error)
+    with pytest.raises(kind, match=words):
+        newest(tmp_path, said)
+    assert not said
+
+
+def test_what_a_second_attempt_mends_is_tried_again(tmp_path, said, fails, monkeypatch):
+    monkeypatch.setattr("rgtg.object_store.time.sleep", lambda seconds: None)
+    for number in (1, 2):
+        put(tmp_path / "1" / f"checkpoint_{number}", number)
+    fails(OSError("Failed to flush response stream"), times=2)
+    assert newest(tmp_path, said) == 2
 
 
 @pytest.mark.ray
 def test_training_goes_on_past_torn_state_and_only_with_as_many_workers(
     configure, write_parquet, ray_here, tmp_path, monkeypatch, capsys
 ):
-    from rgtg.errors import UserError
     from tests.pipelines.test_train_reward import make_pairs
 
     def job(workers: int):
