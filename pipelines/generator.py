@@ -28,13 +28,6 @@ from rgtg.models.memory import Plan, memory_of, plan
 from rgtg.models.shapes import SLOT_MULTIPLE, round_up
 from rgtg.tables import completions_schema
 
-# Settings of generation that are the decoder's.
-DECODER_OPTIONS = {
-    *("beta", "k", "temperature", "top_p"),
-    *("proposals", "segment_tokens", "segment_entropy", "target_reward"),
-    *("slots", "max_prompt_tokens", "cuda_graphs"),
-}
-
 
 def memory_plan(models: Models, reward: str | None, settings: Generate, device: torch.device) -> Plan:
     """What an actor takes on a device. Raises UserError where the device has no room for it."""
@@ -90,9 +83,9 @@ class Generator:
         self.decoder = Decoder.load(
             models.language,
             [reward, *models.ensemble] if reward else None,
-            settings.method,
+            settings.model_copy(update={"slots": self.slots}),
             **models.model_dump(exclude={"language", "reward", "ensemble"}),
-            **settings.model_dump(include=DECODER_OPTIONS) | {"slots": self.slots, "day": day},
+            day=day,
         )
         check_unchanged(digests or {})  # behind the loading: what changes in the middle of it is seen
         board.add.remote(actors=1)

@@ -4,11 +4,13 @@ from collections.abc import Callable
 from datetime import date
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
+from rgtg.decoding_settings import OF_METHOD, DecodingSettings
 from rgtg.errors import redacted
-from rgtg.methods import METHODS, Head, head_of, with_segments
+from rgtg.methods import Head, head_of
 from rgtg.place_names import fault, fault_of_judge, fault_of_root, join
+from rgtg.section import Millions, Positive, Section, Thousands
 
 SANDBOX = "sandbox"
 """Stands for a place: the embedded world of text, its language model, pairs or prompts."""
@@ -30,19 +32,9 @@ def _named(fault_of: Callable[[str], str | None]) -> AfterValidator:
     return AfterValidator(check)
 
 
-# A number that no machine has room for is a slip of the hand, and would be found out after hours.
-Positive = Annotated[int, Field(ge=1, le=10**9)]
-Thousands = Annotated[int, Field(ge=1, le=10_000)]  # processes, threads, and rows of a batch on one device
-Millions = Annotated[int, Field(ge=1, le=1_000_000)]  # tokens of a text, rows of a block
 Place = Annotated[str, _named(fault)]
 Places = Annotated[list[Place], BeforeValidator(lambda v: [v] if isinstance(v, str) else v), Field(min_length=1)]
 Judge = Annotated[str, _named(fault_of_judge)]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True, allow_inf_nan=False
-    )
 
 
 class Run(Section):
@@ -177,27 +169,11 @@ class TrainReward(Section):
         return self
 
 
-class Generate(Section):
+class Generate(DecodingSettings):
     prompts: Places = [SANDBOX]
     """Prompts: Parquet or JSONL files or directories with a column `prompt` (text or messages)."""
-    method: str = "pargs"
-    """How guidance steers: see the README's table of methods."""
     beta: float | None = Field(None, ge=0)
     """Multiplier of the reward; by default the method's published value."""
-    temperature: float = Field(1.0, gt=0)
-    """Divides the whole score of a candidate, log-probability and reward; a greedy method does not feel it."""
-    top_p: float = Field(1.0, gt=0, le=1)
-    """Of the candidates only the likeliest that together have this probability; the first one always counts."""
-    k: int | None = Field(None, ge=0, le=10**9)
-    """Candidates a step, the likeliest tokens; by default the method's published value. 0 is the whole vocabulary."""
-    proposals: Thousands | None = None
-    """Methods that search: how often a segment (or the completion, best-of-n) is proposed at most."""
-    segment_tokens: Millions | None = None
-    """Methods that search: tokens of a segment, or its longest where entropy ends it."""
-    segment_entropy: float | None = Field(None, ge=0)
-    """cards: a segment ends where the next token has this entropy, in nats."""
-    target_reward: float | None = None
-    """cards and segments: the reward they aim at; another one for every reward model, so it has no default."""
     samples: Thousands = 4
     """Completions of a prompt."""
     max_new_tokens: Millions = 64
@@ -216,29 +192,12 @@ class Generate(Section):
     """Actors that the job may grow to."""
     gpus_per_actor: float = Field(1.0, gt=0, le=1)
     """Part of a GPU that an actor takes: with 0.5, two share one and its memory. On a CPU it means nothing."""
-    slots: Thousands = 32
-    """Completions that an actor decodes at once."""
     threads: Thousands = 1
     """CPU threads, and so cores, of an actor. Another number rounds differently; above two, so does another place."""
-    cuda_graphs: bool = True
-    """On a GPU, launch each step as a whole. It is faster, and the tokens are the same."""
 
     def by(self, method: str, **changes: Any) -> "Generate":
         """The same by another method, whose own settings are its defaults but for `changes`."""
-        own = ("beta", "k", "proposals", "segment_tokens", "segment_entropy", "target_reward")
-        return Generate.model_validate(self.model_dump() | dict.fromkeys(own) | {"method": method} | changes)
-
-    @field_validator("method")
-    @classmethod
-    def _known(cls, method: str) -> str:
-        if method not in METHODS:
-            raise ValueError(f"the method {method!r} is unknown; there are {', '.join(METHODS)}")
-        return method
-
-    @model_validator(mode="after")
-    def _segments_fit(self) -> "Generate":
-        with_segments(self.method, self.proposals, self.segment_tokens, self.segment_entropy, self.target_reward)
-        return self
+        return Generate.model_validate(self.model_dump() | dict.fromkeys(OF_METHOD) | {"method": method} | changes)
 
     @model_validator(mode="after")
     def _actors_in_order(self) -> "Generate":

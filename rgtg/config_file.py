@@ -8,7 +8,8 @@ from pydantic import ValidationError
 
 from rgtg import storage, yaml_text
 from rgtg.config import SANDBOX, SANDBOX_SETTINGS, Config
-from rgtg.errors import UserError, redacted
+from rgtg.errors import UserError
+from rgtg.section import sentence
 
 MAX_BYTES = 1 << 20  # of a config file
 
@@ -36,7 +37,7 @@ def load(file: str | Path | None = None, overrides: list[str] | tuple[str, ...] 
     try:
         return Config.model_validate(settings)
     except ValidationError as error:
-        raise UserError(sentence(error)) from error
+        raise UserError(sentence(error, Config)) from error
 
 
 def as_yaml() -> str:
@@ -100,26 +101,3 @@ def _is_text(path: yaml_text.Path) -> bool:
 
 def _holds_text(annotation: Any) -> bool:
     return annotation is str or isinstance(annotation, str) or any(map(_holds_text, get_args(annotation)))
-
-
-def sentence(error: ValidationError) -> str:
-    """What is wrong, naming the key."""
-    first = error.errors()[0]
-    where = [str(part) for part in first["loc"]]
-    key = ".".join(where)
-    if first["type"] == "extra_forbidden":
-        known = Config.model_fields
-        for part in where[:-1]:
-            known = known[part].annotation.model_fields  # type: ignore[union-attr]
-        return f"the setting {key!r} is unknown; there are {', '.join(known)}"
-    message = first["msg"].removeprefix("Value error, ")
-    value = "" if first["type"] == "value_error" else f" but is {_short(first['input'])}"
-    return f"the setting {key!r} is wrong: {message[0].lower() + message[1:]}{value}"
-
-
-def _short(value: Any) -> str:
-    try:
-        text = redacted(repr(value))
-    except ValueError:  # of thousands of digits
-        return "too long a number"
-    return text if len(text) <= 200 else f"{text[:197]}..."

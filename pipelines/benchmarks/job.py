@@ -17,7 +17,7 @@ import typer
 
 from pipelines import generate, prompts, ray_session, train_reward
 from pipelines.benchmarks.timing import numbers
-from pipelines.generator import DECODER_OPTIONS, Generator
+from pipelines.generator import Generator
 from pipelines.inputs import resolved
 from rgtg import config_file, table_files
 from rgtg.config import Config, Generate
@@ -87,9 +87,8 @@ def _beside_the_engine(folder: str, num_prompts: int, method: str, repeats: int)
     decoder = Decoder.load(
         config.models.language,
         reward,
-        method,
+        config.generate,
         device=config.models.device,
-        **config.generate.model_dump(include=DECODER_OPTIONS),
     )
     table = pa.concat_tables(table_files.read_tables(directory.path("prompts"))).slice(0, num_prompts)
     bare, job = [], []

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from datetime import date
-from math import inf, isfinite
+from math import isfinite
 from typing import Any, Literal
 
 from rgtg.chat import Prompt, check_prompt, decode_response, encode_prompt
@@ -13,8 +13,9 @@ from rgtg.decoding.request import Request, Sequence
 from rgtg.decoding.scorer import Scorer, TextScorer, TokenScorer
 from rgtg.decoding.search import SearchEngine
 from rgtg.decoding.token_rule import Rule
+from rgtg.decoding_settings import DecodingSettings
 from rgtg.errors import RowError, UserError
-from rgtg.methods import METHODS, with_segments
+from rgtg.methods import METHODS
 from rgtg.models.ensemble import Combine
 from rgtg.models.language import LanguageModel
 from rgtg.models.loading import num_embeddings
@@ -47,66 +48,39 @@ class Decoder:
         self,
         language: LanguageModel,
         scorer: Scorer | None,
-        method: str = "pargs",
+        method: str | DecodingSettings = "pargs",
         *,
-        beta: float | None = None,
-        k: int | None = None,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-        proposals: int | None = None,
-        segment_tokens: int | None = None,
-        segment_entropy: float | None = None,
-        target_reward: float | None = None,
-        slots: int = 32,
-        max_prompt_tokens: int | None = None,
-        cuda_graphs: bool = True,
         day: date | None = None,
+        **options: Any,
     ) -> None:
-        """What is None is as the method has it.
+        """`options` are fields of DecodingSettings beside the method: beta, k, temperature, slots ...
 
-        `beta` multiplies the reward, of the `k` likeliest tokens (0: all). `temperature` divides their scores, `top_p`
-        keeps the likeliest of them. Methods that search propose a segment at most `proposals` times; it ends behind
-        `segment_tokens`, or where the next token has `segment_entropy` nats; `target_reward` is what CARDS aims at.
-        Memory grows with `slots`, the completions decoded at once, and with the longest prompt, which
-        `max_prompt_tokens` bounds. On a GPU, `cuda_graphs` launch each step as a whole.
         `day` is the date for chat templates that write one, by default today.
         """
-        if method not in METHODS:
-            raise UserError(f"the method {method!r} is unknown; there are {', '.join(METHODS)}")
-        if slots < 1 or (k is not None and k < 0):
-            raise UserError(
-                f"slots ({slots}) must be at least 1 and k ({k}) at least 0, which is the whole vocabulary"
-            )
-        if not 0 < temperature < inf or not 0 < top_p <= 1:
-            raise UserError(f"temperature ({temperature}) must be above 0 and top_p ({top_p}) in (0, 1]")
-        if beta is not None and not isfinite(beta):
-            raise UserError(f"beta ({beta}) must be a finite number")
-        preset = METHODS[method]
-        try:
-            segments = with_segments(method, proposals, segment_tokens, segment_entropy, target_reward)
-        except ValueError as error:
-            raise UserError(str(error)) from error
+        settings = method if isinstance(method, DecodingSettings) else DecodingSettings.of(method, **options)
+        preset = METHODS[settings.method]
         if preset.needs_reward and scorer is None:
-            raise UserError(f"the method {method!r} needs a reward model; give one, or use the method 'unguided'")
-        self.language, self.scorer, self.method = language, scorer, method
-        self.max_prompt_tokens, self.cuda_graphs = max_prompt_tokens, cuda_graphs
+            raise UserError(
+                f"the method {settings.method!r} needs a reward model; give one, or use the method 'unguided'"
+            )
+        self.language, self.scorer, self.settings, self.method = language, scorer, settings, settings.method
         self.day = day or date.today()
         # Embeddings may be padded beyond the tokens, and not alike in both models.
         self.scorer_vocabulary = scorer.vocabulary if scorer else None
         known = [num_embeddings(language.model), self.scorer_vocabulary]
         vocabulary = min(n for n in known if n)
         self.rule = Rule(
-            beta=preset.beta if beta is None else beta,
-            k=min((preset.k if k is None else k) or vocabulary, vocabulary),
+            beta=preset.beta if settings.beta is None else settings.beta,
+            k=min((preset.k if settings.k is None else settings.k) or vocabulary, vocabulary),
             greedy=preset.greedy,
-            temperature=temperature,
-            top_p=top_p,
+            temperature=settings.temperature,
+            top_p=settings.top_p,
             reward_transform=preset.reward_transform,
             vocabulary=vocabulary,
         )
-        self.segments = segments
+        self.segments = settings.segments
         self.context = min(n for n in (language.context, scorer.context if scorer else None) if n)
-        self.engine = self.new_engine(slots)
+        self.engine = self.new_engine(settings.slots)
 
     def new_engine(self, slots: int) -> Engine:
         """An engine for `slots` completions at once, with caches of its own."""
@@ -117,7 +91,11 @@ class Decoder:
             if self.segments and self.scorer
             else Engine(self.language, guidance, self.rule, slots)
         )
-        if self.language.device.type == "cuda" and self.cuda_graphs and (guidance is None or guidance.on_device):
+        if (
+            self.language.device.type == "cuda"
+            and self.settings.cuda_graphs
+            and (guidance is None or guidance.on_device)
+        ):
             engine.use_graphs(cuda_recorder(self.language.device), STRIDE)
         return engine
 
@@ -126,7 +104,7 @@ class Decoder:
         cls,
         language: str,
         reward: str | list[str] | None = None,
-        method: str = "pargs",
+        method: str | DecodingSettings = "pargs",
         *,
         reward_reads: Literal["tokens", "text"] = "tokens",
         combine: Combine = "mean",
@@ -137,7 +115,7 @@ class Decoder:
         day: date | None = None,
         **options: Any,
     ) -> "Decoder":
-        """Load models (directories or hub ids) onto one device. `options` are those of a Decoder: beta, k ...
+        """Load models (directories or hub ids) onto one device. `options` are fields of DecodingSettings: beta, k ...
 
         Of several reward models the rewards are combined. One that `reward_reads` text may be any classifier, with any
         tokenizer: every candidate's text is read anew, which costs that much more.
@@ -207,8 +185,10 @@ class Decoder:
             if given and known and max(given) >= known:
                 raise RowError(f"the prompt has the token id {max(given)}, and a model knows {known} tokens")
         length = max(len(ids), len(reward_ids))
-        if self.max_prompt_tokens and length > self.max_prompt_tokens:
-            raise RowError(f"the prompt has {length} tokens, more than max_prompt_tokens ({self.max_prompt_tokens})")
+        if self.settings.max_prompt_tokens and length > self.settings.max_prompt_tokens:
+            raise RowError(
+                f"the prompt has {length} tokens, more than max_prompt_tokens ({self.settings.max_prompt_tokens})"
+            )
         room = self.context - length
         if room < 1:
             raise RowError(

@@ -8,19 +8,17 @@ from itertools import product
 from pydantic import ValidationError
 
 from rgtg.config import Generate
-from rgtg.config_file import sentence, value_of
+from rgtg.config_file import value_of
+from rgtg.decoding_settings import OF_METHOD
 from rgtg.errors import UserError
 from rgtg.methods import METHODS, OBJECTIVES, Head, head_of
 from rgtg.place_names import fault
+from rgtg.section import sentence
 
 # What an entry may say: settings of `generate` that are the method's; and how its reward model is trained, or which
 # language model stands in for the run's.
 OTHERS = ("objective", "head", "language")
-KEYS = (
-    *("beta", "k", "temperature", "top_p"),
-    *("proposals", "segment_tokens", "segment_entropy", "target_reward"),
-    *OTHERS,
-)
+KEYS = (*OF_METHOD, "temperature", "top_p", *OTHERS)
 
 
 MAX_LENGTH, MAX_VARIANTS = 1000, 500  # of an entry, and of all of them: each completes all the prompts
@@ -76,7 +74,7 @@ def _variant(method: str, given: dict[str, str], settings: Generate) -> Variant:
     try:
         chosen = settings.by(method, **own)
     except ValidationError as error:
-        raise UserError(f"evaluate.methods: {name}: {sentence(error)}") from error
+        raise UserError(f"evaluate.methods: {name}: {sentence(error, Generate)}") from error
     preset = METHODS[method]
     objective = given.get("objective", preset.objective)
     # An objective that can train several heads trains the one that the method asks for.

@@ -1,0 +1,41 @@
+"""What all sections of settings share: strict, frozen models, numbers with bounds, one message for a mistake."""
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from rgtg.errors import redacted
+
+# A number that no machine has room for is a slip of the hand, and would be found out after hours.
+Positive = Annotated[int, Field(ge=1, le=10**9)]
+Thousands = Annotated[int, Field(ge=1, le=10_000)]  # processes, threads, and rows of a batch on one device
+Millions = Annotated[int, Field(ge=1, le=1_000_000)]  # tokens of a text, rows of a block
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
+
+
+def sentence(error: ValidationError, model: type[BaseModel]) -> str:
+    """What is wrong, naming the key."""
+    first = error.errors()[0]
+    where = [str(part) for part in first["loc"]]
+    key = ".".join(where)
+    if first["type"] == "extra_forbidden":
+        known = model.model_fields
+        for part in where[:-1]:
+            known = known[part].annotation.model_fields  # type: ignore[union-attr]
+        return f"the setting {key!r} is unknown; there are {', '.join(known)}"
+    message = first["msg"].removeprefix("Value error, ")
+    value = "" if first["type"] == "value_error" else f" but is {_short(first['input'])}"
+    return f"the setting {key!r} is wrong: {message[0].lower() + message[1:]}{value}"
+
+
+def _short(value: Any) -> str:
+    try:
+        text = redacted(repr(value))
+    except ValueError:  # of thousands of digits
+        return "too long a number"
+    return text if len(text) <= 200 else f"{text[:197]}..."
