@@ -15,8 +15,7 @@ import time
 import uuid
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
-from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 from botocore.config import Config
 from botocore.exceptions import (
@@ -32,9 +31,11 @@ from botocore.exceptions import (
 
 from rgtg import object_store, storage
 from rgtg.errors import Unavailable, UserError
+from rgtg.lease_holder import is_dead, parsed, started, who
 
 NAME = "_lease.json"
 RENEW_S = 5.0
+MAX_BYTES = 1 << 16  # that are read of the file, whatever lies there
 EXPIRES_S = 60.0  # many renewals: a holder may be slow, or its store
 
 
@@ -51,7 +52,7 @@ class Lease:
         self.place, self.on_loss, self.renew_s, self.expires_s = place, on_loss, renew_s, expires_s
         self.file = _file(storage.join(place, NAME))
         self.holder = {"host": socket.gethostname(), "pid": os.getpid(), "began": int(time.time())}
-        self.holder |= {"id": uuid.uuid4().hex, "process": _started(os.getpid())}
+        self.holder |= {"id": uuid.uuid4().hex, "process": started(os.getpid())}
         self.count = 0
         self.version: str | None = None
         self._ended = threading.Event()
@@ -59,7 +60,7 @@ class Lease:
 
     def __enter__(self) -> "Lease":
         found, version = self.file.read()
-        if found and not _is_dead(found):
+        if found and not is_dead(found):
             version = self._watch(found, version)
         self.version = self._replace(version)
         if self.version is None:
@@ -77,7 +78,7 @@ class Lease:
     def _watch(self, found: dict[str, Any], version: str | None) -> str | None:
         """The version that may be replaced, after it stayed as it is for long enough."""
         print(
-            f"waiting for at most {self.expires_s:.0f} s: {_who(found)} may still write to {self.place!r}", flush=True
+            f"waiting for at most {self.expires_s:.0f} s: {who(found)} may still write to {self.place!r}", flush=True
         )
         until = time.monotonic() + self.expires_s
         while time.monotonic() < until:
@@ -126,43 +127,7 @@ class Lease:
 
 
 def _sentence(place: str, found: dict[str, Any] | None) -> str:
-    return f"{_who(found)} is at work on the run {place!r}; wait for it, stop it, or give another run.id"
-
-
-def _who(found: dict[str, Any] | None) -> str:
-    if not found:
-        return "another job"
-    began = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(found.get("began", 0)))
-    return f"another job (process {found.get('pid')} on {found.get('host')}, since {began})"
-
-
-def _is_dead(holder: dict[str, Any]) -> bool:
-    """Whether a holder of this very machine is no more, which is known at once."""
-    pid, process = holder.get("pid"), str(holder.get("process"))
-    if not isinstance(pid, int) or not process.startswith(f"{_here()} "):
-        return False
-    return _started(pid) != process
-
-
-def _here() -> str:
-    """This machine since it booted, and the processes of it that can be seen."""
-    with suppress(OSError):
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot}/{os.readlink('/proc/self/ns/pid')}"
-    return socket.gethostname()
-
-
-def _started(pid: int) -> str | None:
-    """When a process of this machine began, since ids are used again; None where there is no such process."""
-    try:
-        status = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        try:
-            os.kill(pid, 0)
-        except OSError as error:
-            return None if error.errno == errno.ESRCH else f"{_here()} alive"
-        return f"{_here()} alive"
-    return None if status[0] == "Z" else f"{_here()} {status[19]}"
+    return f"{who(found)} is at work on the run {place!r}; wait for it, stop it, or give another run.id"
 
 
 class _Local:
@@ -173,11 +138,13 @@ class _Local:
 
     def read(self) -> tuple[dict[str, Any] | None, str | None]:
         try:
-            with open(self.path, "rb") as stream:
+            with self._open(os.O_RDONLY, "rb") as stream:
                 fcntl.flock(stream, fcntl.LOCK_SH)
-                return _parsed(stream.read())
-        except (FileNotFoundError, NotADirectoryError):  # writing there says what is wrong
-            return None, None
+                return parsed(stream.read(MAX_BYTES))
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):  # writing there says what is wrong
+                return None, None
+            raise
 
     def replace(self, content: bytes, version: str | None) -> str | None:
         """Write `content` if what is there is `version`; the new version, or None where something else is there."""
@@ -187,25 +154,29 @@ class _Local:
     def _replace(self, content: bytes, version: str | None) -> str | None:
         os.makedirs(os.path.dirname(self.path), exist_ok=True)
         while True:
-            with open(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644), "r+b") as stream:
+            with self._open(os.O_RDWR | os.O_CREAT, "r+b") as stream:
                 fcntl.flock(stream, fcntl.LOCK_EX)
                 try:
                     if not os.path.samestat(os.fstat(stream.fileno()), os.stat(self.path)):
                         continue  # it was deleted, and made anew, before its lock was ours
                 except FileNotFoundError:
                     continue
-                if _parsed(stream.read())[1] != version:
+                if parsed(stream.read(MAX_BYTES))[1] != version:
                     return None
                 stream.seek(0)
                 stream.write(content)
                 stream.truncate()
                 stream.flush()
-                return _parsed(content)[1]
+                return parsed(content)[1]
+
+    def _open(self, flags: int, mode: str) -> BinaryIO:
+        """Of a link nothing is opened: the file behind it would be written over."""
+        return cast(BinaryIO, open(os.open(self.path, flags | os.O_NOFOLLOW, 0o644), mode))
 
     def delete(self, version: str) -> None:
-        with suppress(FileNotFoundError), open(self.path, "rb") as stream:
+        with suppress(FileNotFoundError), self._open(os.O_RDONLY, "rb") as stream:
             fcntl.flock(stream, fcntl.LOCK_EX)
-            if _parsed(stream.read())[1] == version:
+            if parsed(stream.read(MAX_BYTES))[1] == version:
                 os.unlink(self.path)
         with suppress(OSError):  # a job that was refused leaves no empty directory
             os.rmdir(os.path.dirname(self.path))
@@ -229,7 +200,7 @@ class _S3:
 
     def read(self) -> tuple[dict[str, Any] | None, str | None]:
         answer = self._ask("get_object")
-        return (_parsed(answer["Content"])[0], answer["ETag"]) if answer else (None, None)
+        return (parsed(answer["Content"])[0], answer["ETag"]) if answer else (None, None)
 
     def replace(self, content: bytes, version: str | None) -> str | None:
         condition = {"IfMatch": version} if version else {"IfNoneMatch": "*"}
@@ -271,7 +242,7 @@ class _S3:
     def _answer(self, name: str, options: dict[str, Any]) -> dict[str, Any]:
         answer: dict[str, Any] = getattr(self.client, name)(**self.object, **options)
         if "Body" in answer:
-            answer["Content"] = answer["Body"].read()
+            answer["Content"] = answer["Body"].read(MAX_BYTES)
         return answer
 
 
@@ -286,13 +257,3 @@ def is_possible(place: str) -> bool:
 
 def _file(place: str) -> "_Local | _S3":
     return _S3(place) if place.startswith("s3://") else _Local(storage.resolve(place)[1])
-
-
-def _parsed(content: bytes) -> tuple[dict[str, Any] | None, str | None]:
-    """A holder, and its version; nothing of an empty file, which is one that is being made."""
-    if not content:
-        return None, None
-    try:
-        return json.loads(content), content.decode()
-    except ValueError:
-        return {}, content.decode(errors="replace")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from rgtg import storage
+from rgtg import lease_holder, storage
 from rgtg.errors import UserError
 from rgtg.lease import NAME, Lease
 
@@ -149,3 +149,42 @@ def test_where_nothing_can_be_written_is_a_mistake_and_no_failure(tmp_path, root
         Lease(str(tmp_path / root / "night"), print),
     ):
         pass
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"[]",
+        b'"x"',
+        b"5",
+        b"[" * 200_000,
+        b"\xff\xfe",
+        b'{"pid": 12, "ho',
+        b'{"began": 1e30, "pid": 1e30}',
+        b'{"began": "x", "host": 5, "process": []}',
+        b'{"began": -1000000000000000000}',
+        b'{"pid": ' + b"9" * 400 + b"}",
+        json.dumps({"host": "a\x1b[2J\n" + "b" * 100_000}).encode(),
+        b"x" * (1 << 20),
+        json.dumps({"pid": 10**30, "process": f"{lease_holder._here()} x"}).encode(),
+    ],
+    ids=range(13),
+)
+def test_a_file_that_holds_anything_is_taken_over(tmp_path, capsys, content):
+    (tmp_path / NAME).write_bytes(content)
+    with Lease(str(tmp_path), print, renew_s=0.01, expires_s=0.05):
+        pass
+    assert not (tmp_path / NAME).exists()
+    said = capsys.readouterr().out
+    assert len(said) < 1000
+    assert said.strip().isprintable()
+
+
+def test_a_link_as_a_lease_leaves_the_file_behind_it(tmp_path):
+    precious = tmp_path / "precious"
+    precious.write_text("mine")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / NAME).symlink_to(precious)
+    with pytest.raises(UserError, match="cannot write to"), Lease(str(tmp_path / "run"), print, 0.01, 0.05):
+        pass
+    assert precious.read_text() == "mine"

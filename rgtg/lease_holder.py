@@ -1,0 +1,69 @@
+"""Who holds a lease, as its file says it, and whether that process lives. What the file holds may be anything."""
+
+import errno
+import json
+import os
+import socket
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from rgtg.errors import printable
+
+TEXTS = ("host", "id", "process")
+NUMBERS = {"pid": 1 << 31, "began": 1 << 33, "count": 1 << 53}
+LONGEST = 500  # characters of a text
+
+
+def parsed(content: bytes) -> tuple[dict[str, Any] | None, str | None]:
+    """A holder, as far as it can be read, and its version; nothing of an empty file, which is being made."""
+    if not content:
+        return None, None
+    try:
+        said = json.loads(content)
+    except (ValueError, RecursionError):
+        said = None
+    holder: dict[str, Any] = {}
+    for name, value in said.items() if isinstance(said, dict) else ():
+        if name in TEXTS and isinstance(value, str):
+            holder[name] = printable(value[:LONGEST])
+        elif name in NUMBERS and type(value) is int and 0 <= value < NUMBERS[name]:
+            holder[name] = value
+    return holder, content.decode(errors="replace")
+
+
+def who(found: dict[str, Any] | None) -> str:
+    if not found:
+        return "another job"
+    began = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(found.get("began", 0)))
+    return f"another job (process {found.get('pid')} on {found.get('host')}, since {began})"
+
+
+def is_dead(holder: dict[str, Any]) -> bool:
+    """Whether a holder of this very machine is no more, which is known at once."""
+    pid, process = holder.get("pid"), str(holder.get("process"))
+    if not isinstance(pid, int) or not process.startswith(f"{_here()} "):
+        return False
+    return started(pid) != process
+
+
+def _here() -> str:
+    """This machine since it booted, and the processes of it that can be seen."""
+    with suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}/{os.readlink('/proc/self/ns/pid')}"
+    return socket.gethostname()
+
+
+def started(pid: int) -> str | None:
+    """When a process of this machine began, since ids are used again; None where there is no such process."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        try:
+            os.kill(pid, 0)
+        except OSError as error:
+            return None if error.errno == errno.ESRCH else f"{_here()} alive"
+        return f"{_here()} alive"
+    return None if status[0] == "Z" else f"{_here()} {status[19]}"
