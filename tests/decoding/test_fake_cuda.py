@@ -5,6 +5,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from rgtg.decoding.decoder import Decoder
+from rgtg.decoding.engine import Engine
 from rgtg.decoding.graphs import Watch
 from rgtg.decoding.prefill import PrefixCache
 from rgtg.decoding.scorer import TokenScorer
@@ -139,3 +140,30 @@ def test_texts_are_read(toy_tokenizer, arch, changes):
         card.tell = lambda tensor: constant(tensor.shape, tensor.dtype == torch.bool or 0.5)
         assert TextReward(model, toy_tokenizer).score_texts([SHORT, LONG]) == [0.5, 0.5]
     assert set(card.kernels) == {"efficient"}
+
+
+FAULTS = {
+    "a value": (lambda x: x.sum().item(), "_local_scalar_dense"),
+    "a decision": (lambda x: x if x.sum() > 0 else -x, "_local_scalar_dense"),
+    "a list": (lambda x: x.tolist(), "_local_scalar_dense"),
+    "a mask": (lambda x: x[x > 0], "nonzero"),
+    "values at a mask": (lambda x: x.index_put_((x > 0,), x[0]), "index_put_"),
+    "two devices": (lambda x: x + torch.zeros(x.shape), "found at least two devices"),
+    "from the host": (lambda x: x + torch.tensor([0], device=CARD), "_to_copy"),
+    "to the host": (lambda x: x.cpu(), "_to_copy"),
+    "a layout": (lambda x: x.expand(2, *x.shape).view(-1), "view"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_in_a_step_is_seen(toy_tokenizer, fault, monkeypatch):
+    act, said = FAULTS[fault]
+    record = Engine._record
+
+    def faulty(self, tokens, rewards, choice):
+        act(tokens.clone())
+        return record(self, tokens, rewards, choice)
+
+    monkeypatch.setattr(Engine, "_record", faulty)
+    with fake_cuda() as card, pytest.raises(Exception, match=said):
+        decode(card, toy_tokenizer, "unguided", ("llama", 8, 4), [SHORT], 1, [])
