@@ -46,7 +46,7 @@ def run(config: Config) -> RunDirectory:
         STAGE,
         inputs,
         rerunnable=grew,
-        unfinished=versions_that_round(),
+        alike=versions_that_round(),
         has_work=storage.exists(checkpoint) and bool(_names(checkpoint)),
     )
     if state == "done":

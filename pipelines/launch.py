@@ -94,10 +94,11 @@ def run_alone(job: Callable[[Any], Any], settings: Any, new_run: bool) -> None:
 
     root = storage.absolute(settings.run.root, must_exist=False)
     run_id = settings.run.id
-    if "id" not in settings.run.model_fields_set and lease.is_possible(root):
-        from pipelines.run_directory import night
+    # Where no lease is possible, last night's run may still be at work.
+    if not new_run and "id" not in settings.run.model_fields_set and lease.is_possible(root):
+        from pipelines.night import night
 
-        run_id = night(root)
+        run_id = night(root, settings)
     if new_run:
         names = (f"{run_id}-{n}" if n > 1 else run_id for n in itertools.count(1))
         run_id = next(name for name in names if not storage.exists(storage.join(root, name)))

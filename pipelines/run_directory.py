@@ -9,7 +9,8 @@ import json
 import platform
 import time
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, datetime
+from functools import cache
 from importlib.metadata import version
 from typing import Any, Literal
 
@@ -25,7 +26,6 @@ from rgtg.rows import SUFFIXES
 PACKAGES = ("rgtg", "ray", "torch", "transformers", "pyarrow")
 ROUNDING = ("rgtg", "torch", "transformers")  # those whose versions decide how a row rounds
 SUCCESS = "_SUCCESS"
-NIGHT_S = 12 * 3600  # a run of yesterday that is younger goes on after midnight
 
 Inputs = dict[str, Any]  # everything that changes a stage's rows, by names that a person knows
 
@@ -37,10 +37,9 @@ class RunDirectory:
         self.config = config
         self.place = config.run.directory
         storage.make_directory(self.place)
-        found = _manifest(self.place)
-        versions = {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+        found = manifest_of(self.place)
+        versions = attempt()["versions"]
         self.manifest = found or {"run_id": config.run.id, "created": _now(), "versions": versions, "stages": {}}
-        self.attempt = {"began": _now(), "versions": versions}
 
     @property
     def date(self) -> date:
@@ -56,15 +55,15 @@ class RunDirectory:
         inputs: Inputs,
         *,
         rerunnable: bool = False,
-        unfinished: Inputs | None = None,
+        alike: Inputs | None = None,
         has_work: bool = False,
     ) -> Literal["new", "resume", "done"]:
         """Whether `stage` is new here, was begun, or is done.
 
         Raises UserError where it was begun or done from other inputs, naming what changed: rows of two kinds would
         mix. A `rerunnable` stage, which writes its output anew and on which nothing stands yet, is new then.
-        `unfinished` is what all attempts at a stage must have alike, such as versions, where an earlier one left work
-        that this one goes on with (`has_work`). It may change once the stage is done.
+        `alike` is what all attempts at an unfinished stage must have alike, such as versions, where an earlier one
+        left work that this one goes on with (`has_work`). Where a finished stage grows, a change is said.
         """
         now = json.loads(json.dumps(inputs))  # as the manifest will read
         entry = self.manifest["stages"].get(stage)
@@ -76,28 +75,37 @@ class RunDirectory:
         if entry and entry["inputs"] == now and entry["status"] == "done":
             print(f"{stage}: is done, in {self.place}", flush=True)
             return "done"
+        if entry and has_work:
+            self._check_alike(stage, entry, alike or {})
         storage.remove(self.path(SUCCESS))
         if entry and entry["inputs"] == now:
-            before = entry.get("unfinished")
-            if has_work and before and before != unfinished:
-                raise UserError(
-                    f"the run {self.place!r} is in the middle of its stage {stage!r}, with "
-                    f"{_changes(before, unfinished or {})}; resume it as it began, or give another run.id "
-                    "(--new-run) to start beside it"
-                )
-            entry["unfinished"] = unfinished
+            entry["unfinished"] = alike
             self._save()
             return "resume"
         self.manifest["stages"][stage] = {
             "status": "begun",
             "fingerprint": fingerprint(now),
             "inputs": now,
-            "unfinished": unfinished,
+            "unfinished": alike,
             "config": self.config.model_dump(exclude_defaults=True),
             "begun": _now(),
         }
         self._save()
         return "new"
+
+    def _check_alike(self, stage: str, entry: dict[str, Any], alike: Inputs) -> None:
+        """Raises UserError where work of an unfinished stage would go on under something else that rounds."""
+        before = entry.get("unfinished")
+        if not before or before == alike:
+            return
+        changes = _changes(before, alike)
+        if entry["status"] == "done":
+            print(f"warning: {stage} has rows made with {changes}: the new ones may round otherwise", flush=True)
+            return
+        raise UserError(
+            f"the run {self.place!r} is in the middle of its stage {stage!r}, with {changes}; resume it as it began, "
+            "or give another run.id (--new-run) to start beside it"
+        )
 
     def changed(self, stage: str, inputs: Inputs) -> set[str]:
         """The names of inputs that are not as they were when `stage` began; none where it did not."""
@@ -134,36 +142,26 @@ class RunDirectory:
 
     def _save(self) -> None:
         attempts = self.manifest.setdefault("attempts", [])
-        if self.attempt not in attempts[-1:]:
-            attempts.append(self.attempt)
+        if attempt() not in attempts[-1:]:
+            attempts.append(attempt())
         storage.write_bytes(
             self.path("config.yaml"), yaml.safe_dump(self.config.model_dump(), sort_keys=False).encode()
         )
         storage.write_json(self.path("manifest.json"), self.manifest)
 
 
+@cache
+def attempt() -> dict[str, Any]:
+    """This process, as it stands in the manifests of its runs."""
+    versions = {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+    return {"began": _now(), "versions": versions}
+
+
 def versions_that_round() -> Inputs:
     return {f"version of {name}": version(name) for name in ROUNDING}
 
 
-def night(root: str) -> str:
-    """The id of a run that was given none: today's date, or yesterday's while last night's run is not complete.
-
-    A job that begins before midnight and is restarted after it goes on with its run.
-    """
-    today = date.today()
-    last = (today - timedelta(days=1)).isoformat()
-    found = _manifest(storage.join(root, last))
-    if not found or storage.exists(storage.join(root, today.isoformat())):
-        return today.isoformat()
-    age = (datetime.now(UTC) - datetime.fromisoformat(found["created"])).total_seconds()
-    if storage.exists(storage.join(root, last, SUCCESS)) or age > NIGHT_S:
-        return today.isoformat()
-    print(f"run: {storage.join(root, last)}, which is not complete; it began {age / 3600:.1f} hours ago", flush=True)
-    return last
-
-
-def _manifest(place: str) -> dict[str, Any] | None:
+def manifest_of(place: str) -> dict[str, Any] | None:
     """The manifest of a run, None where there is no run. Raises UserError for one that cannot be read."""
     file = storage.join(place, "manifest.json")
     if not storage.exists(file):
@@ -182,9 +180,11 @@ def fingerprint(inputs: Inputs) -> str:
 
 def listing(places: list[str]) -> list[dict[str, Any]]:
     """Names, sizes and digests of the input files at `places`. Raises UserError where there are none."""
-    files = find(places).files
+    found = find(places)
+    files = found.files
     if not files:
-        raise UserError(f"there are no {' or '.join(SUFFIXES)} files at {', '.join(map(repr, places))}")
+        broken = next((f"; {path!r} is {reason}" for path, reason in found.unreadable.items()), "")
+        raise UserError(f"there are no {' or '.join(SUFFIXES)} files at {', '.join(map(repr, places))}{broken}")
     with ThreadPoolExecutor(storage.READERS) as pool:
         digests = list(pool.map(lambda file: storage.file_digest(file.place, file.path), files))
     return [

@@ -95,9 +95,9 @@ def fit(config: Config, directory: RunDirectory, stage: str, target: str) -> Non
         "train_reward.head": settings.head_kind,
     }
     place = directory.path("_train", stage)
-    unfinished = versions_that_round() | {"train_reward.num_workers": settings.num_workers}  # each has its share
+    alike = versions_that_round() | {"train_reward.num_workers": settings.num_workers}  # each has its share
     found = checkpoints.found(place)
-    if directory.begin(stage, inputs, unfinished=unfinished, has_work=bool(found)) == "done":
+    if directory.begin(stage, inputs, alike=alike, has_work=bool(found)) == "done":
         return
     begun = time.monotonic()
     ray_session.start(config)
