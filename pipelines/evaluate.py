@@ -21,8 +21,8 @@ from pipelines.run_directory import RunDirectory, check_unchanged, model_digest
 from rgtg import storage, table_files
 from rgtg.chat import Prompt
 from rgtg.config import SANDBOX, Config
+from rgtg.endpoint import Endpoint, Wins
 from rgtg.errors import UserError
-from rgtg.evaluation.endpoint import Endpoint, Wins
 from rgtg.evaluation.logprobs import logprobs as likelihood
 from rgtg.evaluation.results import Result, Scores, measure
 from rgtg.evaluation.variants import Variant, variants

@@ -138,7 +138,7 @@ def complete(
                 "reward": reward,
                 "settings": settings,
                 "seed": config.run.seed,
-                "board": progress.board,
+                "progress": progress.actor,
                 "day": directory.date,
                 "digests": digests,
             },

@@ -70,7 +70,7 @@ class Generator:
         reward: str | None,
         settings: Generate,
         seed: int,
-        board: ActorHandle,
+        progress: ActorHandle,
         day: date | None = None,
         digests: dict[str, str] | None = None,
     ) -> None:
@@ -78,7 +78,7 @@ class Generator:
         when the job began, by their places. Raises UserError where one has changed.
         """
         torch.set_num_threads(settings.threads)
-        self.settings, self.seed, self.board = settings, seed, board
+        self.settings, self.seed, self.progress = settings, seed, progress
         self.slots = self._fitting_slots(models, reward)
         self.decoder = Decoder.load(
             models.language,
@@ -88,7 +88,7 @@ class Generator:
             day=day,
         )
         check_unchanged(digests or {})  # behind the loading: what changes in the middle of it is seen
-        board.add.remote(actors=1)
+        progress.add.remote(actors=1)
         self.inbox: queue.SimpleQueue[tuple[Request, Future]] = queue.SimpleQueue()
         threading.Thread(target=self._serve, name="engine", daemon=True).start()
 
@@ -98,7 +98,7 @@ class Generator:
         needed = memory_plan(models, reward, self.settings, device)
         slots = needed.fitting(asked)
         if slots < asked:
-            self.board.say.remote(f"an actor needs {needed}: it decodes on {slots} slots, not {asked}")
+            self.progress.log.remote(f"an actor needs {needed}: it decodes on {slots} slots, not {asked}")
         return slots
 
     def __call__(self, batch: pa.Table) -> pa.Table:
@@ -108,7 +108,7 @@ class Generator:
         completions = [None if isinstance(row, str) else [asdict(c) for c in row] for row in rows]
         errors = [row if isinstance(row, str) else None for row in rows]
         done = [c for row in rows if not isinstance(row, str) for c in row]
-        self.board.add.remote(
+        self.progress.add.remote(
             rows=len(rows),
             errors=sum(error is not None for error in errors),
             tokens=sum(c.num_tokens for c in done),
@@ -155,7 +155,7 @@ class Generator:
             # job's log, and Ray starts a fresh one and gives it the same blocks again.
             try:
                 line = f"an actor lost its device and is replaced: {traceback.format_exc()}"
-                ray.get(self.board.say.remote(line), timeout=5)
+                ray.get(self.progress.log.remote(line), timeout=5)
             finally:
                 os._exit(1)
         except RowError as error:  # of no row that is known: as an error of all of them it would be committed
@@ -190,7 +190,7 @@ class Generator:
         slots = self.decoder.engine.slots
         if slots > 1:
             fewer = round_up(slots // 2, SLOT_MULTIPLE) if slots > SLOT_MULTIPLE else 1
-            self.board.say.remote(f"a device ran out of memory with {slots} slots: it goes on with {fewer}")
+            self.progress.log.remote(f"a device ran out of memory with {slots} slots: it goes on with {fewer}")
         else:
             # It has the only row, or was done and is being scored.
             alone = next((owner[0] for owner in self.decoder.engine.owners if owner), None) or next(iter(waiting))

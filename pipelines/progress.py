@@ -14,7 +14,7 @@ EVERY_S = 5.0
 
 
 @ray.remote(num_cpus=0)
-class Board:
+class ProgressActor:
     """Where workers leave what they have to say."""
 
     def __init__(self) -> None:
@@ -33,17 +33,17 @@ class Board:
         for name, amount in amounts.items():
             self.totals[name] = self.totals.get(name, 0.0) + amount
 
-    def say(self, line: str) -> None:
+    def log(self, line: str) -> None:
         """Have the driver print a line."""
         self.lines.append(line)
 
-    def take(self) -> tuple[dict[str, float], list[str]]:
+    def drain(self) -> tuple[dict[str, float], list[str]]:
         lines, self.lines = self.lines, []
         return self.totals, lines
 
 
 class Progress:
-    """Prints, from a thread of the driver, what workers leave on `board`; a context manager around the work.
+    """Prints, from a thread of the driver, what workers leave with its actor; a context manager around the work.
 
     With `num_rows` it also prints how far the rows are, every few seconds while they move.
     """
@@ -52,7 +52,7 @@ class Progress:
         self.name, self.num_rows = name, num_rows
         # On the driver's own machine: the others may come and go, and nothing may be lost with them but rows to do.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        self.board = Board.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
+        self.actor = ProgressActor.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
         self.totals: dict[str, float] = {}
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._report, daemon=True)
@@ -64,14 +64,14 @@ class Progress:
     def __exit__(self, *exception: object) -> None:
         self._ended.set()
         self._thread.join()
-        ray.kill(self.board)
+        ray.kill(self.actor)
 
     def _report(self) -> None:
         rows, ended = -1.0, False
         while not ended:
             ended = self._ended.wait(EVERY_S)
             try:
-                self.totals, lines = ray.get(self.board.take.remote(), timeout=60)
+                self.totals, lines = ray.get(self.actor.drain.remote(), timeout=60)
             except RayError:  # what workers have to say is of less worth than their work
                 continue
             for line in lines:

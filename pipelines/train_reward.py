@@ -125,7 +125,7 @@ def fit(config: Config, directory: RunDirectory, stage: str, target: str) -> Non
             "trust_remote_code": config.models.trust_remote_code,
             "seed": config.run.seed,
             "steps_per_epoch": steps_per_epoch,
-            "board": progress.board,
+            "progress": progress.actor,
             "checkpoints": place,
         },
         scaling_config=train.ScalingConfig(
@@ -186,7 +186,7 @@ def _worker(config: dict[str, Any]) -> None:
     check_unchanged(config["digests"])
     num_steps = config["steps_per_epoch"] * settings.epochs
     learner = RewardTrainer(reward_model, settings, num_steps, device)
-    log = _Log(num_steps, config["board"])
+    log = _Log(num_steps, config["progress"])
     if state := checkpoints.newest_state(config["checkpoints"], rank, log.say):
         learner.restore(state)
         log.totals = state["totals"]
@@ -242,8 +242,8 @@ def _batches(shard: Any, share: int, seed: int, num_batches: int) -> Iterator[li
 class _Log:
     """Progress of worker 0 as lines, and the totals for the manifest, which a checkpoint keeps."""
 
-    def __init__(self, num_steps: int, board: ActorHandle) -> None:
-        self.board, self.num_steps = board, num_steps
+    def __init__(self, num_steps: int, progress: ActorHandle) -> None:
+        self.progress, self.num_steps = progress, num_steps
         self.began, self.last, self.pairs, self.steps = time.monotonic(), 0.0, 0, 0  # of this start
         # Prefix pairs that counted, and those masked for identical tokens; the loss is a moving average.
         self.totals: dict[str, float] = {"prefix_pairs": 0, "identical_prefix_pairs": 0}
@@ -264,7 +264,7 @@ class _Log:
             )
 
     def say(self, line: str) -> None:
-        self.board.say.remote(line)
+        self.progress.log.remote(line)
 
 
 if __name__ == "__main__":

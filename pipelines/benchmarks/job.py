@@ -33,10 +33,10 @@ class Instant(Generator):
     wait = 0.0  # seconds of its device for a prompt
 
     def __init__(
-        self, models: Any, reward: Any, settings: Any, seed: int, board: Any, day: Any = None, digests: Any = None
+        self, models: Any, reward: Any, settings: Any, seed: int, progress: Any, day: Any = None, digests: Any = None
     ) -> None:
-        self.settings, self.board, self.device = settings, board, threading.Lock()
-        board.add.remote(actors=1)
+        self.settings, self.progress, self.device = settings, progress, threading.Lock()
+        progress.add.remote(actors=1)
 
     def _submit(self, row: dict[str, Any]) -> Future:
         with self.device:

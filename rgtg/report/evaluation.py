@@ -15,7 +15,7 @@ def header(results: Sequence[Result]) -> list[str]:
     scorers = [name for name in results[0].scores if name != "reward"]
     return [
         *("method", "own reward", *scorers, "KL"),
-        *("tokens", "distinct-2", "ROUGE-L", "LM calls", "RM calls", "seconds", "tokens/s", "errors"),
+        *("tokens", "distinct-2", "self-ROUGE-L", "LM calls", "RM calls", "seconds", "tokens/s", "errors"),
     ]
 
 

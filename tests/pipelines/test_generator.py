@@ -25,7 +25,7 @@ class Board:
     def __init__(self):
         self.lines = []
         self.add = SimpleNamespace(remote=lambda **amounts: None)
-        self.say = SimpleNamespace(remote=self.lines.append)
+        self.log = SimpleNamespace(remote=self.lines.append)
 
 
 @pytest.fixture
@@ -34,8 +34,8 @@ def generator(language_dir, reward_dir):
     models = Models(language=language_dir, device="cpu")
 
     def make():
-        board = Board()
-        return Generator(models, reward_dir, settings, seed=5, board=board), board
+        progress = Board()
+        return Generator(models, reward_dir, settings, seed=5, progress=progress), progress
 
     make.arguments = models, reward_dir, settings, torch.device("cpu")
     return make
@@ -68,9 +68,9 @@ def test_slots_are_planned_before_anything_is_loaded(generator, monkeypatch):
     needed = memory_plan(*generator.arguments)
     room = int((needed.weights + needed.prompts + 20 * (needed.slot + needed.growing)) / 0.9)
     monkeypatch.setattr("pipelines.generator.memory_of", lambda device: room)
-    made, board = generator()
+    made, progress = generator()
     assert made.decoder.engine.slots == 16
-    assert board.lines == [f"an actor needs {memory_plan(*generator.arguments)}: it decodes on 16 slots, not 32"]
+    assert progress.lines == [f"an actor needs {memory_plan(*generator.arguments)}: it decodes on 16 slots, not 32"]
     assert complete(made, PROMPTS[:1])[0]["error"] is None
     monkeypatch.setattr("pipelines.generator.memory_of", lambda device: needed.weights)
     with pytest.raises(UserError, match="take smaller models"):
@@ -79,9 +79,9 @@ def test_slots_are_planned_before_anything_is_loaded(generator, monkeypatch):
 
 def test_fewer_slots_where_memory_runs_out_and_the_same_completions(generator, memory, language_dir, reward_dir):
     memory(lambda engine: engine.slots > 8)
-    made, board = generator()
+    made, progress = generator()
     rows = complete(made, PROMPTS)
-    assert board.lines == [
+    assert progress.lines == [
         "a device ran out of memory with 32 slots: it goes on with 16",
         "a device ran out of memory with 16 slots: it goes on with 8",
     ]
@@ -93,7 +93,7 @@ def test_fewer_slots_where_memory_runs_out_and_the_same_completions(generator, m
         found = [c["token_ids"] for c in row["completions"]]
         assert found == [c.token_ids for c in expected.completions(request)]
     assert complete(made, ["more"])[0]["error"] is None, "it goes on with what has room"
-    assert len(board.lines) == 2, "said once"
+    assert len(progress.lines) == 2, "said once"
 
 
 def test_a_prompt_that_has_no_room_alone_is_a_row_with_an_error(generator, memory):
@@ -125,10 +125,10 @@ def test_an_actor_refuses_a_model_that_changed_since_the_driver_saw_it(generator
     _, reward, settings, _ = generator.arguments
     models = Models(language=str(place), device="cpu")
     digests = {str(place): model_digest(str(place)), reward: model_digest(reward)}
-    Generator(models, reward, settings, seed=5, board=Board(), digests=digests)
+    Generator(models, reward, settings, seed=5, progress=Board(), digests=digests)
     shutil.copy(Path(make_language(seed=9), "model.safetensors"), place / "model.safetensors")
     with pytest.raises(UserError, match=rf"the model '{place}' changed while the job ran"):
-        Generator(models, reward, settings, seed=5, board=Board(), digests=digests)
+        Generator(models, reward, settings, seed=5, progress=Board(), digests=digests)
 
 
 def test_a_model_behind_links_is_seen_to_change(make_language, tmp_path):

@@ -15,9 +15,9 @@ BATCH, SAMPLES, COMPLETIONS, WARM_UP = 64, 8, 100_000, 25_000
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_memory_is_flat_over_a_hundred_thousand_completions(language_dir, reward_dir):
-    board = SimpleNamespace(add=SimpleNamespace(remote=lambda **amounts: None))
+    progress = SimpleNamespace(add=SimpleNamespace(remote=lambda **amounts: None))
     settings = Generate(prompts=["x"], samples=SAMPLES, max_new_tokens=4, slots=64, block_rows=BATCH)
-    generator = Generator(Models(language=language_dir, device="cpu"), reward_dir, settings, seed=0, board=board)
+    generator = Generator(Models(language=language_dir, device="cpu"), reward_dir, settings, seed=0, progress=progress)
     resident = {}
     for done in range(0, COMPLETIONS, BATCH * SAMPLES):
         prompts = [f"prompt {done + i}, {'of some length ' * (i % 5)}" for i in range(BATCH)]

@@ -841,12 +841,12 @@ class Board:
 
     def __init__(self):
         self.add = SimpleNamespace(remote=lambda **amounts: None)
-        self.say = SimpleNamespace(remote=lambda text: None)
+        self.log = SimpleNamespace(remote=lambda text: None)
 
 
 def actor(language: str, reward: str | None, **changes: Any) -> Generator:
     chosen = {"prompts": ["x"], "samples": 2, "max_new_tokens": 4, "slots": 8, **changes}
-    return Generator(Models(language=language, device="cpu"), reward, Generate(**chosen), seed=5, board=Board())
+    return Generator(Models(language=language, device="cpu"), reward, Generate(**chosen), seed=5, progress=Board())
 
 
 def complete(generator: Generator, batch: list[Any]) -> list[dict[str, Any]]:

@@ -124,7 +124,7 @@ def asked(monkeypatch) -> list[list[str]]:
 
     monkeypatch.setattr(ray.data, "read_parquet", read_parquet)
     monkeypatch.setattr("pipelines.ray_session.start", lambda config: None)
-    monkeypatch.setattr(generate, "Progress", lambda *_: nullcontext(SimpleNamespace(board=None)))
+    monkeypatch.setattr(generate, "Progress", lambda *_: nullcontext(SimpleNamespace(actor=None)))
     return paths
 
 

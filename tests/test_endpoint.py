@@ -16,9 +16,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
+from rgtg import endpoint as rules
+from rgtg.endpoint import Endpoint
 from rgtg.errors import Unavailable, UserError
-from rgtg.evaluation import endpoint as rules
-from rgtg.evaluation.endpoint import Endpoint
 
 
 class Judge(BaseHTTPRequestHandler):
