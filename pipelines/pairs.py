@@ -98,7 +98,7 @@ def run(config: Config, directory: RunDirectory, init: str) -> None:
     if not counts["train"] or not counts["eval"]:
         raise UserError(
             f"of the pairs at {', '.join(settings.pairs)}, {counts['train']} are left to train on and "
-            f"{counts['eval']} to evaluate on; see the reasons above"
+            f"{counts['eval']} to evaluate on{'; see the reasons above' if reasons else ', since there are none'}"
         )
     directory.finish(STAGE, counts, time.monotonic() - begun)
 
