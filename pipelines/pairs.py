@@ -28,7 +28,7 @@ from rgtg.parquet import UNREADABLE, open_parquet, parquet_fault
 from rgtg.preferences.readers import PAIR_COLUMNS, read_pair
 from rgtg.preferences.selection import fraction
 from rgtg.preferences.tokenized import TokenizedPair, tokenize_pair
-from rgtg.rows import json_rows, table_rows
+from rgtg.rows import Row, json_rows, table_rows
 
 STAGE = "pairs"
 BATCH_ROWS = 256  # raw rows of a chunk
@@ -98,7 +98,7 @@ def run(config: Config, directory: RunDirectory, init: str) -> None:
     if not counts["train"] or not counts["eval"]:
         raise UserError(
             f"of the pairs at {', '.join(settings.pairs)}, {counts['train']} are left to train on and "
-            f"{counts['eval']} to evaluate on; see the reasons above"
+            f"{counts['eval']} to evaluate on{'; see the reasons above' if reasons else ', since there are none'}"
         )
     directory.finish(STAGE, counts, time.monotonic() - begun)
 
@@ -246,7 +246,7 @@ def _tokenize(
         _tokenizers[init] = load_tokenizer(init, "train_reward.init", trust_remote_code=trust_remote_code)
     tokenizer = _tokenizers[init]
     if batch.column_names == [JSON_ROW]:
-        kind, rows = "line", [json.loads(text) for text in batch[JSON_ROW].to_pylist()]
+        kind, rows = "line", [_row_of_json(text) for text in batch[JSON_ROW].to_pylist()]
     else:
         kind, rows = "row", table_rows(batch)
     results = []
@@ -254,6 +254,14 @@ def _tokenize(
         pair = f"the {kind} is {row}" if isinstance(row, str) else read_pair(row)
         results.append(pair if isinstance(pair, str) else tokenize_pair(tokenizer, pair, max_length, overlong, day))
     return pa.Table.from_pylist([_row(result, eval_fraction) for result in results], schema=SCHEMA)
+
+
+def _row_of_json(text: str) -> Row | str:
+    """A row as `_raw` wrote it: there it was not nested too deep, but this stack may be deeper."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        return "not a JSON object"
 
 
 def _row(result: TokenizedPair | str, eval_fraction: float) -> dict[str, Any]:

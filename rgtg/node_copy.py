@@ -103,6 +103,7 @@ def _locked(path: Path, how: int) -> Iterator[bool]:
             free = False
         yield free
     finally:
+        fcntl.flock(descriptor, fcntl.LOCK_UN)  # a child that was forked meanwhile has the descriptor too
         os.close(descriptor)
 
 

@@ -132,6 +132,23 @@ def test_what_a_killed_process_left_of_its_copying_takes_no_room(fetch, cache, t
     assert len([path for path in cache.iterdir() if path.is_dir()]) == 2
 
 
+def test_a_child_that_was_forked_meanwhile_keeps_no_lock(fetch, cache, monkeypatch):
+    inherited = []
+
+    def flock(descriptor, how, lock=fcntl.flock):
+        inherited.append(os.dup(descriptor))
+        lock(descriptor, how)
+
+    monkeypatch.setattr(node_copy.fcntl, "flock", flock)
+    copy = Path(node_copy.copy_of(["a"], fetch))
+    monkeypatch.undo()
+    for lock in (copy.with_suffix(".copying"), cache / "all.lock"):
+        with open(lock) as other:
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    for descriptor in inherited:
+        os.close(descriptor)
+
+
 def test_a_cache_that_cannot_be_written_to_says_so(fetch, cache, monkeypatch):
     node_copy.copy_of(["a"], fetch)
     forget()

@@ -807,6 +807,20 @@ def test_files_of_pairs_that_cannot_be_read(tmp_path, name):
     assert_clear(found)
 
 
+def test_a_line_of_pairs_that_only_a_deeper_stack_cannot_read(tokenized):
+    """A worker's is deeper in one of its tasks than in another."""
+
+    def deeper(frames: int, call: Callable[[], Any]) -> Any:
+        return deeper(frames - 1, call) if frames else call()
+
+    lines = [json.dumps(pair) for pair in PAIRS] + ['{"chosen": ' + "[" * 700 + "]" * 700 + "}"]
+    table = pa.table({pairs.JSON_ROW: lines})
+    assert tokenized(table)[-1]["split"] == "unused"
+    rows = deeper(300, lambda: tokenized(table))
+    assert rows[-1]["reason"] == "the line is not a JSON object"
+    assert [row["split"] for row in rows[:-1]] == [row["split"] for row in tokenized(table)[:-1]]
+
+
 def test_files_of_pairs_without_a_byte(tmp_path):
     put(tmp_path / "in", {"bad.jsonl": b""})
     file = pair_file(tmp_path / "in" / "bad.jsonl")
