@@ -12,10 +12,12 @@ Three heads, told apart by the model's config:
 """
 
 import copy
+import json
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
@@ -23,6 +25,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
 )
 from transformers.utils import logging as hf_logging
 
@@ -41,6 +44,7 @@ from rgtg.models.loading import (
 from rgtg.models.packed import pack, packed
 
 HEAD = "rgtg_reward_head"  # in config.json of a causal language model that is a reward model
+ADDED_PAD = "rgtg_added_pad_token"  # there too: the tokenizer's last token is PAD_TOKEN, and no text may have it
 PAD_TOKEN = "<|pad|>"
 
 
@@ -51,7 +55,7 @@ class RewardModel(nn.Module):
         super().__init__()
         self.model: Any = model
         self.tokenizer = tokenizer
-        self.saved_tokenizer = tokenizer  # with a padding token that no text of ours can reach
+        self.saved_tokenizer = tokenizer  # with a padding token; `tokenizer` is without one that was added
         self.head_kind = head_kind
         self.adapters: Adapters | None = None
         self.packed_head: nn.Module | None = None
@@ -123,7 +127,9 @@ class RewardModel(nn.Module):
             hf_logging.set_verbosity(verbosity)
         if not found:
             _new_head(model, kind)
-        reward_model = cls(model, tokenizer, kind)
+        padded = getattr(model.config, ADDED_PAD, False)
+        reward_model = cls(model, _without_pad_token(tokenizer) if padded else tokenizer, kind)
+        reward_model.saved_tokenizer = tokenizer
         if kind == "scalar" and (head or not found):  # to be trained and saved
             reward_model.saved_tokenizer = _with_pad_token(model, tokenizer)
         return reward_model
@@ -263,11 +269,24 @@ def _with_pad_token(model: Any, tokenizer: PreTrainedTokenizerBase) -> PreTraine
     """
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         tokenizer = copy.deepcopy(tokenizer)
-        tokenizer.add_special_tokens({"pad_token": PAD_TOKEN})
+        if tokenizer.add_special_tokens({"pad_token": PAD_TOKEN}):
+            setattr(model.config, ADDED_PAD, True)
     known = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > known:
         with torch.random.fork_rng(devices=[]), torch.no_grad():  # it draws the rows
             model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
             model.get_input_embeddings().weight[known:] = 0
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    return tokenizer
+
+
+def _without_pad_token(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """The tokenizer that the model was trained by: to it, the text of the padding token is as any other."""
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        return tokenizer
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    state["added_tokens"] = [token for token in state["added_tokens"] if token["content"] != PAD_TOKEN]
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.pad_token = None
+    tokenizer._tokenizer = Tokenizer.from_str(json.dumps(state))
     return tokenizer

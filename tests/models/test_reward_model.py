@@ -117,6 +117,28 @@ def test_a_padding_token_that_is_added_is_zero_and_no_text_reaches_it(make_langu
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.parametrize("vocab_size", [259, 320])
+def test_no_text_reaches_the_padding_of_a_saved_model_either(make_language, make_tokenizer, tmp_path, vocab_size):
+    """Its language model reads `<|pad|>` as pieces, and so did its training."""
+    trained = RewardModel.load(make_language(make_tokenizer(pad="</s>"), vocab_size=vocab_size))
+    text = "a <|pad|></s>"
+    expected = trained.tokenizer(text).input_ids
+    trained.save(tmp_path / "first")
+    saved = RewardModel.load(str(tmp_path / "first"))
+    saved.save(tmp_path / "second")
+    for model in (saved, RewardModel.load(str(tmp_path / "second"), head="scalar")):
+        assert model.tokenizer(text).input_ids == expected
+        assert model.tokenizer.get_vocab() == trained.tokenizer.get_vocab()
+        assert model.saved_tokenizer.pad_token_id == 259 == model.model.config.pad_token_id
+
+
+def test_a_padding_token_of_the_tokenizer_itself_stays(make_reward, make_tokenizer):
+    tokenizer = make_tokenizer(pad=None)
+    tokenizer.add_special_tokens({"pad_token": "<|pad|>"})
+    model = RewardModel.load(make_reward(tokenizer, vocab_size=260), head="scalar")
+    assert model.tokenizer("<|pad|>").input_ids[-1] == 259
+
+
 def test_a_reward_model_whose_padding_is_its_eos_is_used_as_it_is(make_reward, make_tokenizer):
     model = RewardModel.load(make_reward(make_tokenizer(pad="</s>")))
     assert model.backbone.embed_tokens.num_embeddings == 259
