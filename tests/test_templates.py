@@ -138,6 +138,7 @@ def test_several_threads_get_their_own_answers(make_tokenizer):
 
 FORKING = """\
 import multiprocessing
+import signal
 from datetime import date
 from rgtg.templates import renderer
 
@@ -148,7 +149,7 @@ def rendered(word):
 rendered("first")
 renderer.lock.acquire()  # as by another thread at the moment of a fork
 words = [f"text {i}" for i in range(400)]
-with multiprocessing.get_context("fork").Pool(4) as pool:
+with multiprocessing.get_context("fork").Pool(4, signal.alarm, [60]) as pool:  # none that hangs is left
     renderer.lock.release()
     assert pool.map(rendered, words, chunksize=5) == words
 print(rendered("last"))
