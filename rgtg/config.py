@@ -214,7 +214,7 @@ class Generate(Section):
     """Actors to start with; each holds both models on one device."""
     max_actors: Thousands = 1
     """Actors that the job may grow to."""
-    gpus_per_actor: float = Field(1.0, gt=0, le=1)
+    gpus_per_actor: float = Field(1.0, ge=0.01, le=1)
     """Part of a GPU that an actor takes: with 0.5, two share one and its memory. On a CPU it means nothing."""
     slots: Thousands = 32
     """Completions that an actor decodes at once."""

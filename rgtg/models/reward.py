@@ -288,5 +288,5 @@ def _without_pad_token(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenize
     state["added_tokens"] = [token for token in state["added_tokens"] if token["content"] != PAD_TOKEN]
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.pad_token = None
-    tokenizer._tokenizer = Tokenizer.from_str(json.dumps(state))
+    tokenizer._tokenizer = Tokenizer.from_str(json.dumps(state))  # type: ignore[assignment]
     return tokenizer
