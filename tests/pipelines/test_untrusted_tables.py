@@ -51,9 +51,7 @@ def readers() -> set[tuple[str, str]]:
             of = getattr(node.func.value, "id", "") if isinstance(node.func, ast.Attribute) else ""
             if name == "load" and of == "torch":  # without pickle, by its own word
                 assert any(k.arg == "weights_only" and k.value.value is True for k in node.keywords)  # type: ignore
-            elif name == "from_pretrained" and of.startswith(
-                "AutoModel"
-            ):  # what others load is by rgtg.models.loading
+            elif name == "from_pretrained" and of.startswith("AutoModel"):
                 assert any(k.arg == "use_safetensors" and k.value.value is True for k in node.keywords), path  # type: ignore
             elif name in READING and of not in HARMLESS and not (name == "load" and not of):
                 found.add((str(path.relative_to(ROOT)), name))
