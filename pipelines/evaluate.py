@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import date
 from importlib.util import find_spec
-from typing import Any, NamedTuple
+from typing import Any
 
 import ray
 
@@ -64,8 +64,7 @@ def run(config: Config, judges: Mapping[str, Judge] | None = None) -> list[Resul
     verdicts = unreadable = 0
     if endpoint:
         for way in ways:
-            won = _wins(endpoint, rows[way], rows[ways[0]])
-            judged[way][f"wins against {ways[0].name}"] = won.scores
+            judged[way][f"wins against {ways[0].name}"], won = _wins(endpoint, rows[way], rows[ways[0]])
             verdicts, unreadable = verdicts + won.asked, unreadable + won.unreadable
     logprobs = {
         way: _judged(_by_language(config, directory.date), rows[way], "token_ids") for way in ways if way.language
@@ -121,7 +120,8 @@ def _complete(way: Variant, config: Config, directory: RunDirectory) -> tuple[st
 
 def _rows(place: str) -> list[dict[str, Any]]:
     """Rows by prompt_id, so that all ways have theirs in one order."""
-    rows = [row for table in table_files.read_tables(place) for row in table.to_pylist()]
+    columns = ["prompt_id", "prompt", "completions", "error"]  # what passes through may be beyond Python
+    rows = [row for table in table_files.read_tables(place, columns) for row in table.to_pylist()]
     return sorted(rows, key=lambda row: row["prompt_id"])
 
 
@@ -132,13 +132,9 @@ def _judged(judge: Callable[..., list[float]], rows: Sequence[Mapping[str, Any]]
     return [[next(scores) for _ in row["completions"] or []] for row in rows]
 
 
-class _Won(NamedTuple):
-    scores: Scores
-    asked: int  # verdicts
-    unreadable: int  # of them
-
-
-def _wins(endpoint: Endpoint, rows: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]]) -> _Won:
+def _wins(
+    endpoint: Endpoint, rows: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]]
+) -> tuple[Scores, Wins]:
     """Of the first completion of each prompt against the other way's, which is asked for twice."""
     both = [
         (row["prompt"], row["completions"][0]["text"], other["completions"][0]["text"])
@@ -149,7 +145,7 @@ def _wins(endpoint: Endpoint, rows: Sequence[Mapping[str, Any]], others: Sequenc
     asked = [texts for texts in both if texts]
     won = endpoint.wins(*(list(column) for column in zip(*asked, strict=True))) if asked else Wins([], 0, 0)
     scores = iter(won.scores)
-    return _Won([[next(scores)] if texts else [] for texts in both], won.asked, won.unreadable)
+    return [[next(scores)] if texts else [] for texts in both], won
 
 
 def _true_rewards(given: list[Prompt], texts: list[str]) -> list[float]:

@@ -53,11 +53,10 @@ def _changed(place: str, manifest: dict[str, Any], config: Config) -> list[str]:
     except (UserError, yaml.YAMLError, ValueError, AttributeError):
         return []  # what it was is not known
     now = {f"{section}.{key}": value for section, of in config.model_dump().items() for key, value in of.items()}
-    # Stages of the other sections are done anew, whatever they were done from.
-    known = {
-        name for name in inputs & before.keys() & now.keys() if name.startswith(("models.", "train_", "generate."))
-    }
-    return sorted(name for name in known if not _is_same(before[name], now[name]))
+    # Stages of the other sections are done anew, whatever they were done from. The sandbox adds `eval_pairs`.
+    kept = ("models.", "train_reward.", "generate.", "run.seed")
+    names = {name for name in inputs if name.startswith(kept)} & before.keys() - {"train_reward.eval_pairs"}
+    return sorted(name for name in names & now.keys() if not _is_same(before[name], now[name]))
 
 
 def _is_same(before: Any, now: Any) -> bool:

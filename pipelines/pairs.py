@@ -22,7 +22,7 @@ from pipelines.run_directory import RunDirectory, listing
 from rgtg import object_store, storage, table_files
 from rgtg.config import Config
 from rgtg.errors import UserError, first_line, printable
-from rgtg.input_files import EMPTY, Found, InputFile, Unreadable, check_share, find, open_file, read_bytes
+from rgtg.input_files import Found, InputFile, Unreadable, check_share, find, lines, open_file, read_bytes
 from rgtg.models.loading import context_length, load_config, load_tokenizer
 from rgtg.parquet import UNREADABLE, open_parquet, parquet_fault
 from rgtg.preferences.readers import PAIR_COLUMNS, read_pair
@@ -77,11 +77,8 @@ def run(config: Config, directory: RunDirectory, init: str) -> None:
         for name, of in found.items()
         for file in of.files
     ]
-    if not files:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in skipped.items())
-        raise UserError(f"none of the files of train_reward.pairs can be read ({reasons})")
     for name, of in found.items():
-        check_share(len(of.files), of.unreadable, config.generate.max_error_rate, f"train_reward.{name}")
+        check_share(len(of.files), of, config.generate.max_error_rate, f"train_reward.{name}")
     tokenize = {
         "init": init,
         "trust_remote_code": config.models.trust_remote_code,
@@ -92,7 +89,7 @@ def run(config: Config, directory: RunDirectory, init: str) -> None:
     with ray_session.explained("reading the pairs"):
         _write(files, tokenize, config.run.seed, target)
     counts = count(target) | {"skipped_files": skipped}
-    reasons = "".join(f"\n  skipped {printable(f'{name}: {reason}')}" for name, reason in skipped.items())
+    reasons = lines(skipped)
     reasons += "".join(f"\n  {n} unused: {printable(reason)}" for reason, n in counts["unused"].items())
     print(f"pairs: {counts['train']} to train on, {counts['eval']} held out{reasons}", flush=True)
     if not counts["train"] or not counts["eval"]:
@@ -147,21 +144,22 @@ def _readable(places: list[str]) -> Found:
     """The files of pairs at `places`; those that cannot be read are named."""
     found = find(places)
     with ThreadPoolExecutor(storage.READERS) as pool:
-        columns = list(pool.map(_columns, found.files))
-    faults = {
-        file.path: of_file for file, of_file in zip(found.files, columns, strict=True) if isinstance(of_file, str)
-    }
-    found.unreadable |= faults
-    found.files = [file for file in found.files if file.path not in faults]
+        faults = dict(zip(found.files, pool.map(_fault, found.files), strict=True))
+    found.unreadable |= {file.path: fault for file, fault in faults.items() if fault}
+    found.files = [file for file, fault in faults.items() if not fault]
     return found
 
 
-def _columns(file: InputFile) -> list[str] | str:
-    """The columns that make a pair in a Parquet file, none for JSON, or why it cannot be read. Raises UserError where
-    it holds no pairs.
+def _fault(file: InputFile) -> str | None:
+    """Why a file cannot be read; of JSON, what is wrong with a line is said where it is tokenised. Raises UserError
+    where it holds no pairs.
     """
     if not file.path.endswith(".parquet"):
-        return _json_fault(file) or []
+        try:
+            read_bytes(file, at_most=1)
+        except Unreadable as error:
+            return str(error)
+        return None
     try:
         with open_file(file) as source:
             names = object_store.patiently(lambda: open_parquet(source).schema_arrow.names)
@@ -177,18 +175,7 @@ def _columns(file: InputFile) -> list[str] | str:
             f"{file.path!r} holds no preference pairs: its columns are {', '.join(sorted(names))}, and the known "
             "formats use chosen and rejected, or completions with scores"
         )
-    return [name for name in names if name in PAIR_COLUMNS]
-
-
-def _json_fault(file: InputFile) -> str | None:
-    """Why a file of JSON cannot be read at all; what is wrong with a line of it is said where it is tokenised."""
-    try:
-        with open_file(file) as source:
-            return None if object_store.patiently(lambda: source.read(1)) else EMPTY
-    except OSError as error:
-        if failure := object_store.failure_of_store(f"cannot read {file.path!r}", str(error)):
-            raise failure from None
-        return first_line(error)
+    return None
 
 
 def _chunks(files: pa.Table) -> Iterator[pa.Table]:

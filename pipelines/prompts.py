@@ -17,9 +17,9 @@ from pipelines.run_directory import RunDirectory, listing
 from rgtg import storage, table_files
 from rgtg.chat import check_prompt, prompt_id
 from rgtg.config import Config
-from rgtg.errors import UserError, printable
-from rgtg.input_files import InputFile, Unreadable, check_share, find, read_bytes
-from rgtg.parquet import open_parquet, parquet_fault
+from rgtg.errors import UserError, first_line
+from rgtg.input_files import InputFile, Unreadable, check_share, find, lines, read_bytes
+from rgtg.parquet import UNREADABLE, open_parquet, parquet_fault
 from rgtg.passed_through import Column, as_type, common_type
 from rgtg.rows import Row, is_unicode, json_rows, table_rows
 from rgtg.tables import COMPLETION_COLUMNS, MESSAGES, PROMPT_COLUMNS, prompts_schema
@@ -37,17 +37,13 @@ def run(config: Config) -> RunDirectory:
     free = not directory.has_begun("generate") or (config.generate.incremental and _grew(directory, files))
     if directory.begin(STAGE, {"generate.prompts": files}, rerunnable=free) == "done":
         return directory
-    counts = take_in(config.generate.prompts, directory.path("prompts"))
-    check_share(counts["files"], counts["unreadable_files"], config.generate.max_error_rate, "generate.prompts")
+    counts = take_in(config.generate.prompts, directory.path("prompts"), config.generate.max_error_rate)
     if not counts["rows"]:
         raise UserError(f"there is no prompt at {', '.join(map(repr, config.generate.prompts))}")
     directory.finish(STAGE, counts, time.monotonic() - begun)
-    skipped = "".join(
-        f"\n  skipped {printable(f'{name}: {reason}')}" for name, reason in counts["skipped_files"].items()
-    )
     print(
         f"prompts: {counts['rows']} rows ({counts['errors']} marked bad, {counts['duplicates']} duplicates left out)"
-        f"{skipped}",
+        f"{lines(counts['skipped_files'])}",
         flush=True,
     )
     return directory
@@ -59,8 +55,11 @@ def _grew(directory: RunDirectory, files: list[dict[str, Any]]) -> bool:
     return all(file in files for file in before)
 
 
-def take_in(places: list[str], target: str) -> dict[str, Any]:
-    """Read all files at `places` and write the table of prompts at `target`; the counts of what was met."""
+def take_in(places: list[str], target: str, max_error_rate: float) -> dict[str, Any]:
+    """Read all files at `places` and write the table of prompts at `target`; the counts of what was met.
+
+    Raises UserError where a larger part of the files than `max_error_rate` cannot be read.
+    """
     found = find(places)
     files = []
     for file in found.files:
@@ -68,9 +67,7 @@ def take_in(places: list[str], target: str) -> dict[str, Any]:
             files.append(_read(file))
         except Unreadable as error:
             found.unreadable[file.path] = str(error)
-    if not files:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in found.skipped.items())
-        raise UserError(f"none of the files of generate.prompts can be read ({reasons})")
+    check_share(len(files), found, max_error_rate, "generate.prompts")
     schema = prompts_schema(_prompt_type(files), _passed_through(files))
     identified, num_duplicates = _identified(files, schema.field("prompt").type)
     storage.remove(target)
@@ -81,7 +78,6 @@ def take_in(places: list[str], target: str) -> dict[str, Any]:
     return {
         "files": len(files),
         "skipped_files": found.skipped,
-        "unreadable_files": found.unreadable,
         "rows": table.num_rows,
         "errors": table.num_rows - table["error"].null_count,
         "duplicates": num_duplicates,
@@ -105,7 +101,7 @@ def _read(file: InputFile) -> _File:
     table = open_parquet(pa.BufferReader(data)).read()
     if "prompt" not in table.column_names:
         raise UserError(f"{file.path!r} has no column 'prompt'; its columns are {', '.join(table.column_names)}")
-    read = table_rows(table)
+    read = table_rows(_looked_at(table))
     rows = [
         {"prompt": None, "error": f"row {number} is {row}"} if isinstance(row, str) else _given(row, file.path)
         for number, row in enumerate(read, 1)
@@ -113,6 +109,18 @@ def _read(file: InputFile) -> _File:
     readable = pa.array([None if isinstance(row, str) else i for i, row in enumerate(read)], pa.int64())
     others = [name for name in table.column_names if name not in PROMPT_COLUMNS]
     return _File(file.path, rows, {name: table[name].take(readable) for name in others})
+
+
+def _looked_at(table: pa.Table) -> pa.Table:
+    """What a row must be readable by: its prompt, and all of it where a column holds no values of its type.
+
+    What passes through may be beyond Python, such as a date of the year 2.7 million, and not beyond Arrow.
+    """
+    try:
+        table.validate(full=True)
+    except UNREADABLE:
+        return table
+    return table.select([name for name in PROMPT_COLUMNS if name in table.column_names])
 
 
 def _of_json(path: str, data: bytes) -> _File:
@@ -225,10 +233,21 @@ def _table(file: _File, rows: list[Row | None], schema: pa.Schema) -> pa.Table:
         if field.name in PROMPT_COLUMNS:
             columns.append(pa.array([row[field.name] for row in rows if row is not None], field.type))
         elif field.name in file.others:
-            columns.append(as_type(file.others[field.name], field.type).take(pa.array(kept, pa.int64())))
+            columns.append(_others(file, field).take(pa.array(kept, pa.int64())))
         else:
             columns.append(pa.nulls(len(kept), field.type))
     return pa.table(columns, schema=schema)
+
+
+def _others(file: _File, field: pa.Field) -> pa.Array | pa.ChunkedArray:
+    """A column that passes through, in its common type. Raises UserError where its values cannot be made text."""
+    try:
+        return as_type(file.others[field.name], field.type)
+    except UNREADABLE as error:
+        raise UserError(
+            f"the column {field.name!r} of {file.path!r} is of another type in another file, and cannot be made text "
+            f"({first_line(error)}); leave it out, or give both one type"
+        ) from error
 
 
 if __name__ == "__main__":

@@ -183,7 +183,7 @@ def listing(places: list[str]) -> list[dict[str, Any]]:
     found = find(places)
     files = found.files
     if not files:
-        broken = next((f"; {path!r} is {reason}" for path, reason in found.unreadable.items()), "")
+        broken = next((f" ({path!r}: {reason})" for path, reason in found.unreadable.items()), "")
         raise UserError(f"there are no {' or '.join(SUFFIXES)} files at {', '.join(map(repr, places))}{broken}")
     with ThreadPoolExecutor(storage.READERS) as pool:
         digests = list(pool.map(lambda file: storage.file_digest(file.place, file.path), files))

@@ -190,7 +190,7 @@ class Generate(DecodingSettings):
     """Actors to start with; each holds both models on one device."""
     max_actors: Thousands = 1
     """Actors that the job may grow to."""
-    gpus_per_actor: float = Field(1.0, gt=0, le=1)
+    gpus_per_actor: float = Field(1.0, ge=0.01, le=1)
     """Part of a GPU that an actor takes: with 0.5, two share one and its memory. On a CPU it means nothing."""
     threads: Thousands = 1
     """CPU threads, and so cores, of an actor. Another number rounds differently; above two, so does another place."""

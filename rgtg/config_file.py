@@ -81,12 +81,14 @@ def _read(file: str | Path | None) -> dict[str, Any]:
 
 
 def value_of(text: str, path: yaml_text.Path = ()) -> Any:
-    """What a person means by a value that is written as text; the text itself where the setting at `path` is text."""
+    """What a person means by a value that is written as text, for the setting at `path`.
+
+    Text is taken as written, ` #` and `: ` included, unless it is quoted, null or a list.
+    """
     try:
         value = yaml_text.read(text, lambda _: _is_text(path))
     except yaml_text.NotSettings:
         return text
-    # Quotes may stand around a text, and some are a list of them; else ` #` or `: ` in it are its own.
     if not _is_text(path) or value is None or isinstance(value, list) or text.lstrip()[:1] in ('"', "'"):
         return value
     return text
@@ -96,7 +98,7 @@ def _is_text(path: yaml_text.Path) -> bool:
     """Whether the setting at section, key holds text, alone or in a list."""
     section = Config.model_fields.get(path[0]) if len(path) == 2 else None
     fields = section.annotation.model_fields if section else {}  # type: ignore[union-attr]
-    return path[1] in fields and _holds_text(fields[path[1]].annotation) if fields else False
+    return bool(fields) and path[1] in fields and _holds_text(fields[path[1]].annotation)
 
 
 def _holds_text(annotation: Any) -> bool:

@@ -43,7 +43,7 @@ class Unavailable(Exception):
     """Something outside does not answer; the same command may well work later. Printed too, and the exit code is 1."""
 
     def __init__(self, sentence: str) -> None:
-        super().__init__(redacted(sentence))
+        super().__init__(redacted(printable(sentence)))
 
 
 class RowError(UserError):

@@ -9,10 +9,8 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from rgtg import object_store, storage
-from rgtg.errors import UserError, first_line
+from rgtg.errors import UserError, first_line, printable
 from rgtg.rows import SUFFIXES
-
-EMPTY = "the file is empty"
 
 
 class InputFile(NamedTuple):
@@ -41,8 +39,8 @@ def find(places: list[str]) -> Found:
         local = isinstance(filesystem, pafs.LocalFileSystem)
         for file, fault in storage.scan(place, SUFFIXES):
             if fault:
-                kind = found.ignored if fault.startswith(storage.OTHER_NAME) else found.unreadable
-                kind[file.path] = fault
+                is_another = file.type == pafs.FileType.File  # by its name; what is no file may hide some
+                (found.ignored if is_another else found.unreadable)[file.path] = fault
                 continue
             key = filesystem.type_name, os.path.realpath(file.path) if local else file.path
             if key not in real:
@@ -61,15 +59,15 @@ class Unreadable(Exception):
     """Why a file is skipped."""
 
 
-def read_bytes(file: InputFile) -> bytes:
-    """Everything in a file. Raises Unreadable for one that is broken or empty.
+def read_bytes(file: InputFile, at_most: int | None = None) -> bytes:
+    """Everything in a file, or the first bytes. Raises Unreadable for one that is broken or empty.
 
     A store that does not give the file is no reason to go on without it: that is UserError or Unavailable.
     """
 
     def whole() -> bytes:
         with open_file(file) as stream:
-            return stream.read()
+            return stream.read(at_most)
 
     try:
         data = object_store.patiently(whole)
@@ -78,16 +76,24 @@ def read_bytes(file: InputFile) -> bytes:
             raise failure from None
         raise Unreadable(first_line(error)) from error
     if not data:
-        raise Unreadable(EMPTY)
+        raise Unreadable("the file is empty")
     return data
 
 
-def check_share(num_read: int, unreadable: Mapping[str, str], most: float, setting: str) -> None:
-    """Raises UserError where a larger part of the files than `most` cannot be read."""
-    total = num_read + len(unreadable)
-    if len(unreadable) > most * total:
-        path, reason = next(iter(unreadable.items()))
+def check_share(num_read: int, found: Found, most: float, setting: str) -> None:
+    """Raises UserError where no file can be read, or more than a part `most` of them cannot."""
+    if not num_read:
+        reasons = "; ".join(f"{path}: {reason}" for path, reason in found.skipped.items())
+        raise UserError(f"none of the files of {setting} can be read ({reasons})")
+    total = num_read + len(found.unreadable)
+    if len(found.unreadable) > most * total:
+        path, reason = next(iter(found.unreadable.items()))
         raise UserError(
-            f"{len(unreadable)} of the {total} files of {setting} cannot be read, such as {path!r} ({reason}); fix "
-            f"or remove them, or raise generate.max_error_rate, which is {most}"
+            f"{len(found.unreadable)} of the {total} files of {setting} cannot be read, such as {path!r} ({reason}); "
+            f"fix or remove them, or raise generate.max_error_rate, which is {most}"
         )
+
+
+def lines(skipped: Mapping[str, str]) -> str:
+    """Files that were skipped and why, each as a line below another one."""
+    return "".join(f"\n  skipped {printable(f'{path}: {reason}')}" for path, reason in skipped.items())

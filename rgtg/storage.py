@@ -24,7 +24,6 @@ from rgtg.errors import Unavailable, UserError, first_line, redacted
 from rgtg.place_names import join as join
 
 NOT_REGULAR = "not a regular file"
-OTHER_NAME = "its name does not end with"
 DANGLING = "a link to what is not there"
 
 READERS = 16  # files read at once: an object store answers slowly, and many requests as fast as one
@@ -98,7 +97,7 @@ def _scan_locally(path: str, place: str, suffixes: tuple[str, ...]) -> list[tupl
             below.clear()
             continue
         directories.add(real)
-        below.sort()
+        below[:] = sorted(name for name in below if not name.startswith((".", "_")))
         for name in sorted(names):
             whole = os.path.join(directory, name)
             if _hidden(whole, path):
@@ -120,7 +119,7 @@ def _fault(file: pafs.FileInfo, suffixes: tuple[str, ...]) -> str | None:
         return DANGLING
     if file.type != pafs.FileType.File:
         return NOT_REGULAR
-    return None if file.path.endswith(suffixes) else f"{OTHER_NAME} {' or '.join(suffixes)}"
+    return None if file.path.endswith(suffixes) else f"its name does not end with {' or '.join(suffixes)}"
 
 
 def read_bytes(place: str, at_most: int | None = None) -> bytes:
@@ -237,13 +236,6 @@ def local_copy(place: str) -> str:
     return node_copy.copy_of([place, *((f.path, f.size, f.mtime_ns) for f in files)], fetch)
 
 
-def hashed_files(place: str, suffixes: tuple[str, ...] = ("",)) -> list[tuple[pafs.FileInfo, str]]:
-    """The files that `list_files` gives, each with the SHA-256 of its content."""
-    files = list_files(place, suffixes)
-    with ThreadPoolExecutor(READERS) as pool:
-        return list(zip(files, pool.map(lambda file: file_digest(place, file.path), files), strict=True))
-
-
 def file_digest(place: str, path: str) -> str:
     """The SHA-256 of the content of one file, at `path` in the file system of `place`."""
     filesystem, _ = resolve(place)
@@ -262,9 +254,10 @@ def file_digest(place: str, path: str) -> str:
 def digest(place: str) -> str:
     """SHA-256 of all files at `place`, names and contents: it changes when anything in a directory does."""
     _, path = resolve(place)
-    total = hashlib.sha256()
-    for file, content in hashed_files(place):
-        total.update(f"{file.path[len(path) :]}\0{content}\n".encode(errors="surrogateescape"))
+    total, files = hashlib.sha256(), list_files(place)
+    with ThreadPoolExecutor(READERS) as pool:
+        for file, content in zip(files, pool.map(lambda file: file_digest(place, file.path), files), strict=True):
+            total.update(f"{file.path[len(path) :]}\0{content}\n".encode(errors="surrogateescape"))
     return total.hexdigest()
 
 

@@ -97,6 +97,7 @@ def test_an_empty_file_is_the_defaults(write):
         ("generate.beta=-1", ["'generate.beta'", "-1"]),
         ("generate.beta=.inf", ["'generate.beta'", "inf"]),
         ("generate.k=-1", ["'generate.k'"]),
+        ("generate.gpus_per_actor=1e-9", ["'generate.gpus_per_actor'", "0.01"]),  # a billion actors a GPU
         ("generate.method=parg", ["'generate.method'", "'parg'", "pargs-greedy"]),
         ("models.dtype=int8", ["'models.dtype'", "bfloat16", "'int8'"]),
         ("train_reward.pairs=[]", ["'train_reward.pairs'"]),

@@ -53,5 +53,5 @@ def test_what_is_no_secret_stays(text):
     ],
 )
 def test_a_sentence_is_one_printable_line(given, said):
-    assert str(UserError(given)) == said
+    assert str(UserError(given)) == str(Unavailable(given)) == said
     str(UserError(given)).encode()

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from rgtg.errors import UserError
-from rgtg.input_files import check_share, find
+from rgtg.input_files import Found, check_share, find, lines
 
 
 def names(found) -> list[str]:
@@ -81,6 +81,19 @@ def test_a_directory_that_cannot_be_listed_is_named(folder, monkeypatch):
     assert list(find([str(folder)]).unreadable.values()) == ["cannot be read (Permission denied)"]
 
 
+def test_a_hidden_directory_is_not_looked_into(folder, monkeypatch):
+    """Such as a `.Trash` that is for its owner alone."""
+    for name in (".Trash", "_old"):
+        (folder / name).mkdir()
+        (folder / name / "b.jsonl").write_text("{}")
+    before, scandir = find([str(folder)]), os.scandir
+    listed = []
+    monkeypatch.setattr(os, "scandir", lambda path: listed.append(Path(path).name) or scandir(path))
+    assert find([str(folder)]) == before
+    assert not {".Trash", "_old"} & set(listed)
+    assert not before.skipped
+
+
 def test_other_files_do_not_count(folder):
     (folder / "README.md").write_text("x")
     found = find([str(folder)])
@@ -89,8 +102,15 @@ def test_other_files_do_not_count(folder):
 
 
 def test_too_many_unreadable_files_are_one_sentence():
-    check_share(9, {"a": "torn"}, 0.1, "generate.prompts")
+    check_share(9, Found(unreadable={"a": "torn"}), 0.1, "generate.prompts")
     with pytest.raises(
         UserError, match=r"^2 of the 10 files of generate.prompts cannot be read, such as 'a' \(torn\)"
     ):
-        check_share(8, {"a": "torn", "b": "torn"}, 0.1, "generate.prompts")
+        check_share(8, Found(unreadable={"a": "torn", "b": "torn"}), 0.1, "generate.prompts")
+
+
+def test_where_no_file_can_be_read_the_reasons_are_said():
+    found = Found(unreadable={"a": "torn"}, ignored={"b": "other"})
+    with pytest.raises(UserError, match=r"none of the files of x can be read \(a: torn; b: other\)"):
+        check_share(0, found, 1.0, "x")
+    assert lines(found.skipped | {"c\n": "d"}) == "\n  skipped a: torn\n  skipped b: other\n  skipped c : d"

@@ -160,8 +160,12 @@ def _engine_ways(task: Task, rows: int) -> list[Way]:
 
 def _plain_ways(task: Task, rows: int, loops: bool) -> list[Way]:
     """transformers' own generate, and the published loops; these with prompts of one length, the mean."""
-    language: Any = AutoModelForCausalLM.from_pretrained(task.places["language"], dtype=task.dtype)
-    reward: Any = AutoModelForSequenceClassification.from_pretrained(task.places["reward"], dtype=task.dtype)
+    language: Any = AutoModelForCausalLM.from_pretrained(
+        task.places["language"], dtype=task.dtype, use_safetensors=True
+    )
+    reward: Any = AutoModelForSequenceClassification.from_pretrained(
+        task.places["reward"], dtype=task.dtype, use_safetensors=True
+    )
     language, reward = language.to(task.device).eval(), reward.to(task.device).eval()
     prompts = task.prompts(rows, seed=0)
     width = max(map(len, prompts))

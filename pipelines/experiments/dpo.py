@@ -11,12 +11,16 @@ from pathlib import Path
 from typing import Annotated
 
 import datasets
+import pyarrow as pa
+import torch
 import typer
 
 from pipelines.launch import guarded
 from rgtg import sandbox
 from rgtg.config import SANDBOX
 from rgtg.errors import UserError
+from rgtg.models.loading import load_tokenizer, load_weights
+from rgtg.parquet import open_parquet
 
 
 def main(
@@ -33,13 +37,14 @@ def main(
         from trl import DPOConfig, DPOTrainer
     except ImportError as error:
         raise UserError("this benchmark needs TRL: pip install trl") from error
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     if SANDBOX in (language, pairs):
         world = sandbox.ensure()
         language = str(world.language) if language == SANDBOX else language
         pairs = str(world.pairs) if pairs == SANDBOX else pairs
-    tokenizer = AutoTokenizer.from_pretrained(language)
+    with pa.OSFile(pairs) as file:
+        table = open_parquet(file).read(["prompt", "chosen", "rejected"])
     settings = DPOConfig(
         output_dir=str(out / "_train"),
         beta=beta,
@@ -56,10 +61,10 @@ def main(
         seed=0,
     )
     trainer = DPOTrainer(
-        model=AutoModelForCausalLM.from_pretrained(language),
+        model=load_weights(AutoModelForCausalLM, language, "language", device="cpu", dtype=torch.float32),
         args=settings,
-        train_dataset=datasets.Dataset.from_parquet(pairs).select_columns(["prompt", "chosen", "rejected"]),
-        processing_class=tokenizer,
+        train_dataset=datasets.Dataset.from_dict(table.to_pydict()),
+        processing_class=load_tokenizer(language, "language"),
     )
     trainer.train()
     trainer.save_model(str(out))

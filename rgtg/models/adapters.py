@@ -82,16 +82,19 @@ def heads(directory: str | Path, what: str) -> tuple[str, ...]:
 def merge_into(model: Any, directory: str | Path, what: str) -> Any:
     """The base model with the adapters in `directory` merged into its weights. Reads safetensors alone.
 
-    Raises UserError where a weight is missing, which peft may draw at random.
+    Raises UserError where a weight is missing, which peft may draw at random, or is for another model.
     """
     peft = _peft()
     try:
         adapted = peft.PeftModel.from_pretrained(model, str(directory))
         with safe_open(Path(directory, WEIGHTS), "pt") as file:
             needed = peft.get_peft_model_state_dict(adapted, save_embedding_layers=False).keys()
-            lacking = sorted(needed - set(file.keys()))
-        if lacking:
-            raise UserError(f"{what}: the adapters in {str(directory)!r} lack {len(lacking)} weights ({lacking[0]})")
+            given = {name for name in file.keys() if name in needed or "lora_" in name}  # noqa: SIM118
+        if wrong := sorted(needed ^ given):
+            raise UserError(
+                f"{what}: {len(wrong)} weights of the adapters in {str(directory)!r} are missing or fit nowhere in "
+                f"their base model ({wrong[0]}); give adapters that are whole, and the base that they were trained on"
+            )
         return adapted.merge_and_unload()
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{what}: cannot merge the adapters in {str(directory)!r}: {first_line(error)}") from error

@@ -133,5 +133,14 @@ def test_adapters_that_lack_a_weight_are_not_drawn(language_dir, tmp_path, part)
     weights = load_file(tmp_path / "adapter_model.safetensors")
     lost = next(name for name in weights if part in name)
     save_file({name: w for name, w in weights.items() if name != lost}, tmp_path / "adapter_model.safetensors")
-    with pytest.raises(UserError, match=f"lack 1 weights \\({lost}\\)"):
+    with pytest.raises(UserError, match=rf"1 weights of the adapters in .* are missing .* \({lost}\)"):
+        LanguageModel.load(str(tmp_path), device="cpu")
+
+
+def test_adapters_of_a_deeper_model_are_not_merged_by_halves(language_dir, tmp_path):
+    adapter(language_dir, tmp_path, AutoModelForCausalLM, "CAUSAL_LM")
+    weights = load_file(tmp_path / "adapter_model.safetensors")
+    deeper = {name.replace(".layers.0.", ".layers.9."): weight.clone() for name, weight in weights.items()}
+    save_file(deeper | weights, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(UserError, match=r"fit nowhere in their base model \(base_model.*layers\.9\."):
         LanguageModel.load(str(tmp_path), device="cpu")

@@ -121,6 +121,18 @@ def test_a_run_of_yesterday_goes_on_with_its_own_settings_alone(yesterday, make_
         assert capsys.readouterr().out.endswith(f"2026-11-20 has another {name}\n")
 
 
+def test_what_the_sandbox_stands_for_is_no_change(configure, clock):
+    place = {"run.id": "2026-11-20", "models.language": "sandbox"}
+    resolved = {"models.language": "/cache/language", "train_reward.pairs": "/cache/pairs", "generate.prompts": "/p"}
+    sandbox = configure(**place)
+    directory = RunDirectory(configure(**place | resolved | {"train_reward.eval_pairs": "/cache/eval"}))
+    directory.manifest["created"] = clock.now.strftime("%Y-%m-%dT%H:%M:%SZ")
+    directory.begin("pairs", dict.fromkeys([*resolved, "train_reward.eval_pairs", "run.seed"]))
+    clock.now += timedelta(minutes=20)
+    assert night.night(sandbox.run.root, sandbox) == "2026-11-20"
+    assert night.night(sandbox.run.root, configure(**place, **{"run.seed": 1})) == "2026-11-21"
+
+
 def test_settings_that_cannot_be_read_are_not_known(yesterday, configure):
     file = Path(configure().run.root, "2026-11-20", "config.yaml")
     for content in ("{", "[]", "generate: 5", "\0"):

@@ -6,6 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines import prompts
+from rgtg import table_files
 from rgtg.chat import prompt_id
 from rgtg.errors import UserError
 from rgtg.tables import MESSAGES
@@ -15,7 +16,7 @@ HELLO = [{"role": "user", "content": "hello"}]
 
 def take_in(tmp_path, *places):
     target = str(tmp_path / "prompts")
-    counts = prompts.take_in([str(place) for place in places], target)
+    counts = prompts.take_in([str(place) for place in places], target, max_error_rate=1.0)
     rows = [row for file in sorted((tmp_path / "prompts").iterdir()) for row in pq.read_table(file).to_pylist()]
     return counts, rows
 
@@ -203,3 +204,29 @@ def test_two_bad_rows_of_one_id_are_both_kept(tmp_path, write_parquet):
     assert rows[2]["prompt_id"] == "7"
     assert all("its prompt_id '7' is another row's too" in row["error"] for row in rows[:2])
     assert len({row["prompt_id"] for row in rows}) == 3
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        pa.array([1], pa.timestamp("s", "Mars/Olympus")),
+        pa.array([[1]], pa.list_(pa.timestamp("s", "Mars/Olympus"))),
+        pa.array([[10**9]], pa.list_(pa.date32())),
+    ],
+    ids=lambda values: str(values.type),
+)
+def test_values_that_cannot_be_made_text_are_one_sentence(tmp_path, write_parquet, values):
+    write_parquet("in/a.parquet", prompt=["one"], when=values)
+    prompts.take_in([str(tmp_path / "in")], str(tmp_path / "out"), 1.0)  # they are kept as they are
+    write_parquet("in/b.parquet", prompt=["two"], when=["noon"])
+    with pytest.raises(UserError, match=r"the column 'when' of '.*a.parquet' is of another type in another file"):
+        take_in(tmp_path, tmp_path / "in")
+
+
+def test_a_prompt_is_readable_whatever_stands_beside_it(tmp_path, write_parquet):
+    far = pa.array([10**9], pa.date32())  # the year 2.7 million, which Python has not
+    counts = prompts.take_in([write_parquet("a.parquet", prompt=["one"], when=far)], str(tmp_path / "out"), 1.0)
+    assert counts["errors"] == 0
+    (table,) = table_files.read_tables(str(tmp_path / "out"))
+    assert table["prompt"].to_pylist() == ["one"]
+    assert table["when"].chunk(0).equals(far)

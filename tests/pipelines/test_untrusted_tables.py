@@ -2,6 +2,7 @@
 
 import ast
 import pickle
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ import pytest
 import ray
 
 from pipelines import generate, pairs, prompts, train_reward
+from pipelines.experiments import dpo
 from rgtg import table_files
 from rgtg.errors import UserError
 from rgtg.input_files import InputFile
@@ -24,6 +26,7 @@ READING = {
     *("ParquetFile", "ParquetDataset", "read_table", "read_schema", "read_metadata", "read_pandas", "read_feather"),
     *("open_file", "open_stream", "ORCFile", "read_parquet", "read_orc", "read_csv", "read_json", "read_numpy"),
     *("read_binary_files", "read_images", "read_datasource", "from_huggingface", "load_dataset", "load_from_disk"),
+    *("from_parquet", "from_json", "from_csv", "from_generator"),
     *("load", "loads", "Unpickler", "read_pickle", "joblib"),
 }
 # Where they may stand, and why nothing is unpickled there.
@@ -48,6 +51,8 @@ def readers() -> set[tuple[str, str]]:
             of = getattr(node.func.value, "id", "") if isinstance(node.func, ast.Attribute) else ""
             if name == "load" and of == "torch":  # without pickle, by its own word
                 assert any(k.arg == "weights_only" and k.value.value is True for k in node.keywords)  # type: ignore
+            elif name == "from_pretrained" and of.startswith("AutoModel"):
+                assert any(k.arg == "use_safetensors" and k.value.value is True for k in node.keywords), path  # type: ignore
             elif name in READING and of not in HARMLESS and not (name == "load" and not of):
                 found.add((str(path.relative_to(ROOT)), name))
     return found
@@ -64,7 +69,7 @@ def trap(tmp_path) -> Trap:
 
 def test_prompts(tmp_path, trap):
     pq.write_table(hostile_table(trap, prompt=["one"]), tmp_path / "a.parquet")
-    prompts.take_in([str(tmp_path / "a.parquet")], str(tmp_path / "prompts"))
+    prompts.take_in([str(tmp_path / "a.parquet")], str(tmp_path / "prompts"), max_error_rate=0.1)
     (row,) = pq.read_table(tmp_path / "prompts").to_pylist()
     assert row["prompt"] == "one"
     assert row["plain"] == row["list"][0] == pickle.dumps(trap)
@@ -79,8 +84,27 @@ def test_pairs(tmp_path, trap, column):
         table.rename_columns([names.get(name, name) for name in table.column_names]), tmp_path / "a.parquet"
     )
     file = InputFile(str(tmp_path), str(tmp_path / "a.parquet"), 0)
-    assert isinstance(pairs._columns(file), list)
+    assert pairs._fault(file) is None
     assert [row for raw in pairs._raw(file) for row in raw.to_pylist()]
+    assert not trap.sprung
+
+
+def test_pairs_of_the_comparison_by_dpo(tmp_path, trap, language_dir, monkeypatch):
+    trained = []
+
+    class Trainer:
+        def __init__(self, **given):
+            trained.append(given)
+
+        def train(self): ...
+
+        def save_model(self, out): ...
+
+    trl = SimpleNamespace(DPOConfig=lambda **_: None, DPOTrainer=Trainer)
+    monkeypatch.setitem(sys.modules, "trl", trl)
+    pq.write_table(hostile_table(trap, prompt=["p"], chosen=["a"], rejected=["b"]), tmp_path / "a.parquet")
+    dpo.main(out=tmp_path / "out", language=language_dir, pairs=str(tmp_path / "a.parquet"))
+    assert list(trained[0]["train_dataset"]) == [{"prompt": "p", "chosen": "a", "rejected": "b"}]
     assert not trap.sprung
 
 
