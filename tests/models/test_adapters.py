@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.training.test_learner import make_pairs
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from rgtg.config import TrainReward
@@ -15,6 +14,7 @@ from rgtg.models.language import LanguageModel
 from rgtg.models.reward import RewardModel
 from rgtg.training.reward_trainer import RewardTrainer
 from tests.tolerance import assert_alike
+from tests.training.test_reward_trainer import make_pairs
 
 peft = pytest.importorskip("peft")
 IDS = torch.tensor([[1, 40, 50, 60, 2]])
