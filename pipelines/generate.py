@@ -127,7 +127,7 @@ def complete(
     context.execution_options.preserve_order = limit is not None
     progress = Progress(f"generate ({settings.method})", num_rows - (_committed(checkpoint) if checkpoint else 0))
     with ray_session.explained("generation"), DataContext.current(context), progress:
-        dataset = ray.data.read_parquet(paths, filesystem=storage.resolve(source)[0])
+        dataset = ray.data.read_parquet(paths, filesystem=storage.resolve(source)[0], partitioning=None)
         if limit:
             dataset = dataset.limit(limit)
         # Ray packs small files into one block by bytes, and prompts are small: rows decide the blocks here.

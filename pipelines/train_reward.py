@@ -164,7 +164,7 @@ def fit(config: Config, directory: RunDirectory, stage: str, target: str) -> Non
 
 def _dataset(place: str, split: str) -> "ray.data.Dataset":
     paths, filesystem = table_files.check_tables(place), storage.resolve(place)[0]
-    dataset = ray.data.read_parquet(paths, filesystem=filesystem).filter(expr=col("split") == split)
+    dataset = ray.data.read_parquet(paths, filesystem=filesystem, partitioning=None).filter(expr=col("split") == split)
     return dataset.select_columns(["prompt_ids", "chosen_ids", "rejected_ids", "common"])
 
 
