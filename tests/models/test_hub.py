@@ -8,7 +8,7 @@ import pytest
 from huggingface_hub import constants
 
 from rgtg.errors import Unavailable, UserError
-from rgtg.models import hub
+from rgtg.models.hub import local_directory, pinned
 from rgtg.models.language import LanguageModel
 
 OLD, NEW = "0" * 40, "1" * 40
@@ -28,19 +28,19 @@ def hub(tmp_path, monkeypatch, language_dir):
 
 
 def test_a_hub_id_is_pinned_to_its_commit(hub):
-    assert hub.pinned("owner/model", "m") == f"owner/model@{NEW}"
-    assert hub.pinned(f"owner/model@{OLD}", "m") == f"owner/model@{OLD}"
+    assert pinned("owner/model", "m") == f"owner/model@{NEW}"
+    assert pinned(f"owner/model@{OLD}", "m") == f"owner/model@{OLD}"
     (hub / "refs" / "main").write_text(OLD)
-    assert Path(hub.local_directory(f"owner/model@{NEW}", "m", weights=True)).name == NEW
-    assert Path(hub.local_directory("owner/model", "m")).name == OLD
+    assert Path(local_directory(f"owner/model@{NEW}", "m", weights=True)).name == NEW
+    assert Path(local_directory("owner/model", "m")).name == OLD
 
 
 def test_other_places_are_as_they_are(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "owner" / "model").mkdir(parents=True)
     for place in ("s3://bucket/model", str(tmp_path), "owner/model"):  # what is there on disk is no hub id
-        assert hub.pinned(place, "m") == place
-    assert hub.local_directory("owner/model", "m") == "owner/model"
+        assert pinned(place, "m") == place
+    assert local_directory("owner/model", "m") == "owner/model"
 
 
 def test_a_model_of_the_hub_loads(hub, language_dir):
@@ -49,14 +49,14 @@ def test_a_model_of_the_hub_loads(hub, language_dir):
 
 def test_what_is_no_mistake_may_work_later(hub, monkeypatch):
     with pytest.raises(UserError, match="m: no directory 'owner/other' exists, nor a copy from the hub"):
-        hub.local_directory("owner/other", "m")
+        local_directory("owner/other", "m")
     with pytest.raises(UserError, match="m: the directory '/owner/model' does not exist"):
-        hub.local_directory("/owner/model", "m")
+        local_directory("/owner/model", "m")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
 
     def unreachable(*_, **__):
         raise ConnectionError("no route")
 
-    monkeypatch.setattr(places, "snapshot_download", unreachable)
+    monkeypatch.setattr("rgtg.models.hub.snapshot_download", unreachable)
     with pytest.raises(Unavailable, match="the hub does not answer: no route"):
-        hub.local_directory("owner/other", "m")
+        local_directory("owner/other", "m")
