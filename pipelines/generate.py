@@ -53,7 +53,7 @@ def run(config: Config) -> RunDirectory:
         _check_errors(config, directory.counts(STAGE), target)
         return directory
     if state == "resume" or grew:
-        print("generate: goes on from the rows that are committed", flush=True)
+        print("generate: resuming from committed rows", flush=True)
     begun = time.monotonic()
     expected = directory.counts(prompts.STAGE)["rows"]
     for _ in range(ATTEMPTS):  # more than one only where workers of a job that was killed went on writing beside it

@@ -51,7 +51,7 @@ def guarded(command: Callable[[], Any]) -> None:
     try:
         command()
     except _Stopped:
-        print("stopped: the same command goes on where this one was", file=sys.stderr)
+        print("interrupted; rerun the same command to resume", file=sys.stderr)
         sys.exit(130)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -73,7 +73,7 @@ class RunDirectory:
                 "give those settings again to go on with it, or another run.id (--new-run) to start beside it"
             )
         if entry and entry["inputs"] == now and entry["status"] == "done":
-            print(f"{stage}: is done, in {self.place}", flush=True)
+            print(f"{stage}: already complete, skipping ({self.place})", flush=True)
             return "done"
         if entry and has_work:
             self._check_alike(stage, entry, alike or {})

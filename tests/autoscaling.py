@@ -42,7 +42,7 @@ IDLE_S = 30  # longer than an actor takes to load its models, or nodes come and 
 PATIENCE_S = 900  # for a job, or for the cluster to come or go
 GRACE_S = 30  # from `ray job stop` until the driver is gone; Ray kills it then
 HEAD = "f" * 51 + "00000"  # the fake provider's own name for it
-STOPPED = "stopped: the same command goes on where this one was"
+STOPPED = "interrupted; rerun the same command to resume"
 WAITING = "waiting for the cluster to grow"
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")  # colours, progress bars
 
@@ -343,7 +343,7 @@ def stopped(trial: Trial, expected: list[dict]) -> None:
     trial.stop("stopped-2", "stopped")
     trial.check(0 < timeline.rows < len(expected), f"it was stopped after {timeline.rows} rows of {len(expected)}")
     trial.submit("stopped-3", "stopped")
-    trial.ends("stopped-3", "SUCCEEDED", 0, "generate: goes on from the rows that are committed")
+    trial.ends("stopped-3", "SUCCEEDED", 0, "generate: resuming from committed rows")
     trial.compared("stopped", "cancelled at no nodes, stopped at work, then submitted again", expected)
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from rgtg.chat import Prompt, check_prompt, decode_response, encode_prompt
 from rgtg.chat import prompt_id as id_of_prompt
 from rgtg.decoding.engine import Engine
-from rgtg.decoding.graphs import STRIDE, cuda_recorder
+from rgtg.decoding.graphs import STRIDE, cuda_capture
 from rgtg.decoding.request import Request, Sequence
 from rgtg.decoding.scorer import Scorer, TextScorer, TokenScorer
 from rgtg.decoding.search import SearchEngine
@@ -96,7 +96,7 @@ class Decoder:
             and self.settings.cuda_graphs
             and (guidance is None or guidance.on_device)
         ):
-            engine.use_graphs(cuda_recorder(self.language.device), STRIDE)
+            engine.use_graphs(cuda_capture(self.language.device), STRIDE)
         return engine
 
     @classmethod

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from rgtg.decoding.batched_model import BatchedModel
-from rgtg.decoding.graphs import Graphs, Record
+from rgtg.decoding.graphs import Capture, Graphs
 from rgtg.decoding.guidance import Guidance
 from rgtg.decoding.prefill import AHEAD
 from rgtg.decoding.request import Request, Sequence
@@ -51,9 +51,9 @@ class Engine:
         self.stride = 1
         self.graphs: Graphs | None = None
 
-    def use_graphs(self, record: Record, stride: int) -> None:
+    def use_graphs(self, capture: Capture, stride: int) -> None:
         """Compute steps by graphs, so many between two looks at which slots have ended."""
-        self.stride, self.graphs = stride, Graphs(self._compute, self._state, record)
+        self.stride, self.graphs = stride, Graphs(self._compute, self._state, capture)
 
     @property
     def busy(self) -> bool:

@@ -1,4 +1,4 @@
-"""Graphs: what a step launches on the device, recorded once a shape and launched again as a whole.
+"""Graphs: what a step launches on the device, captured once a shape and launched again as a whole.
 
 A small model's kernels run for less time than it takes to launch them one by one.
 """
@@ -22,11 +22,11 @@ logger = logging.getLogger(__name__)
 STRIDE = 8
 
 MOST = 64  # graphs that are kept; those of caches that were smaller are the oldest
-RETRY = 100  # steps of a shape, launched one by one, until its recording is tried once more
+RETRY = 100  # steps of a shape, launched one by one, until its capture is tried once more
 
 # Runs what it is given once more, on the same memory, and gives the tensor that this leaves its result in.
 Replay = Callable[[], Tensor]
-Record = Callable[[Callable[[], Tensor]], Replay]
+Capture = Callable[[Callable[[], Tensor]], Replay]
 
 # Ops that wait for the device have one of these tags: for a value, or for a number of values.
 WAITING = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
@@ -36,16 +36,16 @@ INDEXING = ("index", "index_put", "index_put_", "_index_put_impl_")
 
 class Graphs:
     """`compute`, by graphs. A graph is trusted only after it has repeated a step bit for bit; if one ever does not,
-    all further steps are launched one by one, and the log says so. Where none can be recorded, those of its shape are.
+    all further steps are launched one by one, and the log says so. Where one cannot be captured, the steps of its shape are.
     """
 
-    def __init__(self, compute: Callable[[], Tensor], state: Callable[[], list[Tensor]], record: Record) -> None:
+    def __init__(self, compute: Callable[[], Tensor], state: Callable[[], list[Tensor]], capture: Capture) -> None:
         """`compute` must read and write the same memory whenever it is called with the same shape, and must give the
         same again when the tensors of `state` are set back to what they were.
         """
-        self.compute, self.state, self.record = compute, state, record
+        self.compute, self.state, self.capture = compute, state, capture
         self.replays: dict[Any, Replay] = {}
-        self.failed: dict[Any, int] = {}  # shapes whose recording failed, and their steps since the first time
+        self.failed: dict[Any, int] = {}  # shapes whose capture failed, and their steps since the first time
         self.trusted = True
 
     def __call__(self, shape: Any) -> Tensor:
@@ -60,7 +60,7 @@ class Graphs:
         if watch.asked:
             self._give_up(shape, f"a step waits for {watch.asked}")
         else:
-            self._record(shape, before, output)
+            self._capture(shape, before, output)
         return output
 
     def _is_due(self, shape: Any) -> bool:
@@ -69,10 +69,10 @@ class Graphs:
             self.failed[shape] += 1
         return self.failed.get(shape, RETRY) == RETRY
 
-    def _record(self, shape: Any, before: list[Tensor], output: Tensor) -> None:
+    def _capture(self, shape: Any, before: list[Tensor], output: Tensor) -> None:
         after, expected = self._copies(), output.clone()
         try:
-            replay = self.record(self.compute)
+            replay = self.capture(self.compute)
             self._set(before)
             if _same([replay(), *self.state()], [expected, *after]):
                 self.replays[shape] = replay
@@ -94,7 +94,7 @@ class Graphs:
 
     def _give_up(self, shape: Any, reason: str) -> None:
         logger.warning(
-            "a CUDA graph could not be recorded (%s): steps of its shape are launched kernel by kernel, which is "
+            "a CUDA graph could not be captured (%s): steps of its shape are launched kernel by kernel, which is "
             "slower%s",
             reason,
             "" if shape in self.failed else f"; it is tried once more after {RETRY} of them",
@@ -145,19 +145,19 @@ def _waits(func: Any, args: Any, values: Any) -> bool:
     return waits or len({tensor.device for tensor in tensors if tensor.ndim or name in COPIES}) > 1
 
 
-def cuda_recorder(device: torch.device) -> Record:
-    """Records CUDA graphs, which share their memory: only one of them runs at a time."""
+def cuda_capture(device: torch.device) -> Capture:
+    """Captures CUDA graphs, which share their memory: only one of them runs at a time."""
     with torch.cuda.device(device):
-        return partial(_record_cuda, stream=torch.cuda.Stream(), pool=torch.cuda.graph_pool_handle())
+        return partial(_capture_cuda, stream=torch.cuda.Stream(), pool=torch.cuda.graph_pool_handle())
 
 
-def _record_cuda(compute: Callable[[], Tensor], stream: torch.cuda.Stream, pool: Any) -> Replay:
+def _capture_cuda(compute: Callable[[], Tensor], stream: torch.cuda.Stream, pool: Any) -> Replay:
     graph = torch.cuda.CUDAGraph()
     gc.collect()
-    gc.disable()  # a graph that is collected while another one is recorded spoils it
+    gc.disable()  # a graph that is collected while another one is captured spoils it
     try:
         with (
-            torch.cuda.stream(stream),  # which is left again also where recording fails
+            torch.cuda.stream(stream),  # which is left again also where capture fails
             torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"),
         ):
             output = compute()

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from rgtg.decoding.engine import Engine
-from rgtg.decoding.graphs import Record
+from rgtg.decoding.graphs import Capture
 from rgtg.decoding.guidance import Guidance
 from rgtg.decoding.request import Request, Sequence
 from rgtg.decoding.scorer import Scorer
@@ -103,8 +103,8 @@ class SearchEngine(Engine):
         # Tokens of a proposal that is decoded again because a worse one came after it; -1 is a free choice.
         self.forced = torch.zeros(slots, 0, dtype=torch.long, device=self.device)
 
-    def use_graphs(self, record: Record, stride: int) -> None:
-        super().use_graphs(record, 1)  # every token may end a segment
+    def use_graphs(self, capture: Capture, stride: int) -> None:
+        super().use_graphs(capture, 1)  # every token may end a segment
 
     def _assign(self, slot: int, request: Request) -> None:
         super()._assign(slot, request)

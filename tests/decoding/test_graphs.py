@@ -137,7 +137,7 @@ def test_a_step_that_waits_for_a_value_is_not_recorded(caplog):
     assert [graphs("shape").item() for _ in range(3)] == [1, 4, 9]
     assert recorder.recordings == []
     assert caplog.messages == [
-        "a CUDA graph could not be recorded (a step waits for aten._local_scalar_dense.default): steps of its shape "
+        "a CUDA graph could not be captured (a step waits for aten._local_scalar_dense.default): steps of its shape "
         "are launched kernel by kernel, which is slower; it is tried once more after 100 of them"
     ]
 
@@ -171,7 +171,7 @@ def test_where_recording_fails_steps_are_computed(caplog, error):
     assert [graphs("shape").item() for _ in range(3 * RETRY)] == [2.0 * n for n in range(1, 3 * RETRY + 1)]
     assert recorder.tried == 2
     first, second = caplog.messages
-    assert f"could not be recorded ({str(error).splitlines()[0]})" in first
+    assert f"could not be captured ({str(error).splitlines()[0]})" in first
     assert first.endswith(f"which is slower; it is tried once more after {RETRY} of them")
     assert second.endswith("which is slower")
 

@@ -122,7 +122,7 @@ def test_a_job_that_is_stopped_says_so_and_closes_what_it_holds(tmp_path, number
     )
     assert process.stdout.readline() == "ready\n"
     process.send_signal(number)
-    assert process.communicate(timeout=300)[1] == "stopped: the same command goes on where this one was\n"
+    assert process.communicate(timeout=300)[1] == "interrupted; rerun the same command to resume\n"
     assert process.returncode == 130
     assert not (tmp_path / "night").exists()
 
@@ -146,7 +146,7 @@ def test_a_job_that_is_stopped_while_an_object_is_deleted_stops_too():
     )
     assert process.stdout.readline() == "goes on\n"
     assert process.wait(60) == 130
-    assert process.stderr.read() == "stopped: the same command goes on where this one was\n"
+    assert process.stderr.read() == "interrupted; rerun the same command to resume\n"
 
 
 def test_ray_that_does_not_start_is_one_sentence(monkeypatch, capsys):
