@@ -35,8 +35,10 @@ INDEXING = ("index", "index_put", "index_put_", "_index_put_impl_")
 
 
 class Graphs:
-    """`compute`, by graphs. A graph is trusted only after it has repeated a step bit for bit; if one ever does not,
-    all further steps are launched one by one, and the log says so. Where one cannot be captured, the steps of its shape are.
+    """`compute`, by graphs. A graph is trusted only after it has reproduced a step bit for bit.
+
+    If one ever does not, all further steps are launched kernel by kernel, and the log says so. If one cannot be
+    captured, the steps of its shape are.
     """
 
     def __init__(self, compute: Callable[[], Tensor], state: Callable[[], list[Tensor]], capture: Capture) -> None:
