@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipelines import gpus
-from pipelines.generator import memory_plan
+from pipelines.generate_actor import memory_plan
 from pipelines.inputs import on_gpu, slow_settings
 from pipelines.ray_session import cores
 from pipelines.run_directory import PACKAGES

@@ -16,7 +16,7 @@ from ray.data import ActorPoolStrategy, DataContext, SaveMode
 from ray.data.checkpoint import CheckpointConfig
 
 from pipelines import prompts, ray_session
-from pipelines.generator import Generator
+from pipelines.generate_actor import Generator
 from pipelines.inputs import check_models, on_gpu, resolved, reward_place
 from pipelines.progress import Progress
 from pipelines.run_directory import Inputs, RunDirectory, model_digest, versions_that_round
@@ -100,29 +100,16 @@ def complete(
     """
     inputs = inputs or inputs_of(config, reward, directory)
     settings = config.generate
-    source, num_rows = directory.path("prompts"), directory.counts(prompts.STAGE)["rows"]
-    num_rows = min(num_rows, limit or num_rows)
+    source, found = directory.path("prompts"), directory.counts(prompts.STAGE)["rows"]
+    num_rows = min(found, limit or found)
     num_gpus = settings.gpus_per_actor if on_gpu(config.models) else 0
-    digests = {
-        config.models.language: inputs["models.language"],
-        **({reward: inputs["models.reward"]} if reward else {}),
-        **dict(zip(config.models.ensemble, inputs["models.ensemble"], strict=True)),
-    }
     ray_session.start(config)
     storage.make_directory(target)
     paths = table_files.check_tables(source)
     if checkpoint and storage.exists(checkpoint):
         table_files.check_lists(checkpoint)
     filesystem, path = storage.resolve(target)
-    context = DataContext.get_current().copy()
-    if checkpoint:
-        checkpoint_filesystem, checkpoint_path = storage.resolve(checkpoint)
-        context.checkpoint_config = CheckpointConfig(
-            id_column="prompt_id",
-            checkpoint_path=checkpoint_path,
-            override_filesystem=checkpoint_filesystem,
-            delete_checkpoint_on_success=False,
-        )
+    context = _context(checkpoint)
     # Which prompts are the first ones must not depend on which file is read first.
     context.execution_options.preserve_order = limit is not None
     progress = Progress(f"generate ({settings.method})", num_rows - (_committed(checkpoint) if checkpoint else 0))
@@ -140,7 +127,7 @@ def complete(
                 "seed": config.run.seed,
                 "progress": progress.actor,
                 "day": directory.date,
-                "digests": digests,
+                "digests": _digests(config, reward, inputs),
             },
             batch_size=settings.block_rows,
             batch_format="pyarrow",
@@ -155,9 +142,31 @@ def complete(
             udf_modifying_row_count=False,
         )
         dataset.write_parquet(path, filesystem=filesystem, mode=SaveMode.APPEND)
-    sums = progress.totals
-    decoded = {"decode_seconds": round(sums.get("seconds", 0.0), 2), "decoded_tokens": int(sums.get("tokens", 0))}
-    return count(target) | decoded
+    seconds, tokens = (progress.totals.get(name, 0.0) for name in ("seconds", "tokens"))
+    return count(target) | {"decode_seconds": round(seconds, 2), "decoded_tokens": int(tokens)}
+
+
+def _digests(config: Config, reward: str | None, inputs: Inputs) -> dict[str, str]:
+    """Digests of the models by their places, as they were when the stage began."""
+    return {
+        config.models.language: inputs["models.language"],
+        **({reward: inputs["models.reward"]} if reward else {}),
+        **dict(zip(config.models.ensemble, inputs["models.ensemble"], strict=True)),
+    }
+
+
+def _context(checkpoint: str | None) -> DataContext:
+    """Ray Data's context, with the row checkpoint that says which prompts are done."""
+    context = DataContext.get_current().copy()
+    if checkpoint:
+        filesystem, path = storage.resolve(checkpoint)
+        context.checkpoint_config = CheckpointConfig(
+            id_column="prompt_id",
+            checkpoint_path=path,
+            override_filesystem=filesystem,
+            delete_checkpoint_on_success=False,
+        )
+    return context
 
 
 def count(target: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import typer
 
 from pipelines import generate, prompts, ray_session, train_reward
 from pipelines.benchmarks.timing import numbers
-from pipelines.generator import Generator
+from pipelines.generate_actor import Generator
 from pipelines.inputs import resolved
 from rgtg import config_file, table_files
 from rgtg.config import Config, Generate

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pipelines import gpus
-from pipelines.generator import memory_plan
+from pipelines.generate_actor import memory_plan
 from rgtg import config_file
 from rgtg.errors import UserError
 from rgtg.models import memory

@@ -6,7 +6,7 @@ import psutil
 import pyarrow as pa
 import pytest
 
-from pipelines.generator import Generator
+from pipelines.generate_actor import Generator
 from rgtg.config import Generate, Models
 
 BATCH, SAMPLES, COMPLETIONS, WARM_UP = 64, 8, 100_000, 25_000

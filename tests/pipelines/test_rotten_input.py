@@ -25,7 +25,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines import pairs, prompts
-from pipelines.generator import Generator
+from pipelines.generate_actor import Generator
 from rgtg.chat import check_prompt
 from rgtg.config import Generate, Models
 from rgtg.decoding.decoder import Decoder

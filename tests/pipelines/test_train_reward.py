@@ -88,9 +88,9 @@ def test_training_goes_on_from_its_checkpoint_when_the_worker_dies(job, tmp_path
         RewardTrainer.train_step = train_step
         worker(config)
 
-    worker = train_reward._worker
+    worker = train_reward.worker
     cloudpickle.register_pickle_by_value(__import__(__name__))
-    monkeypatch.setattr(train_reward, "_worker", dies_once)
+    monkeypatch.setattr(train_reward, "worker", dies_once)
     counts = train_reward.run(job(**{"train_reward.checkpoint_every": 10})).counts(train_reward.STAGE)
     steps = [int(line) for line in (marks / "steps").read_text().split()]
     resumed = steps[26]
@@ -103,9 +103,9 @@ def test_a_worker_refuses_a_model_that_is_not_the_one_the_driver_saw(job, monkey
     def sees_another(config):
         worker(config | {"digests": dict.fromkeys(config["digests"], "another")})
 
-    worker = train_reward._worker
+    worker = train_reward.worker
     cloudpickle.register_pickle_by_value(__import__(__name__))
-    monkeypatch.setattr(train_reward, "_worker", sees_another)
+    monkeypatch.setattr(train_reward, "worker", sees_another)
     with pytest.raises(Exception, match="changed while the job ran"):
         train_reward.run(job(**{"train_reward.max_failures": 0}))
 

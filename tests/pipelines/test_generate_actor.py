@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from pipelines.generator import Generator, memory_plan
+from pipelines.generate_actor import Generator, memory_plan
 from pipelines.run_directory import model_digest
 from rgtg.config import Generate, Models
 from rgtg.decoding.decoder import Decoder
@@ -67,12 +67,12 @@ def memory(monkeypatch):
 def test_slots_are_planned_before_anything_is_loaded(generator, monkeypatch):
     needed = memory_plan(*generator.arguments)
     room = int((needed.weights + needed.prompts + 20 * (needed.slot + needed.growing)) / 0.9)
-    monkeypatch.setattr("pipelines.generator.memory_of", lambda device: room)
+    monkeypatch.setattr("pipelines.generate_actor.memory_of", lambda device: room)
     made, progress = generator()
     assert made.decoder.engine.slots == 16
     assert progress.lines == [f"an actor needs {memory_plan(*generator.arguments)}: it decodes on 16 slots, not 32"]
     assert complete(made, PROMPTS[:1])[0]["error"] is None
-    monkeypatch.setattr("pipelines.generator.memory_of", lambda device: needed.weights)
+    monkeypatch.setattr("pipelines.generate_actor.memory_of", lambda device: needed.weights)
     with pytest.raises(UserError, match="take smaller models"):
         generator()
 

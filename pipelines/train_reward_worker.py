@@ -1,0 +1,118 @@
+"""What each worker of `train_reward.py` runs: training from the newest whole checkpoint, evaluation, reports."""
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from ray import train
+from ray.actor import ActorHandle
+from ray.data import DataContext
+from ray.train.torch import get_device
+
+from pipelines import checkpoints, pairs, ray_session
+from pipelines.run_directory import check_unchanged
+from rgtg.config import TrainReward
+from rgtg.models.reward import RewardModel
+from rgtg.training.reward_trainer import RewardTrainer, StepResult
+
+LOG_EVERY_S = 5.0
+
+
+def worker(config: dict[str, Any]) -> None:
+    """One training worker, run by Ray Train."""
+    settings, seed = TrainReward(**config["settings"]), config["seed"]
+    context = train.get_context()
+    rank, device = context.get_world_rank(), get_device()
+    torch.manual_seed(seed)
+    torch.set_num_threads(settings.threads or max(1, ray_session.cores() // context.get_local_world_size()))
+    DataContext.get_current().enable_progress_bars = False
+
+    reward_model = RewardModel.load(
+        config["init"],
+        head=settings.head_kind,
+        what="train_reward.init",
+        trust_remote_code=config["trust_remote_code"],
+    )
+    check_unchanged(config["digests"])
+    num_steps = config["steps_per_epoch"] * settings.epochs
+    learner = RewardTrainer(reward_model, settings, num_steps, device)
+    log = _Log(num_steps, config["progress"])
+    if state := checkpoints.newest_state(config["checkpoints"], rank, log.say):
+        learner.restore(state)
+        log.totals = state["totals"]
+    share = settings.batch_size // context.get_world_size()
+    shard = train.get_dataset_shard("train")
+    while learner.step < num_steps:
+        epoch, done = divmod(learner.step, config["steps_per_epoch"])
+        for number, batch in enumerate(_batches(shard, share, seed + epoch, config["steps_per_epoch"])):
+            if number < done:  # of an epoch that an earlier worker began
+                continue
+            result = learner.train_step(batch)
+            if rank == 0:
+                log.step(learner.step, result)
+            last = learner.step == num_steps
+            if settings.eval_every and learner.step % settings.eval_every == 0 and not last:
+                accuracy = _evaluate(learner, settings.micro_batch_size or share)
+                if rank == 0:
+                    log.say(f"step {learner.step}, accuracy by part of the response {accuracy['by_fraction']}")
+            if learner.step % settings.checkpoint_every == 0 or last:  # the last, since evaluation may fail too
+                checkpoints.report(learner, {"step": learner.step}, log.totals, rank)
+    metrics = {
+        "step": learner.step,
+        "accuracy": _evaluate(learner, settings.micro_batch_size or share),
+        **log.totals,
+    }
+    checkpoints.report(learner, metrics, log.totals, rank)
+
+
+def _evaluate(learner: RewardTrainer, batch_size: int) -> dict[str, Any]:
+    shard = train.get_dataset_shard("eval")
+    return learner.evaluate(
+        pairs.to_pairs(batch) for batch in shard.iter_batches(batch_size=batch_size, drop_last=False)
+    )
+
+
+def _batches(shard: Any, share: int, seed: int, num_batches: int) -> Iterator[list]:
+    """An epoch's batches of one worker; pairs/ is shuffled, and every epoch shuffles what is near anew.
+
+    Exactly `num_batches`, since workers step together: one whose shard is short by some rows ends on empty batches.
+    """
+    batches = shard.iter_batches(
+        batch_size=share, drop_last=False, local_shuffle_buffer_size=16 * share, local_shuffle_seed=seed
+    )
+    produced = 0
+    for batch in batches:
+        if produced < num_batches:
+            yield pairs.to_pairs(batch)
+            produced += 1
+    for _ in range(num_batches - produced):
+        yield []
+
+
+class _Log:
+    """Progress of worker 0 as lines, and the totals for the manifest, which a checkpoint keeps."""
+
+    def __init__(self, num_steps: int, progress: ActorHandle) -> None:
+        self.progress, self.num_steps = progress, num_steps
+        self.began, self.last, self.pairs, self.steps = time.monotonic(), 0.0, 0, 0  # of this start
+        # Prefix pairs that counted, and those masked for identical tokens; the loss is a moving average.
+        self.totals: dict[str, float] = {"prefix_pairs": 0, "identical_prefix_pairs": 0}
+
+    def step(self, step: int, result: StepResult) -> None:
+        self.steps += 1
+        self.pairs += result.pairs
+        self.totals["prefix_pairs"] += result.prefixes
+        self.totals["identical_prefix_pairs"] += result.masked
+        self.totals["loss"] = 0.95 * self.totals.get("loss", result.loss) + 0.05 * result.loss
+        now = time.monotonic()
+        if now - self.last > LOG_EVERY_S or step == self.num_steps:
+            self.last = now
+            seconds = now - self.began
+            self.say(
+                f"step {step}/{self.num_steps}, loss {self.totals['loss']:.4f}, gradient {result.grad_norm:.2f}, "
+                f"{self.pairs / seconds:.0f} pairs/s, {seconds / self.steps * (self.num_steps - step):.0f} s left"
+            )
+
+    def say(self, line: str) -> None:
+        self.progress.log.remote(line)
