@@ -96,16 +96,15 @@ def _blockwise(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: f
 
     mask (B, 1, T or 1, S) is additive; every query sees a key.
     """
-    outs, logs = [], []
-    for at in blocks(key.shape[2]):
-        # What scaled_dot_product_attention calls here, by the name that also gives the logarithm of the sum.
-        out, log = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            query, key[:, :, at], value[:, :, at], attn_mask=mask[..., at], scale=scale
-        )
-        outs.append(out)
-        logs.append(log + mask[..., at].amax(-1))
-    if len(outs) == 1:
-        return outs[0]
+    spans = list(blocks(key.shape[2]))
+    # What scaled_dot_product_attention calls here, by the name that also gives the logarithm of the sum.
+    attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    parts = [attend(query, key[:, :, at], value[:, :, at], attn_mask=mask[..., at], scale=scale) for at in spans]
+    if len(parts) == 1:
+        return parts[0][0]
+    outs = [out for out, _ in parts]
+    # Where a slot sees nothing of a block, the logarithm is minus infinity.
+    logs = [log + mask[..., at].amax(-1) for (_, log), at in zip(parts, spans, strict=True)]
     # Written out: softmax over the first dimension rounds a slot by its place.
     top = torch.stack(logs).amax(0)
     weights = [(log - top).exp()[..., None] for log in logs]
