@@ -40,7 +40,7 @@ def attempt(checkpoint: str) -> int:
 def newest_state(place: str, rank: int, say: Callable[[str], None]) -> dict[str, Any] | None:
     """What the newest whole checkpoint holds, None where there is none; the same one for all workers.
 
-    A worker may be killed while it writes one, and a disk may be full. Raises Unavailable or UserError where one
+    A worker may be killed while it writes one, and a disk may be full. Raises TransientError or UserError where one
     cannot be read.
     """
     chosen = state = None
@@ -61,8 +61,8 @@ def newest_state(place: str, rank: int, say: Callable[[str], None]) -> dict[str,
 def _state(checkpoint: str) -> dict[str, Any]:
     filesystem, path = storage.resolve(checkpoint)
     fetched = train.Checkpoint(path, filesystem).as_directory
-    with storage.explained(f"cannot read the checkpoint {checkpoint!r}"), ExitStack() as stack:
-        directory = object_store.patiently(lambda: stack.enter_context(fetched()))
+    with storage.translate_errors(f"cannot read the checkpoint {checkpoint!r}"), ExitStack() as stack:
+        directory = object_store.retry_read(lambda: stack.enter_context(fetched()))
         state = torch.load(Path(directory, STATE), weights_only=True, map_location="cpu")
     state["totals"]  # LookupError: no state of ours
     return state

@@ -17,7 +17,7 @@ from pipelines.ray_session import cores
 from pipelines.run_directory import PACKAGES
 from rgtg import storage
 from rgtg.config import SANDBOX, Config
-from rgtg.errors import Unavailable, UserError
+from rgtg.errors import TransientError, UserError
 from rgtg.models.loading import check_cacheable, has_fast_bfloat16, load_config, load_tokenizer, resolve_device
 from rgtg.rows import SUFFIXES
 
@@ -37,7 +37,7 @@ def run(config: Config) -> None:
             continue
         try:
             table.add_row(name, f"[green]ok[/]  {check()}")
-        except (UserError, Unavailable) as error:
+        except (UserError, TransientError) as error:
             table.add_row(name, f"[red]no[/]  {error}")
             wrong.append(name)
     Console().print(table)

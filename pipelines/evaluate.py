@@ -186,7 +186,7 @@ def _on_a_worker(score: Callable[..., list[float]], config: Config) -> Callable[
     def judge(*given: Any) -> list[float]:
         ray_session.start(config)
         remote = ray.remote(num_gpus=1 if on_gpu(config.models) else 0, num_cpus=1)(score)
-        with ray_session.explained("judging"):
+        with ray_session.translate_ray_errors("judging"):
             scores: list[float] = ray.get(remote.remote(*given))
         return scores
 

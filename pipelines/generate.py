@@ -22,7 +22,7 @@ from pipelines.progress import Progress
 from pipelines.run_directory import Inputs, RunDirectory, model_digest, versions_that_round
 from rgtg import storage, table_files
 from rgtg.config import Config, Generate
-from rgtg.errors import Unavailable, UserError
+from rgtg.errors import TransientError, UserError
 
 STAGE = "generate"
 ATTEMPTS = 3
@@ -62,7 +62,9 @@ def run(config: Config) -> RunDirectory:
         if counts["rows"] == expected:
             break
     else:
-        raise Unavailable(f"{target!r} has {counts['rows']} rows of {expected} prompts: does another job write there?")
+        raise TransientError(
+            f"{target!r} has {counts['rows']} rows of {expected} prompts: does another job write there?"
+        )
     _check_errors(config, counts, target)
     directory.finish(STAGE, counts, time.monotonic() - begun)
     return directory
@@ -113,7 +115,7 @@ def complete(
     # Which prompts are the first ones must not depend on which file is read first.
     context.execution_options.preserve_order = limit is not None
     progress = Progress(f"generate ({settings.method})", num_rows - (_committed(checkpoint) if checkpoint else 0))
-    with ray_session.explained("generation"), DataContext.current(context), progress:
+    with ray_session.translate_ray_errors("generation"), DataContext.current(context), progress:
         dataset = ray.data.read_parquet(paths, filesystem=storage.resolve(source)[0], partitioning=None)
         if limit:
             dataset = dataset.limit(limit)

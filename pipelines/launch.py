@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from rgtg.errors import Unavailable, UserError, redacted
+from rgtg.errors import TransientError, UserError, redacted
 
 ConfigFile = Annotated[
     str | None, typer.Option("--config", "-c", metavar="FILE", help="YAML settings; without one, the sandbox.")
@@ -56,7 +56,7 @@ def guarded(command: Callable[[], Any]) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except (Unavailable, OSError) as error:  # an OSError that no room explained: a disk that is full, most often
+    except (TransientError, OSError) as error:  # an OSError that no room explained: a disk that is full, most often
         if error.__cause__:
             _print_trace(error.__cause__)
         print(redacted(f"failed: {error}"), file=sys.stderr)

@@ -86,7 +86,7 @@ def run(config: Config, directory: RunDirectory, init: str) -> None:
         "overlong": settings.overlong,
         "day": directory.date,
     }
-    with ray_session.explained("reading the pairs"):
+    with ray_session.translate_ray_errors("reading the pairs"):
         _write(files, tokenize, config.run.seed, target)
     counts = count(target) | {"skipped_files": skipped}
     reasons = lines(skipped)
@@ -162,7 +162,7 @@ def _fault(file: InputFile) -> str | None:
         return None
     try:
         with open_file(file) as source:
-            names = object_store.patiently(lambda: open_parquet(source).schema_arrow.names)
+            names = object_store.retry_read(lambda: open_parquet(source).schema_arrow.names)
             fault = parquet_fault(source, [name for name in names if name in PAIR_COLUMNS])
     except UNREADABLE as error:
         fault = f"not a readable Parquet file ({first_line(error)})"

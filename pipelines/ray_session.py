@@ -20,7 +20,7 @@ from pipelines import gpus
 from pipelines.inputs import on_gpu
 from rgtg import object_store
 from rgtg.config import Config
-from rgtg.errors import Unavailable, UserError, first_line
+from rgtg.errors import TransientError, UserError, first_line
 
 STARTS = 3
 NO_PROGRESS_S = 2 * 3600  # a cluster that grows from nothing may take long to give the first GPU
@@ -70,12 +70,14 @@ def start(config: Config) -> None:
     log.setLevel(logging.ERROR)
     if not os.environ.get("RGTG_RAY_LOGS"):
         for handler in log.handlers:
-            if isinstance(handler, logging.StreamHandler):  # not its file: what failed is said by `explained`, once
+            if isinstance(
+                handler, logging.StreamHandler
+            ):  # not its file: what failed is said by `translate_ray_errors`, once
                 handler.setLevel(logging.CRITICAL)
 
 
 def _init(**options: Any) -> None:
-    """Start Ray, or connect. Raises Unavailable where that fails several times: a busy machine may be too slow for it.
+    """Start Ray, or connect. Raises TransientError where that fails several times, as on a machine that is too busy.
 
     Ray takes SIGTERM for itself; whoever had it before gets it back.
     """
@@ -89,17 +91,17 @@ def _init(**options: Any) -> None:
             ray.shutdown()
             if attempt == STARTS:
                 reason = (str(error).splitlines() or [type(error).__name__])[0]
-                raise Unavailable(f"Ray did not start, {STARTS} times ({reason}); start the job again") from error
+                raise TransientError(f"Ray did not start, {STARTS} times ({reason}); start the job again") from error
             print(f"Ray did not start ({attempt} of {STARTS}); once more", flush=True)
     if on_main:
         signal.signal(signal.SIGTERM, handler)
 
 
 @contextmanager
-def explained(what: str) -> Iterator[None]:
+def translate_ray_errors(what: str) -> Iterator[None]:
     """Ray's exceptions as one sentence: what a worker raised as a user's mistake, else the last line of it all.
 
-    What a store answered is said in its words, be it to a worker or to the driver. Raises UserError or Unavailable,
+    What a store answered is said in its words, be it to a worker or to the driver. Raises UserError or TransientError,
     with the exception of Ray's as its cause where there is more to know.
     """
     try:
@@ -115,8 +117,8 @@ def explained(what: str) -> Iterator[None]:
             ) from error
         if failure := object_store.failure_of_store(f"{what} failed", text):
             raise failure from None
-        reason = re.search(r"Unavailable: (.+)", text)
-        raise Unavailable(f"{what} failed: {reason[1] if reason else _last_words(text, error)}") from error
+        reason = re.search(r"TransientError: (.+)", text)
+        raise TransientError(f"{what} failed: {reason[1] if reason else _last_words(text, error)}") from error
 
 
 def _last_words(text: str, error: BaseException) -> str:

@@ -113,14 +113,14 @@ def fit(config: Config, directory: RunDirectory, stage: str, target: str) -> Non
     # Each attempt has a place of its own: Ray would resume from the list that it keeps there, and that may be torn.
     attempt = str(1 + max((checkpoints.attempt(checkpoint) for checkpoint in found), default=0))
     trainer = _trainer(task, settings, directory.path("pairs"), use_gpu=use_gpu, attempt=attempt)
-    with ray_session.explained("training"), progress:
+    with ray_session.translate_ray_errors("training"), progress:
         result = trainer.fit()
     # The last report of the workers has both.
     assert result.checkpoint is not None
     assert result.metrics is not None
     fetched = result.checkpoint.as_directory
-    with ray_session.explained("training"), ExitStack() as stack:
-        checkpoint = object_store.patiently(lambda: stack.enter_context(fetched()))
+    with ray_session.translate_ray_errors("training"), ExitStack() as stack:
+        checkpoint = object_store.retry_read(lambda: stack.enter_context(fetched()))
         storage.upload(Path(checkpoint, "model"), target)
     directory.finish(stage, result.metrics, time.monotonic() - begun)
     storage.remove(directory.path("_train", stage))

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from rgtg import storage, yaml_text
 from rgtg.config import SANDBOX, SANDBOX_SETTINGS, Config
 from rgtg.errors import UserError
-from rgtg.section import sentence
+from rgtg.section import message_of
 
 MAX_BYTES = 1 << 20  # of a config file
 
@@ -37,7 +37,7 @@ def load(file: str | Path | None = None, overrides: list[str] | tuple[str, ...] 
     try:
         return Config.model_validate(settings)
     except ValidationError as error:
-        raise UserError(sentence(error, Config)) from error
+        raise UserError(message_of(error, Config)) from error
 
 
 def as_yaml() -> str:

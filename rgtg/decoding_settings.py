@@ -6,7 +6,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from rgtg.errors import UserError
 from rgtg.methods import METHODS, Segments, with_segments
-from rgtg.section import Millions, Section, Thousands, sentence
+from rgtg.section import Millions, Section, Thousands, message_of
 
 # Settings that are None by default, which stands for the method's own value.
 OF_METHOD = ("beta", "k", "proposals", "segment_tokens", "segment_entropy", "target_reward")
@@ -44,7 +44,7 @@ class DecodingSettings(Section):
         try:
             return cls(method=method, **options)
         except ValidationError as error:
-            raise UserError(sentence(error, cls)) from error
+            raise UserError(message_of(error, cls)) from error
 
     @property
     def segments(self) -> Segments | None:

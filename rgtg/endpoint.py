@@ -15,7 +15,7 @@ from requests import exceptions
 from urllib3.exceptions import HTTPError
 
 from rgtg.chat import Prompt
-from rgtg.errors import Unavailable, UserError
+from rgtg.errors import TransientError, UserError
 
 QUESTION = """\
 Two texts answer, or go on from, the same prompt. Which one is better? Judge by what the prompt asks for, by how
@@ -62,7 +62,7 @@ class Endpoint:
         """1.0 where `ours` is preferred, 0.0 where `theirs` is, 0.5 where swapping the sides changes the verdict.
 
         Raises UserError where the endpoint refuses or more than MAX_UNREADABLE of the verdicts cannot be read,
-        Unavailable where it does not answer.
+        TransientError where it does not answer.
         """
         unequal = [(p, a, b) for p, a, b in zip(prompts, ours, theirs, strict=True) if a != b]
         questions = [_question(p, *sides) for p, a, b in unequal for sides in ((a, b), (b, a))]
@@ -125,7 +125,7 @@ class Endpoint:
                 wait([stopped], self._pause(trouble, asked_pause, self.backoff_s * 2**attempt))
             if stopped.done():
                 break
-        raise Unavailable(f"the judge {self.url!r} {trouble}") from None
+        raise TransientError(f"the judge {self.url!r} {trouble}") from None
 
     def _post(
         self, session: requests.Session, key: str, body: dict[str, Any], stopped: Future[None]

@@ -39,7 +39,7 @@ class UserError(Exception):
         super().__init__(redacted(printable(sentence)))
 
 
-class Unavailable(Exception):
+class TransientError(Exception):
     """Something outside does not answer; the same command may well work later. Printed too, and the exit code is 1."""
 
     def __init__(self, sentence: str) -> None:

@@ -62,7 +62,7 @@ class Unreadable(Exception):
 def read_bytes(file: InputFile, at_most: int | None = None) -> bytes:
     """Everything in a file, or the first bytes. Raises Unreadable for one that is broken or empty.
 
-    A store that does not give the file is no reason to go on without it: that is UserError or Unavailable.
+    A store that does not give the file is no reason to go on without it: that is UserError or TransientError.
     """
 
     def whole() -> bytes:
@@ -70,7 +70,7 @@ def read_bytes(file: InputFile, at_most: int | None = None) -> bytes:
             return stream.read(at_most)
 
     try:
-        data = object_store.patiently(whole)
+        data = object_store.retry_read(whole)
     except OSError as error:
         if failure := object_store.failure_of_store(f"cannot read {file.path!r}", str(error)):
             raise failure from None

@@ -30,7 +30,7 @@ from botocore.exceptions import (
 )
 
 from rgtg import object_store, storage
-from rgtg.errors import Unavailable, UserError
+from rgtg.errors import TransientError, UserError
 from rgtg.lease_holder import is_dead, parsed, started, who
 
 NAME = "_lease.json"
@@ -148,7 +148,7 @@ class _Local:
 
     def replace(self, content: bytes, version: str | None) -> str | None:
         """Write `content` if what is there is `version`; the new version, or None where something else is there."""
-        with storage.explained(f"cannot write to {os.path.dirname(self.path)!r}"):
+        with storage.translate_errors(f"cannot write to {os.path.dirname(self.path)!r}"):
             return self._replace(content, version)
 
     def _replace(self, content: bytes, version: str | None) -> str | None:
@@ -231,13 +231,13 @@ class _S3:
             sentence = f"cannot reach {self.place!r}: {code or status}"
             if status in (400, 401, 403, 404):
                 raise UserError(sentence) from error
-            raise Unavailable(f"{sentence}; try again later") from None
+            raise TransientError(f"{sentence}; try again later") from None
         except SSLError as error:
             raise UserError(f"cannot reach {self.place!r}: {error}{object_store.AUTHORITY}") from None
         except (NoCredentialsError, PartialCredentialsError, ProfileNotFound) as error:
             raise UserError(f"cannot reach {self.place!r}: {error}") from error
         except BotoCoreError as error:
-            raise Unavailable(f"cannot reach {self.place!r}: {error}; try again later") from None
+            raise TransientError(f"cannot reach {self.place!r}: {error}; try again later") from None
 
     def _answer(self, name: str, options: dict[str, Any]) -> dict[str, Any]:
         answer: dict[str, Any] = getattr(self.client, name)(**self.object, **options)

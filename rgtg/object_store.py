@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import pyarrow.fs as pafs
 
-from rgtg.errors import Unavailable, UserError
+from rgtg.errors import TransientError, UserError
 
 T = TypeVar("T")
 
@@ -29,7 +29,7 @@ AUTHORITY = "; if the certificate is your own, name the file of its authority in
 OF_CREDENTIALS = re.compile(r"HTTP status 40[013]\b|ACCESS_DENIED|ACCESS_KEY|TOKEN|SIGNATURE|UNRECOGNIZED_CLIENT")
 
 
-class Patient(pafs.S3FileSystem):
+class RetryingS3FileSystem(pafs.S3FileSystem):
     """pyarrow's, which forgets its retries where it is sent to a worker."""
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -46,7 +46,7 @@ def filesystem() -> pafs.S3FileSystem:
 
 
 def connect(region: str | None, scheme: str, endpoint: str) -> pafs.S3FileSystem:
-    return Patient(
+    return RetryingS3FileSystem(
         region=region,
         scheme=scheme,
         endpoint_override=endpoint or None,
@@ -58,7 +58,7 @@ def connect(region: str | None, scheme: str, endpoint: str) -> pafs.S3FileSystem
     )
 
 
-def patiently(read: Callable[[], T]) -> T:
+def retry_read(read: Callable[[], T]) -> T:
     """What `read` gives. It is tried again where pyarrow does not: a store's error that is longer than the piece that
     was asked for looks to it like one of its own making.
     """
@@ -73,7 +73,7 @@ def patiently(read: Callable[[], T]) -> T:
     return read()
 
 
-def failure_of_store(what: str, text: str) -> UserError | Unavailable | None:
+def failure_of_store(what: str, text: str) -> UserError | TransientError | None:
     """What an object store answered, of the words of an exception; None where it was not a store that failed.
 
     They are a store's only in what pyarrow says, which may stand among the lines of a worker's traceback.
@@ -86,6 +86,6 @@ def failure_of_store(what: str, text: str) -> UserError | Unavailable | None:
     if OF_CERTIFICATES.search(answer):
         return UserError(f"{what}: {said}{AUTHORITY}")
     if "RequestTimeout" in answer or not LASTING.search(answer):
-        return Unavailable(f"{what}: {said}; try again later")
+        return TransientError(f"{what}: {said}; try again later")
     hint = "; are the credentials of the environment right, and not expired?" if OF_CREDENTIALS.search(answer) else ""
     return UserError(f"{what}: {said}{hint}")

@@ -18,7 +18,7 @@ class Section(BaseModel):
     )
 
 
-def sentence(error: ValidationError, model: type[BaseModel]) -> str:
+def message_of(error: ValidationError, model: type[BaseModel]) -> str:
     """What is wrong, naming the key."""
     first = error.errors()[0]
     where = [str(part) for part in first["loc"]]

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from rgtg import node_copy, object_store, place_names
-from rgtg.errors import Unavailable, UserError, first_line, redacted
+from rgtg.errors import TransientError, UserError, first_line, redacted
 from rgtg.place_names import join as join
 
 NOT_REGULAR = "not a regular file"
@@ -77,7 +77,7 @@ def scan(place: str, suffixes: tuple[str, ...]) -> list[tuple[pafs.FileInfo, str
         return [(info, None if info.type == pafs.FileType.File else NOT_REGULAR)]
     if isinstance(filesystem, pafs.LocalFileSystem):
         return _scan_locally(path, place, suffixes)
-    with explained(f"cannot read {place!r}"):
+    with translate_errors(f"cannot read {place!r}"):
         below = filesystem.get_file_info(pafs.FileSelector(path, recursive=True))
     files = [file for file in below if file.type != pafs.FileType.Directory and not _hidden(file.path, path)]
     return [(file, _fault(file, suffixes)) for file in sorted(files, key=lambda file: file.path)]
@@ -129,8 +129,8 @@ def read_bytes(place: str, at_most: int | None = None) -> bytes:
         with filesystem.open_input_file(path) as file:  # a stream would ask for it in small pieces
             return file.read(at_most)
 
-    with explained(f"cannot read {place!r}"):
-        return object_store.patiently(read)
+    with translate_errors(f"cannot read {place!r}"):
+        return object_store.retry_read(read)
 
 
 def read_json(place: str) -> Any:
@@ -140,7 +140,7 @@ def read_json(place: str) -> Any:
 def write_bytes(place: str, data: bytes | pa.Buffer) -> None:
     """Write a file that a reader sees whole or not at all."""
     filesystem, path = resolve(place)
-    with explained(f"cannot write {place!r}"):
+    with translate_errors(f"cannot write {place!r}"):
         if isinstance(filesystem, pafs.LocalFileSystem):
             _write_local(path, data)
         else:
@@ -182,14 +182,14 @@ def write_json(place: str, value: Any) -> None:
 def make_directory(place: str) -> None:
     """Raises UserError where it cannot be written to."""
     filesystem, path = resolve(place)
-    with explained(f"cannot write to {place!r}"):
+    with translate_errors(f"cannot write to {place!r}"):
         filesystem.create_dir(path, recursive=True)
 
 
 def remove(place: str) -> None:
     """Remove a file, or a directory and all below it; nothing happens where there is none."""
     filesystem, path = resolve(place)
-    with explained(f"cannot remove {place!r}"):
+    with translate_errors(f"cannot remove {place!r}"):
         kind = filesystem.get_file_info(path).type
         if kind == pafs.FileType.Directory:
             filesystem.delete_dir(path)
@@ -200,7 +200,7 @@ def remove(place: str) -> None:
 def upload(directory: str | Path, place: str) -> None:
     """Copy a local directory to `place`, in the stead of what is there."""
     filesystem, path = resolve(place)
-    with explained(f"cannot write {place!r}"):
+    with translate_errors(f"cannot write {place!r}"):
         local = pafs.LocalFileSystem()
         if isinstance(filesystem, pafs.LocalFileSystem):
             fresh = _beside(path)
@@ -228,9 +228,12 @@ def local_copy(place: str) -> str:
         def one(file: pafs.FileInfo) -> None:
             copy = f"{target}/{file.path[len(path) + 1 :]}"
             os.makedirs(os.path.dirname(copy), exist_ok=True)
-            object_store.patiently(lambda: pafs.copy_files(file.path, copy, filesystem, pafs.LocalFileSystem()))
+            object_store.retry_read(lambda: pafs.copy_files(file.path, copy, filesystem, pafs.LocalFileSystem()))
 
-        with explained(f"cannot copy {place!r} to {os.path.dirname(target)!r}"), ThreadPoolExecutor(READERS) as pool:
+        with (
+            translate_errors(f"cannot copy {place!r} to {os.path.dirname(target)!r}"),
+            ThreadPoolExecutor(READERS) as pool,
+        ):
             list(pool.map(one, files))
 
     return node_copy.copy_of([place, *((f.path, f.size, f.mtime_ns) for f in files)], fetch)
@@ -247,8 +250,8 @@ def file_digest(place: str, path: str) -> str:
                 total.update(chunk)
         return total.hexdigest()
 
-    with explained(f"cannot read {path!r}"):
-        return object_store.patiently(content)
+    with translate_errors(f"cannot read {path!r}"):
+        return object_store.retry_read(content)
 
 
 def digest(place: str) -> str:
@@ -262,13 +265,13 @@ def digest(place: str) -> str:
 
 
 def _info(filesystem: pafs.FileSystem, path: str, place: str) -> pafs.FileInfo:
-    with explained(f"cannot reach {place!r}"):
+    with translate_errors(f"cannot reach {place!r}"):
         return filesystem.get_file_info(path)
 
 
 @contextmanager
-def explained(what: str) -> Iterator[None]:
-    """Errors of a disk or a store as one sentence: UserError for a mistake, Unavailable where waiting may help."""
+def translate_errors(what: str) -> Iterator[None]:
+    """Errors of a disk or a store as one sentence: UserError for a mistake, TransientError where waiting may help."""
     try:
         yield
     except (OSError, pa.ArrowException) as error:
@@ -279,7 +282,7 @@ def explained(what: str) -> Iterator[None]:
             first = os.strerror(error.errno)
         if _is_lasting(error):
             raise UserError(f"{what}: {first}") from error
-        raise Unavailable(f"{what}: {first}; try again later") from error
+        raise TransientError(f"{what}: {first}; try again later") from error
 
 
 def _is_lasting(error: Exception) -> bool:

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from rgtg import object_store
 from rgtg.errors import UserError
 from rgtg.parquet import open_parquet, plain_footer, read_footer
-from rgtg.storage import READERS, explained, list_files, resolve, write_bytes
+from rgtg.storage import READERS, list_files, resolve, translate_errors, write_bytes
 
 
 def read_tables(
@@ -24,10 +24,10 @@ def read_tables(
             with filesystem.open_input_file(file.path) as stream:
                 return open_parquet(stream).read(columns=columns)
 
-        return object_store.patiently(whole)
+        return object_store.retry_read(whole)
 
     files = [file for file in list_files(place, (".parquet",)) if keep(file.path)]
-    with ThreadPoolExecutor(READERS) as pool, explained(f"cannot read {place!r}"):
+    with ThreadPoolExecutor(READERS) as pool, translate_errors(f"cannot read {place!r}"):
         for start in range(0, len(files), READERS):
             yield from pool.map(read, files[start : start + READERS])
 
@@ -45,10 +45,10 @@ def check_tables(place: str) -> list[str]:
                 footer = read_footer(stream)
                 return plain_footer(footer) == footer
 
-        return object_store.patiently(footer_is_plain)
+        return object_store.retry_read(footer_is_plain)
 
     files = list_files(place, (".parquet",))
-    with ThreadPoolExecutor(READERS) as pool, explained(f"cannot read {place!r}"):
+    with ThreadPoolExecutor(READERS) as pool, translate_errors(f"cannot read {place!r}"):
         for file, safe in zip(files, pool.map(is_safe, files), strict=True):
             if not safe:
                 raise UserError(f"{file.path!r} has columns of extension types, so this is no table that a run wrote")
@@ -61,7 +61,7 @@ def check_lists(place: str) -> None:
     Raises UserError also where there is anything else in it: by the reader's rules it might be a table.
     """
     filesystem, path = resolve(place)
-    with explained(f"cannot read {place!r}"):
+    with translate_errors(f"cannot read {place!r}"):
         for found in filesystem.get_file_info(pafs.FileSelector(path)):
             is_table = found.type == pafs.FileType.File and found.base_name.endswith(".parquet")
             if not is_table and not found.base_name.startswith((".", "_")):

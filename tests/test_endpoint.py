@@ -18,7 +18,7 @@ from cryptography.x509.oid import NameOID
 
 from rgtg import endpoint as rules
 from rgtg.endpoint import Endpoint
-from rgtg.errors import Unavailable, UserError
+from rgtg.errors import TransientError, UserError
 
 
 class Judge(BaseHTTPRequestHandler):
@@ -173,7 +173,7 @@ def test_an_answer_that_drips_ends_at_the_deadline(served, monkeypatch):
     monkeypatch.setattr(rules, "DEADLINE_S", 0.5)
     monkeypatch.setattr(rules, "ATTEMPTS", 1)
     try:
-        with pytest.raises(Unavailable, match="does not answer: TimeoutError"):
+        with pytest.raises(TransientError, match="does not answer: TimeoutError"):
             endpoint.wins(["p"], ["good"], ["bad"])
     finally:
         ended.set()
@@ -301,12 +301,12 @@ def test_no_key_and_lone_surrogates(served, monkeypatch):
 def test_an_answer_that_breaks_off_is_asked_for_again(served):
     handler, endpoint = served
     handler.raw = lambda self: b'HTTP/1.0 200 OK\r\nContent-Length: 999\r\n\r\n{"choices"'
-    with pytest.raises(Unavailable, match="does not answer"):
+    with pytest.raises(TransientError, match="does not answer"):
         endpoint.wins(["p"], ["good"], ["bad"])
 
 
 def test_nobody_there(served):
     _, endpoint = served
     nowhere = Endpoint("http://127.0.0.1:9/v1", "m", "JUDGE_KEY", 0)
-    with pytest.raises(Unavailable, match="does not answer"):
+    with pytest.raises(TransientError, match="does not answer"):
         nowhere.wins(["p"], ["a"], ["b"])

@@ -3,7 +3,7 @@
 import pytest
 
 from pipelines.launch import guarded
-from rgtg.errors import Unavailable, UserError, redacted
+from rgtg.errors import TransientError, UserError, redacted
 
 
 @pytest.mark.parametrize(
@@ -20,10 +20,10 @@ from rgtg.errors import Unavailable, UserError, redacted
 )
 def test_credentials_are_left_out(text, monkeypatch, capfd):
     monkeypatch.setenv("HF_TOKEN", "planted-in-the-environment")
-    for said in (redacted(text), str(UserError(text)), str(Unavailable(text))):
+    for said in (redacted(text), str(UserError(text)), str(TransientError(text))):
         assert "planted" not in said
         assert "***" in said
-    for error in (UserError(text), OSError(text), RuntimeError(text), Unavailable("x")):
+    for error in (UserError(text), OSError(text), RuntimeError(text), TransientError("x")):
         error.__cause__ = ValueError(text)
 
         def fail(error=error):
@@ -53,5 +53,5 @@ def test_what_is_no_secret_stays(text):
     ],
 )
 def test_a_sentence_is_one_printable_line(given, said):
-    assert str(UserError(given)) == str(Unavailable(given)) == said
+    assert str(UserError(given)) == str(TransientError(given)) == said
     str(UserError(given)).encode()

@@ -8,7 +8,7 @@ import pyarrow.fs as pafs
 import pytest
 
 from rgtg import node_copy, storage
-from rgtg.errors import Unavailable, UserError
+from rgtg.errors import TransientError, UserError
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monke
     for name in ("fsync", "replace"):
         with monkeypatch.context() as patch:
             patch.setattr(os, name, fail)
-            with pytest.raises(Unavailable, match=r"cannot write .*No space left.*try again later"):
+            with pytest.raises(TransientError, match=r"cannot write .*No space left.*try again later"):
                 storage.write_bytes(place, b"new")
         assert storage.read_bytes(place) == b"old"
         assert os.listdir(tmp_path) == ["x"]

@@ -12,7 +12,7 @@ import pytest
 
 from pipelines import pairs, prompts
 from rgtg import object_store, storage, table_files
-from rgtg.errors import Unavailable, UserError
+from rgtg.errors import TransientError, UserError
 from rgtg.input_files import InputFile
 from rgtg.lease import Lease
 from tests.faulty_s3 import TRANSIENT, always, every, no_faults
@@ -109,7 +109,7 @@ def test_a_lease_whose_reading_was_cut_off_is_read_again(faulty, s3):
     found, current = lease.file.read()
     assert (found["id"], current) == (lease.holder["id"], version)
     faulty.plan = always("reset-answer")
-    with pytest.raises(Unavailable, match="try again later"):
+    with pytest.raises(TransientError, match="try again later"):
         lease.file.read()
 
 
@@ -137,10 +137,10 @@ def test_a_bucket_that_is_not_there(faulty, calls):
 @pytest.mark.parametrize("fault", ["500", "503", "reset-upload"])
 def test_a_store_that_is_down(fault, faulty, s3, calls):
     faulty.plan = always(fault)
-    for sentence in refused(Unavailable, calls, f"{s3}/place").values():
+    for sentence in refused(TransientError, calls, f"{s3}/place").values():
         assert sentence.endswith("; try again later")
     assert faulty.requests <= 2 * object_store.ATTEMPTS * len(calls)
-    with pytest.raises(Unavailable, match="try again later"), Lease(f"{s3}/place", print):
+    with pytest.raises(TransientError, match="try again later"), Lease(f"{s3}/place", print):
         raise AssertionError
 
 
@@ -148,7 +148,7 @@ def test_a_store_that_is_silent(faulty, s3, monkeypatch):
     monkeypatch.setattr(object_store, "ATTEMPTS", 2)
     monkeypatch.setattr(object_store, "SILENT_S", 1.0)
     faulty.plan = always("silent")
-    with pytest.raises(Unavailable, match="Less than 1 bytes/sec .*; try again later"):
+    with pytest.raises(TransientError, match="Less than 1 bytes/sec .*; try again later"):
         storage.read_bytes(f"{s3}/place")
     assert faulty.requests <= 3
 
@@ -159,7 +159,7 @@ def test_an_upload_that_is_cut_off_leaves_what_was_there(data, faulty, s3):
     # Of a large one, the first part arrives.
     faulty.plan = lambda number, method, path: "reset-upload" if method == "PUT" and "Number=1&" not in path else None
     for name in ("old", "fresh"):
-        with pytest.raises(Unavailable):
+        with pytest.raises(TransientError):
             storage.write_bytes(f"{s3}/{name}", data)
     assert faulty.injected
     faulty.plan = no_faults
@@ -200,9 +200,9 @@ def test_no_file_is_left_out_because_the_store_was_down(faulty, s3):
     assert list(counts["skipped_files"]) == [path.replace("a.par", "b.par")]
     assert pairs._fault(file) is None
     faulty.plan = lambda number, method, path: "503" if path.endswith("/in/a.parquet") else None
-    with pytest.raises(Unavailable, match="cannot read"):
+    with pytest.raises(TransientError, match="cannot read"):
         prompts.take_in([f"{s3}/in"], f"{s3}/out", max_error_rate=0.5)
-    with pytest.raises(Unavailable, match="cannot read"):
+    with pytest.raises(TransientError, match="cannot read"):
         pairs._fault(file)
 
 

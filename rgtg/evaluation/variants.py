@@ -13,7 +13,7 @@ from rgtg.decoding_settings import OF_METHOD
 from rgtg.errors import UserError
 from rgtg.methods import METHODS, OBJECTIVES, Head, head_of
 from rgtg.place_names import fault
-from rgtg.section import sentence
+from rgtg.section import message_of
 
 # What an entry may say: settings of `generate` that are the method's; and how its reward model is trained, or which
 # language model stands in for the run's.
@@ -74,7 +74,7 @@ def _variant(method: str, given: dict[str, str], settings: Generate) -> Variant:
     try:
         chosen = settings.by(method, **own)
     except ValidationError as error:
-        raise UserError(f"evaluate.methods: {name}: {sentence(error, Generate)}") from error
+        raise UserError(f"evaluate.methods: {name}: {message_of(error, Generate)}") from error
     preset = METHODS[method]
     objective = given.get("objective", preset.objective)
     # An objective that can train several heads trains the one that the method asks for.

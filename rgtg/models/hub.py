@@ -14,7 +14,7 @@ from huggingface_hub.errors import (
 )
 
 from rgtg import storage
-from rgtg.errors import Unavailable, UserError
+from rgtg.errors import TransientError, UserError
 
 # What is fetched from the hub: never a pickle, and code only where it is to be run.
 DESCRIPTION = ["*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.py"]
@@ -24,7 +24,7 @@ WEIGHTS = ["*.safetensors"]
 def local_directory(place: str, what: str, *, weights: bool = False) -> str:
     """A local directory with the model at `place`, with or without its weights.
 
-    Raises UserError where there is none, Unavailable where a store or the hub does not answer.
+    Raises UserError where there is none, TransientError where a store or the hub does not answer.
     """
     if "://" in place:
         return storage.local_copy(place)
@@ -46,7 +46,7 @@ def local_directory(place: str, what: str, *, weights: bool = False) -> str:
                 f"{what}: no directory {place!r} exists, nor a copy from the hub, which HF_HUB_OFFLINE keeps from "
                 "being asked"
             ) from error
-        raise Unavailable(
+        raise TransientError(
             f"{what}: no directory {place!r} exists, and the hub does not answer: {_line(error)}"
         ) from error
 

@@ -7,7 +7,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants
 
-from rgtg.errors import Unavailable, UserError
+from rgtg.errors import TransientError, UserError
 from rgtg.models.hub import local_directory, pinned
 from rgtg.models.language import LanguageModel
 
@@ -58,5 +58,5 @@ def test_what_is_no_mistake_may_work_later(hub, monkeypatch):
         raise ConnectionError("no route")
 
     monkeypatch.setattr("rgtg.models.hub.snapshot_download", unreachable)
-    with pytest.raises(Unavailable, match="the hub does not answer: no route"):
+    with pytest.raises(TransientError, match="the hub does not answer: no route"):
         local_directory("owner/other", "m")

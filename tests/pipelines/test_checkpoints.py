@@ -9,7 +9,7 @@ import torch
 from ray import train
 
 from pipelines import checkpoints, train_reward
-from rgtg.errors import Unavailable, UserError
+from rgtg.errors import TransientError, UserError
 
 
 @pytest.fixture
@@ -114,8 +114,8 @@ def fails(monkeypatch):
 @pytest.mark.parametrize(
     ("error", "kind", "words"),
     [
-        (OSError(BUSY), Unavailable, r"SLOW_DOWN .*; try again later"),
-        (OSError(errno.ENOSPC, "No space left on device"), Unavailable, "No space left on device; try again later"),
+        (OSError(BUSY), TransientError, r"SLOW_DOWN .*; try again later"),
+        (OSError(errno.ENOSPC, "No space left on device"), TransientError, "No space left on device; try again later"),
         (PermissionError(errno.EACCES, "Permission denied"), UserError, "Permission denied"),
     ],
 )

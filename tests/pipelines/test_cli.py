@@ -11,7 +11,7 @@ import pytest
 
 from pipelines import doctor, ray_session
 from rgtg.config_file import load
-from rgtg.errors import Unavailable, UserError
+from rgtg.errors import TransientError, UserError
 from rgtg.lease import Lease
 
 
@@ -154,7 +154,9 @@ def test_ray_that_does_not_start_is_one_sentence(monkeypatch, capsys):
         raise Exception("The current node timed out during startup. This could ...\nmore")
 
     monkeypatch.setattr(ray_session.ray, "init", slow)
-    with pytest.raises(Unavailable, match=r"Ray did not start, 3 times \(The current node timed out .*start the job"):
+    with pytest.raises(
+        TransientError, match=r"Ray did not start, 3 times \(The current node timed out .*start the job"
+    ):
         ray_session._init()
     assert capsys.readouterr().out.count("once more") == 2
 

@@ -4,7 +4,7 @@ import pytest
 from ray.exceptions import RayTaskError
 
 from pipelines import ray_session
-from rgtg.errors import Unavailable, UserError
+from rgtg.errors import TransientError, UserError
 
 TRACEBACK = """\
 Traceback (most recent call last):
@@ -21,24 +21,30 @@ This may be a system error: set RAY_x=1
 @pytest.mark.parametrize("text", [TRACEBACK, TRACEBACK + ADVICE, f"ray::Generator()\n{TRACEBACK}\n\n{ADVICE * 3}"])
 def test_the_reason_and_not_the_advice(text):
     with (
-        pytest.raises(Unavailable, match=r"^generation failed: IndexError: index 512 is out of range$"),
-        ray_session.explained("generation"),
+        pytest.raises(TransientError, match=r"^generation failed: IndexError: index 512 is out of range$"),
+        ray_session.translate_ray_errors("generation"),
     ):
         raise RayTaskError("f", text, ValueError("x"))
 
 
 def test_an_exception_without_words(monkeypatch):
-    with pytest.raises(Unavailable, match="pyo3_runtime.PanicException: regex failed"), ray_session.explained("x"):
+    with (
+        pytest.raises(TransientError, match="pyo3_runtime.PanicException: regex failed"),
+        ray_session.translate_ray_errors("x"),
+    ):
         raise RayTaskError("f", "Traceback:\n  x\npyo3_runtime.PanicException: regex failed\n" + ADVICE, ValueError())
 
 
 def test_an_exception_of_any_name():
     text = "Traceback:\n  x\nrgtg.input_files.Unreadable: the file is empty\n" + ADVICE
-    with pytest.raises(Unavailable, match="^x failed: rgtg.*: the file is empty$"), ray_session.explained("x"):
+    with (
+        pytest.raises(TransientError, match="^x failed: rgtg.*: the file is empty$"),
+        ray_session.translate_ray_errors("x"),
+    ):
         raise RayTaskError("f", text, ValueError())
 
 
 def test_a_mistake_of_the_user_is_its_sentence():
     text = TRACEBACK + "rgtg.errors.UserError: the model is none\n" + ADVICE
-    with pytest.raises(UserError, match="^the model is none$"), ray_session.explained("x"):
+    with pytest.raises(UserError, match="^the model is none$"), ray_session.translate_ray_errors("x"):
         raise RayTaskError("f", text, ValueError("x"))
