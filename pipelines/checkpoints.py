@@ -1,5 +1,6 @@
 """Checkpoints of training: worker 0 writes them, and an attempt goes on from the newest one that is whole."""
 
+import json
 import pickle
 import tempfile
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from rgtg.errors import first_line
 from rgtg.training.reward_trainer import RewardTrainer
 
 STATE = "learner.pt"  # the file of a checkpoint that training goes on from
+CURVE = "training.jsonl"  # the training curve, a line a point
 # What reading a file raises that was cut off or overwritten, or that is no state at all. An OSError is of a disk or a
 # store that does not answer, and is no reason to go back.
 TORN = (EOFError, RuntimeError, ValueError, LookupError, TypeError, pickle.UnpicklingError)
@@ -68,13 +70,17 @@ def _state(checkpoint: str) -> dict[str, Any]:
     return state
 
 
-def report(learner: RewardTrainer, metrics: dict[str, Any], totals: dict[str, float], rank: int) -> None:
-    """Report metrics with a checkpoint, which worker 0 writes; a collective call."""
-    state = learner.state() | {"totals": totals}
+def report(trainer: RewardTrainer, metrics: dict[str, Any], kept: dict[str, Any], rank: int) -> None:
+    """Report metrics with a checkpoint, which worker 0 writes; a collective call.
+
+    `kept` are the `totals` and the `curve` of the log, which go on with training.
+    """
+    state = trainer.state() | kept
     if rank != 0:
         train.report(metrics, checkpoint=None)
         return
     with tempfile.TemporaryDirectory() as directory:
         torch.save(state, Path(directory, STATE))
-        learner.reward_model.save(Path(directory, "model"), state["model"])
+        trainer.reward_model.save(Path(directory, "model"), state["model"])
+        Path(directory, CURVE).write_text("".join(f"{json.dumps(point)}\n" for point in kept["curve"]))
         train.report(metrics, checkpoint=train.Checkpoint.from_directory(directory))

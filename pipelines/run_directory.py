@@ -27,6 +27,8 @@ PACKAGES = ("rgtg", "ray", "torch", "transformers", "pyarrow")
 ROUNDING = ("rgtg", "torch", "transformers")  # those whose versions decide how a row rounds
 SUCCESS = "_SUCCESS"
 
+FORMAT = 1  # of a manifest; those without a number are of this one
+
 Inputs = dict[str, Any]  # everything that changes a stage's rows, by names that a person knows
 
 
@@ -39,7 +41,8 @@ class RunDirectory:
         storage.make_directory(self.place)
         found = manifest_of(self.place)
         versions = attempt()["versions"]
-        self.manifest = found or {"run_id": config.run.id, "created": _now(), "versions": versions, "stages": {}}
+        new = {"format": FORMAT, "run_id": config.run.id, "created": _now(), "versions": versions, "stages": {}}
+        self.manifest = found or new
 
     @property
     def date(self) -> date:
@@ -169,9 +172,15 @@ def manifest_of(place: str) -> dict[str, Any] | None:
     try:
         manifest = storage.read_json(file)
         datetime.fromisoformat(manifest["created"])
-        return manifest | {"stages": dict(manifest["stages"])}
+        manifest, number = manifest | {"stages": dict(manifest["stages"])}, int(manifest.get("format", FORMAT))
     except (ValueError, TypeError, LookupError, RecursionError) as error:
         raise UserError(f"{file!r} is no manifest of a run ({first_line(error)}); give another run.id") from error
+    if number > FORMAT:
+        raise UserError(
+            f"{file!r} has format {number}, of a newer rgtg, and this one knows {FORMAT}; update rgtg, or give "
+            "another run.id"
+        )
+    return manifest
 
 
 def fingerprint(inputs: Inputs) -> str:

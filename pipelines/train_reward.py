@@ -122,6 +122,8 @@ def fit(config: Config, directory: RunDirectory, stage: str, target: str) -> Non
     with ray_session.translate_ray_errors("training"), ExitStack() as stack:
         checkpoint = object_store.retry_read(lambda: stack.enter_context(fetched()))
         storage.upload(Path(checkpoint, "model"), target)
+        curve = Path(checkpoint, checkpoints.CURVE).read_bytes()
+    storage.write_bytes(directory.path(stage.replace(STAGE, "training") + ".jsonl"), curve)
     directory.finish(stage, result.metrics, time.monotonic() - begun)
     storage.remove(directory.path("_train", stage))
     by_part = result.metrics["accuracy"]["by_fraction"]

@@ -17,6 +17,7 @@ from rgtg.models.reward import RewardModel
 from rgtg.training.reward_trainer import RewardTrainer, StepResult
 
 LOG_EVERY_S = 5.0
+CURVE_POINTS = 1000  # of training.jsonl, at most twice as many
 
 
 def worker(config: dict[str, Any]) -> None:
@@ -40,7 +41,7 @@ def worker(config: dict[str, Any]) -> None:
     log = _Log(num_steps, config["progress"])
     if state := checkpoints.newest_state(config["checkpoints"], rank, log.say):
         learner.restore(state)
-        log.totals = state["totals"]
+        log.totals, log.curve = state["totals"], state.get("curve", [])
     share = settings.batch_size // context.get_world_size()
     shard = train.get_dataset_shard("train")
     while learner.step < num_steps:
@@ -57,13 +58,13 @@ def worker(config: dict[str, Any]) -> None:
                 if rank == 0:
                     log.say(f"step {learner.step}, accuracy by part of the response {accuracy['by_fraction']}")
             if learner.step % settings.checkpoint_every == 0 or last:  # the last, since evaluation may fail too
-                checkpoints.report(learner, {"step": learner.step}, log.totals, rank)
+                checkpoints.report(learner, {"step": learner.step}, log.kept(), rank)
     metrics = {
         "step": learner.step,
         "accuracy": _evaluate(learner, settings.micro_batch_size or share),
         **log.totals,
     }
-    checkpoints.report(learner, metrics, log.totals, rank)
+    checkpoints.report(learner, metrics, log.kept(), rank)
 
 
 def _evaluate(learner: RewardTrainer, batch_size: int) -> dict[str, Any]:
@@ -98,6 +99,7 @@ class _Log:
         self.began, self.last, self.pairs, self.steps = time.monotonic(), 0.0, 0, 0  # of this start
         # Prefix pairs that counted, and those masked for identical tokens; the loss is a moving average.
         self.totals: dict[str, float] = {"prefix_pairs": 0, "identical_prefix_pairs": 0}
+        self.curve: list[dict[str, float]] = []
 
     def step(self, step: int, result: StepResult) -> None:
         self.steps += 1
@@ -106,6 +108,11 @@ class _Log:
         self.totals["identical_prefix_pairs"] += result.masked
         self.totals["loss"] = 0.95 * self.totals.get("loss", result.loss) + 0.05 * result.loss
         now = time.monotonic()
+        if step % max(1, self.num_steps // CURVE_POINTS) == 0 or step == self.num_steps:
+            rate = round(self.pairs / max(now - self.began, 1e-9), 1)
+            self.curve.append(
+                {"step": step, "loss": result.loss, "grad_norm": result.grad_norm, "pairs_per_second": rate}
+            )
         if now - self.last > LOG_EVERY_S or step == self.num_steps:
             self.last = now
             seconds = now - self.began
@@ -113,6 +120,10 @@ class _Log:
                 f"step {step}/{self.num_steps}, loss {self.totals['loss']:.4f}, gradient {result.grad_norm:.2f}, "
                 f"{self.pairs / seconds:.0f} pairs/s, {seconds / self.steps * (self.num_steps - step):.0f} s left"
             )
+
+    def kept(self) -> dict[str, Any]:
+        """What a checkpoint holds of it."""
+        return {"totals": self.totals, "curve": self.curve}
 
     def say(self, line: str) -> None:
         self.progress.log.remote(line)

@@ -82,6 +82,20 @@ def test_a_broken_manifest_is_one_sentence(configure, content):
         RunDirectory(configure())
 
 
+def test_a_manifest_of_a_newer_version_is_one_sentence_and_one_without_a_number_is_read(configure):
+    directory = RunDirectory(configure())
+    directory.begin("pairs", {"a": 1})
+    file = Path(directory.path("manifest.json"))
+    manifest = json.loads(file.read_text())
+    assert manifest["format"] == 1
+    file.write_text(json.dumps(manifest | {"format": 2}))
+    with pytest.raises(UserError, match=r"has format 2, of a newer rgtg, and this one knows 1; update rgtg"):
+        RunDirectory(configure())
+    del manifest["format"]
+    file.write_text(json.dumps(manifest))
+    assert RunDirectory(configure()).has_begun("pairs")
+
+
 def test_what_is_written_is_as_private_as_the_user_wants(tmp_path):
     before = os.umask(0o077)
     try:

@@ -1,5 +1,6 @@
 """The training job on a real Ray: any number of workers, resume after a death, what is saved loads anywhere."""
 
+import json
 import os
 import random
 from pathlib import Path
@@ -113,6 +114,10 @@ def test_a_worker_refuses_a_model_that_is_not_the_one_the_driver_saw(job, monkey
 def test_a_finished_model_is_not_trained_again_and_other_settings_are_refused(job):
     directory = train_reward.run(job())
     weights = Path(directory.path("reward_model"), "model.safetensors")
+    curve = [json.loads(line) for line in Path(directory.path("training.jsonl")).read_text().splitlines()]
+    assert [point["step"] for point in curve] == list(range(1, 41))
+    assert curve[-1]["loss"] < curve[0]["loss"]
+    assert all(point["grad_norm"] > 0 and point["pairs_per_second"] > 0 for point in curve)
     before = weights.stat().st_mtime_ns
     train_reward.run(job())
     assert weights.stat().st_mtime_ns == before
