@@ -12,7 +12,7 @@ import torch
 from ray import train
 from ray.train.collective import broadcast_from_rank_zero
 
-from rgtg import object_store, storage
+from rgtg import s3_filesystem, storage
 from rgtg.errors import first_line
 from rgtg.training.reward_trainer import RewardTrainer
 
@@ -64,7 +64,7 @@ def _state(checkpoint: str) -> dict[str, Any]:
     filesystem, path = storage.resolve(checkpoint)
     fetched = train.Checkpoint(path, filesystem).as_directory
     with storage.translate_errors(f"cannot read the checkpoint {checkpoint!r}"), ExitStack() as stack:
-        directory = object_store.retry_read(lambda: stack.enter_context(fetched()))
+        directory = s3_filesystem.retry_read(lambda: stack.enter_context(fetched()))
         state = torch.load(Path(directory, STATE), weights_only=True, map_location="cpu")
     state["totals"]  # LookupError: no state of ours
     return state

@@ -26,7 +26,7 @@ from rgtg.methods import METHODS
 from rgtg.models.loading import context_length, load_config, resolve_device, resolve_dtype
 from rgtg.models.memory import Plan, memory_of, plan
 from rgtg.models.shapes import SLOT_MULTIPLE, round_up
-from rgtg.tables import completions_schema
+from rgtg.schemas import completions_schema
 
 
 def memory_plan(models: Models, reward: str | None, settings: Generate, device: torch.device) -> Plan:

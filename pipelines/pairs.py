@@ -19,7 +19,7 @@ from ray.data import DataContext
 
 from pipelines import ray_session
 from pipelines.run_directory import RunDirectory, listing
-from rgtg import object_store, storage, table_files
+from rgtg import s3_filesystem, storage, table_files
 from rgtg.config import Config
 from rgtg.errors import UserError, first_line, printable
 from rgtg.input_files import Found, InputFile, Unreadable, check_share, find, lines, open_file, read_bytes
@@ -162,12 +162,12 @@ def _fault(file: InputFile) -> str | None:
         return None
     try:
         with open_file(file) as source:
-            names = object_store.retry_read(lambda: open_parquet(source).schema_arrow.names)
+            names = s3_filesystem.retry_read(lambda: open_parquet(source).schema_arrow.names)
             fault = parquet_fault(source, [name for name in names if name in PAIR_COLUMNS])
     except UNREADABLE as error:
         fault = f"not a readable Parquet file ({first_line(error)})"
     if fault:
-        if failure := object_store.failure_of_store(f"cannot read {file.path!r}", fault):
+        if failure := s3_filesystem.failure_of_store(f"cannot read {file.path!r}", fault):
             raise failure
         return fault
     if not PAIR_COLUMNS.intersection(names):

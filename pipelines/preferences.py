@@ -14,7 +14,7 @@ from rgtg.config import Config
 from rgtg.errors import UserError
 from rgtg.preferences.selection import best_and_worst, fraction
 from rgtg.report.card import dataset_card
-from rgtg.tables import preferences_schema
+from rgtg.schemas import preferences_schema
 
 STAGE = "preferences"
 FILE_ROWS = 100_000

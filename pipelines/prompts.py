@@ -22,7 +22,7 @@ from rgtg.input_files import InputFile, Unreadable, check_share, find, lines, re
 from rgtg.parquet import UNREADABLE, open_parquet, parquet_fault
 from rgtg.passed_through import Column, as_type, common_type
 from rgtg.rows import Row, is_unicode, json_rows, table_rows
-from rgtg.tables import COMPLETION_COLUMNS, MESSAGES, PROMPT_COLUMNS, prompts_schema
+from rgtg.schemas import COMPLETION_COLUMNS, MESSAGES, PROMPT_COLUMNS, prompts_schema
 
 STAGE = "prompts"
 FILE_ROWS = 100_000

@@ -17,7 +17,7 @@ from pipelines.inputs import on_gpu, resolved
 from pipelines.progress import Progress
 from pipelines.run_directory import Inputs, RunDirectory, model_digest, versions_that_round
 from pipelines.train_reward_worker import worker
-from rgtg import object_store, storage, table_files
+from rgtg import s3_filesystem, storage, table_files
 from rgtg.config import Config, TrainReward
 from rgtg.errors import UserError
 from rgtg.methods import head_of
@@ -120,7 +120,7 @@ def fit(config: Config, directory: RunDirectory, stage: str, target: str) -> Non
     assert result.metrics is not None
     fetched = result.checkpoint.as_directory
     with ray_session.translate_ray_errors("training"), ExitStack() as stack:
-        checkpoint = object_store.retry_read(lambda: stack.enter_context(fetched()))
+        checkpoint = s3_filesystem.retry_read(lambda: stack.enter_context(fetched()))
         storage.upload(Path(checkpoint, "model"), target)
         curve = Path(checkpoint, checkpoints.CURVE).read_bytes()
     storage.write_bytes(directory.path(stage.replace(STAGE, "training") + ".jsonl"), curve)

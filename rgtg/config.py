@@ -6,11 +6,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
+from rgtg.config_section import Millions, Positive, Section, Thousands
 from rgtg.decoding_settings import OF_METHOD, DecodingSettings
 from rgtg.errors import redacted
 from rgtg.methods import Head, head_of
 from rgtg.place_names import fault, fault_of_judge, fault_of_root, join
-from rgtg.section import Millions, Positive, Section, Thousands
 
 SANDBOX = "sandbox"
 """Stands for a place: the embedded world of text, its language model, pairs or prompts."""

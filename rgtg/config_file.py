@@ -8,8 +8,8 @@ from pydantic import ValidationError
 
 from rgtg import storage, yaml_text
 from rgtg.config import SANDBOX, SANDBOX_SETTINGS, Config
+from rgtg.config_section import message_of
 from rgtg.errors import UserError
-from rgtg.section import message_of
 
 MAX_BYTES = 1 << 20  # of a config file
 

@@ -4,9 +4,9 @@ from typing import Any
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from rgtg.config_section import Millions, Section, Thousands, message_of
 from rgtg.errors import UserError
 from rgtg.methods import METHODS, Segments, with_segments
-from rgtg.section import Millions, Section, Thousands, message_of
 
 # Settings that are None by default, which stands for the method's own value.
 OF_METHOD = ("beta", "k", "proposals", "segment_tokens", "segment_entropy", "target_reward")

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from rgtg import object_store, storage
+from rgtg import s3_filesystem, storage
 from rgtg.errors import UserError, first_line, printable
 from rgtg.rows import SUFFIXES
 
@@ -70,9 +70,9 @@ def read_bytes(file: InputFile, at_most: int | None = None) -> bytes:
             return stream.read(at_most)
 
     try:
-        data = object_store.retry_read(whole)
+        data = s3_filesystem.retry_read(whole)
     except OSError as error:
-        if failure := object_store.failure_of_store(f"cannot read {file.path!r}", str(error)):
+        if failure := s3_filesystem.failure_of_store(f"cannot read {file.path!r}", str(error)):
             raise failure from None
         raise Unreadable(first_line(error)) from error
     if not data:

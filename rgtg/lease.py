@@ -29,7 +29,7 @@ from botocore.exceptions import (
     SSLError,
 )
 
-from rgtg import object_store, storage
+from rgtg import s3_filesystem, storage
 from rgtg.errors import TransientError, UserError
 from rgtg.lease_holder import is_dead, parsed, started, who
 
@@ -233,7 +233,7 @@ class _S3:
                 raise UserError(sentence) from error
             raise TransientError(f"{sentence}; try again later") from None
         except SSLError as error:
-            raise UserError(f"cannot reach {self.place!r}: {error}{object_store.AUTHORITY}") from None
+            raise UserError(f"cannot reach {self.place!r}: {error}{s3_filesystem.AUTHORITY}") from None
         except (NoCredentialsError, PartialCredentialsError, ProfileNotFound) as error:
             raise UserError(f"cannot reach {self.place!r}: {error}") from error
         except BotoCoreError as error:

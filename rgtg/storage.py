@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from rgtg import node_copy, object_store, place_names
+from rgtg import node_copy, place_names, s3_filesystem
 from rgtg.errors import TransientError, UserError, first_line, redacted
 from rgtg.place_names import join as join
 
@@ -38,7 +38,7 @@ def resolve(place: str | Path) -> tuple[pafs.FileSystem, str]:
         return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(text))
     try:
         if text.startswith("s3://"):
-            return object_store.filesystem(), text.removeprefix("s3://").rstrip("/")
+            return s3_filesystem.filesystem(), text.removeprefix("s3://").rstrip("/")
         filesystem, path = pafs.FileSystem.from_uri(text)
         return filesystem, path.rstrip("/")
     except ValueError as error:
@@ -130,7 +130,7 @@ def read_bytes(place: str, at_most: int | None = None) -> bytes:
             return file.read(at_most)
 
     with translate_errors(f"cannot read {place!r}"):
-        return object_store.retry_read(read)
+        return s3_filesystem.retry_read(read)
 
 
 def read_json(place: str) -> Any:
@@ -228,7 +228,7 @@ def local_copy(place: str) -> str:
         def one(file: pafs.FileInfo) -> None:
             copy = f"{target}/{file.path[len(path) + 1 :]}"
             os.makedirs(os.path.dirname(copy), exist_ok=True)
-            object_store.retry_read(lambda: pafs.copy_files(file.path, copy, filesystem, pafs.LocalFileSystem()))
+            s3_filesystem.retry_read(lambda: pafs.copy_files(file.path, copy, filesystem, pafs.LocalFileSystem()))
 
         with (
             translate_errors(f"cannot copy {place!r} to {os.path.dirname(target)!r}"),
@@ -251,7 +251,7 @@ def file_digest(place: str, path: str) -> str:
         return total.hexdigest()
 
     with translate_errors(f"cannot read {path!r}"):
-        return object_store.retry_read(content)
+        return s3_filesystem.retry_read(content)
 
 
 def digest(place: str) -> str:
@@ -275,7 +275,7 @@ def translate_errors(what: str) -> Iterator[None]:
     try:
         yield
     except (OSError, pa.ArrowException) as error:
-        if of_store := object_store.failure_of_store(what, str(error)):
+        if of_store := s3_filesystem.failure_of_store(what, str(error)):
             raise of_store from None  # it says all of it
         first = first_line(error)
         if isinstance(error, OSError) and error.errno is not None:  # of a disk, whose path is said already

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from rgtg import object_store
+from rgtg import s3_filesystem
 from rgtg.errors import UserError
 from rgtg.parquet import open_parquet, plain_footer, read_footer
 from rgtg.storage import READERS, list_files, resolve, translate_errors, write_bytes
@@ -24,7 +24,7 @@ def read_tables(
             with filesystem.open_input_file(file.path) as stream:
                 return open_parquet(stream).read(columns=columns)
 
-        return object_store.retry_read(whole)
+        return s3_filesystem.retry_read(whole)
 
     files = [file for file in list_files(place, (".parquet",)) if keep(file.path)]
     with ThreadPoolExecutor(READERS) as pool, translate_errors(f"cannot read {place!r}"):
@@ -45,7 +45,7 @@ def check_tables(place: str) -> list[str]:
                 footer = read_footer(stream)
                 return plain_footer(footer) == footer
 
-        return object_store.retry_read(footer_is_plain)
+        return s3_filesystem.retry_read(footer_is_plain)
 
     files = list_files(place, (".parquet",))
     with ThreadPoolExecutor(READERS) as pool, translate_errors(f"cannot read {place!r}"):

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines import pairs, prompts
-from rgtg import object_store, storage, table_files
+from rgtg import s3_filesystem, storage, table_files
 from rgtg.errors import TransientError, UserError
 from rgtg.input_files import InputFile
 from rgtg.lease import Lease
@@ -139,14 +139,14 @@ def test_a_store_that_is_down(fault, faulty, s3, calls):
     faulty.plan = always(fault)
     for sentence in refused(TransientError, calls, f"{s3}/place").values():
         assert sentence.endswith("; try again later")
-    assert faulty.requests <= 2 * object_store.ATTEMPTS * len(calls)
+    assert faulty.requests <= 2 * s3_filesystem.ATTEMPTS * len(calls)
     with pytest.raises(TransientError, match="try again later"), Lease(f"{s3}/place", print):
         raise AssertionError
 
 
 def test_a_store_that_is_silent(faulty, s3, monkeypatch):
-    monkeypatch.setattr(object_store, "ATTEMPTS", 2)
-    monkeypatch.setattr(object_store, "SILENT_S", 1.0)
+    monkeypatch.setattr(s3_filesystem, "ATTEMPTS", 2)
+    monkeypatch.setattr(s3_filesystem, "SILENT_S", 1.0)
     faulty.plan = always("silent")
     with pytest.raises(TransientError, match="Less than 1 bytes/sec .*; try again later"):
         storage.read_bytes(f"{s3}/place")
@@ -214,8 +214,8 @@ def test_a_table_is_written_whole(s3):
 
 def test_a_worker_is_as_patient_as_the_driver(faulty, s3):
     """pyarrow's own file system loses its retries on the way to another process."""
-    sent = pickle.loads(pickle.dumps(object_store.filesystem()))
+    sent = pickle.loads(pickle.dumps(s3_filesystem.filesystem()))
     storage.write_bytes(f"{s3}/x", b"content")
-    faulty.plan = lambda number, method, path: "503" if number < object_store.ATTEMPTS else None
+    faulty.plan = lambda number, method, path: "503" if number < s3_filesystem.ATTEMPTS else None
     with sent.open_input_file(f"{s3.removeprefix('s3://')}/x") as file:
         assert file.read() == b"content"

@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from rgtg.chat import Prompt, check_prompt, decode_response, encode_prompt
 from rgtg.chat import prompt_id as id_of_prompt
+from rgtg.decoding.cuda_graphs import STRIDE, cuda_capture
 from rgtg.decoding.engine import Engine
-from rgtg.decoding.graphs import STRIDE, cuda_capture
 from rgtg.decoding.request import Request, Sequence
 from rgtg.decoding.scorer import Scorer, TextScorer, TokenScorer
 from rgtg.decoding.search import SearchEngine

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from rgtg.decoding.batched_model import BatchedModel
-from rgtg.decoding.graphs import Capture, Graphs
+from rgtg.decoding.cuda_graphs import Capture, Graphs
 from rgtg.decoding.guidance import Guidance
 from rgtg.decoding.prefill import AHEAD
 from rgtg.decoding.request import Request, Sequence

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from rgtg.decoding.cuda_graphs import Capture
 from rgtg.decoding.engine import Engine
-from rgtg.decoding.graphs import Capture
 from rgtg.decoding.guidance import Guidance
 from rgtg.decoding.request import Request, Sequence
 from rgtg.decoding.scorer import Scorer

@@ -9,11 +9,11 @@ from pydantic import ValidationError
 
 from rgtg.config import Generate
 from rgtg.config_file import value_of
+from rgtg.config_section import message_of
 from rgtg.decoding_settings import OF_METHOD
 from rgtg.errors import UserError
 from rgtg.methods import METHODS, OBJECTIVES, Head, head_of
 from rgtg.place_names import fault
-from rgtg.section import message_of
 
 # What an entry may say: settings of `generate` that are the method's; and how its reward model is trained, or which
 # language model stands in for the run's.

@@ -4,9 +4,9 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from rgtg.decoding.cuda_graphs import Watch
 from rgtg.decoding.decoder import Decoder
 from rgtg.decoding.engine import Engine
-from rgtg.decoding.graphs import Watch
 from rgtg.decoding.prefill import PrefixCache
 from rgtg.decoding.scorer import TokenScorer
 from rgtg.models.language import LanguageModel

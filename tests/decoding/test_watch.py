@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rgtg.decoding.graphs import Watch
+from rgtg.decoding.cuda_graphs import Watch
 from tests.fake_cuda import CARD, fake_cuda
 
 WAITS = {

@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from rgtg.decoding.cuda_graphs import Watch
 from rgtg.decoding.decoder import Decoder
-from rgtg.decoding.graphs import Watch
 from rgtg.errors import RowError
 from rgtg.models.loading import context_length, load_config
 from rgtg.models.reward import RewardModel

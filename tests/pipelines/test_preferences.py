@@ -9,7 +9,7 @@ from pipelines import generate, preferences
 from pipelines.run_directory import RunDirectory
 from rgtg import storage
 from rgtg.errors import UserError
-from rgtg.tables import MESSAGES, completions_schema, prompts_schema
+from rgtg.schemas import MESSAGES, completions_schema, prompts_schema
 
 
 @pytest.fixture

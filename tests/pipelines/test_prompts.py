@@ -9,7 +9,7 @@ from pipelines import prompts
 from rgtg import table_files
 from rgtg.chat import prompt_id
 from rgtg.errors import UserError
-from rgtg.tables import MESSAGES
+from rgtg.schemas import MESSAGES
 
 HELLO = [{"role": "user", "content": "hello"}]
 

@@ -34,7 +34,7 @@ from rgtg.input_files import InputFile
 from rgtg.models.packed import PackedLinear
 from rgtg.parquet import open_parquet, parquet_fault
 from rgtg.rows import table_rows
-from rgtg.tables import MESSAGES
+from rgtg.schemas import MESSAGES
 
 GOOD = ["a good prompt", "another one", "the third 🙂"]
 BROKEN = "the models gave no candidate a finite score"

@@ -7,8 +7,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from rgtg.decoding.cuda_graphs import MOST, RETRY, Graphs
 from rgtg.decoding.decoder import Decoder
-from rgtg.decoding.graphs import MOST, RETRY, Graphs
 from rgtg.models.reward import RewardModel
 
 PROMPTS = ["hello there", "", "A longer prompt, of more than thirty-two tokens.", "x", "hi", "the sixth", "7", "eight"]
