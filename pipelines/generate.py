@@ -20,17 +20,12 @@ from pipelines.generate_actor import Generator
 from pipelines.inputs import check_models, on_gpu, resolved, reward_place
 from pipelines.progress import Progress
 from pipelines.run_directory import Inputs, RunDirectory, model_digest, versions_that_round
-from rgtg import storage, table_files
+from rgtg import config_section, storage, table_files
 from rgtg.config import Config, Generate
 from rgtg.errors import TransientError, UserError
 
 STAGE = "generate"
 ATTEMPTS = 3
-# Settings that may change in a run: they leave every row as it is.
-ANY_ROWS_ALIKE = {
-    *("prompts", "incremental", "max_error_rate", "block_rows", "min_actors", "max_actors", "cuda_graphs"),
-    *("slots", "gpus_per_actor", "threads"),  # these may round differently: see the README
-}
 
 
 def run(config: Config) -> RunDirectory:
@@ -72,7 +67,6 @@ def run(config: Config) -> RunDirectory:
 
 def inputs_of(config: Config, reward: str | None, directory: RunDirectory) -> Inputs:
     """Everything that the rows depend on."""
-    settings = config.generate.model_dump(exclude=ANY_ROWS_ALIKE)
     return {
         "prompts": directory.fingerprint_of(prompts.STAGE),
         "models.language": model_digest(config.models.language),
@@ -82,7 +76,7 @@ def inputs_of(config: Config, reward: str | None, directory: RunDirectory) -> In
         "models.ensemble": [model_digest(place) for place in config.models.ensemble],
         "models.combine": [config.models.combine, config.models.bound_width] if config.models.ensemble else None,
         "run.seed": config.run.seed,
-        **{f"generate.{name}": value for name, value in settings.items()},
+        **{f"generate.{name}": value for name, value in config_section.inputs_of(config.generate).items()},
     }
 
 

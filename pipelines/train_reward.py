@@ -17,25 +17,13 @@ from pipelines.inputs import on_gpu, resolved
 from pipelines.progress import Progress
 from pipelines.run_directory import Inputs, RunDirectory, model_digest, versions_that_round
 from pipelines.train_reward_worker import worker
-from rgtg import s3_filesystem, storage, table_files
+from rgtg import config_section, s3_filesystem, storage, table_files
 from rgtg.config import Config, TrainReward
 from rgtg.errors import UserError
 from rgtg.methods import head_of
 from rgtg.models.reward import RewardModel
 
 STAGE = "train_reward"
-OUTPUT_FREE = (
-    "num_workers",
-    "strategy",
-    "micro_batch_size",
-    "gradient_checkpointing",
-    "eval_every",
-    "threads",
-    "max_failures",
-    "checkpoint_every",
-    "pairs",
-    "eval_pairs",
-)
 
 
 def run(config: Config) -> RunDirectory:
@@ -134,7 +122,8 @@ def fit(config: Config, directory: RunDirectory, stage: str, target: str) -> Non
 def _inputs(config: Config, init: str, directory: RunDirectory) -> Inputs:
     """Everything that the trained weights depend on."""
     settings = config.train_reward
-    own = settings.model_dump(exclude={"init", *OUTPUT_FREE})
+    own = config_section.inputs_of(settings)
+    del own["init"]  # its digest stands for it
     return {
         "pairs": directory.fingerprint_of(pairs.STAGE),
         "train_reward.init": model_digest(init),

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
-from rgtg.config_section import Millions, Positive, Section, Thousands
+from rgtg.config_section import NO_OUTPUT, Millions, Positive, Section, Thousands
 from rgtg.decoding_settings import OF_METHOD, DecodingSettings
 from rgtg.errors import redacted
 from rgtg.methods import Head, head_of
@@ -87,9 +87,9 @@ class Models(Section):
 
 
 class TrainReward(Section):
-    pairs: Places = [SANDBOX]
+    pairs: Places = Field([SANDBOX], json_schema_extra=NO_OUTPUT)
     """Preference pairs: Parquet or JSONL files or directories, in any of the usual formats."""
-    eval_pairs: Places | None = None
+    eval_pairs: Places | None = Field(None, json_schema_extra=NO_OUTPUT)
     """Held-out pairs; by default a part of `pairs`."""
     eval_fraction: float = Field(0.05, gt=0, lt=1)
     """Part of `pairs` held out where no `eval_pairs` are given."""
@@ -113,13 +113,13 @@ class TrainReward(Section):
     """What happens to a longer pair: its responses are cut on the right, or it is left out."""
     batch_size: Millions = 32
     """Pairs of an optimizer step, over all workers."""
-    micro_batch_size: Millions | None = None
+    micro_batch_size: Millions | None = Field(None, json_schema_extra=NO_OUTPUT)
     """Pairs of one forward, of similar length; fewer save memory, the result is the same. Default: 8,192 tokens."""
     lora_rank: Thousands | None = None
     """Train low-rank adapters (LoRA) of this rank instead of all weights; they are merged where the model is saved."""
     lora_alpha: float = Field(16.0, gt=0)
     """Adapters count `lora_alpha / lora_rank` times."""
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool = Field(False, json_schema_extra=NO_OUTPUT)
     """Compute activations again in the backward pass instead of keeping them: less memory, a third more work."""
     learning_rate: float = Field(1e-5, gt=0)
     """Peak learning rate."""
@@ -131,17 +131,17 @@ class TrainReward(Section):
     """Gradients are clipped to this norm."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of forward and backward; weights stay float32. `auto` is bfloat16 where the device is made for it."""
-    num_workers: Thousands = 1
+    num_workers: Thousands = Field(1, json_schema_extra=NO_OUTPUT)
     """Training workers, one device each."""
-    strategy: Literal["ddp", "fsdp"] = "ddp"
+    strategy: Literal["ddp", "fsdp"] = Field("ddp", json_schema_extra=NO_OUTPUT)
     """Whole copies of the model on every worker (DDP), or sharded ones (FSDP2)."""
-    threads: Thousands | None = None
+    threads: Thousands | None = Field(None, json_schema_extra=NO_OUTPUT)
     """CPU threads of a worker; by default the cores of its machine divided by the workers."""
-    checkpoint_every: Positive = 500
+    checkpoint_every: Positive = Field(500, json_schema_extra=NO_OUTPUT)
     """Optimizer steps between checkpoints."""
-    eval_every: Positive | None = None
+    eval_every: Positive | None = Field(None, json_schema_extra=NO_OUTPUT)
     """Optimizer steps between evaluations on the held-out pairs; by default there is one, at the end."""
-    max_failures: int = Field(3, ge=0, le=10**6)
+    max_failures: int = Field(3, ge=0, le=10**6, json_schema_extra=NO_OUTPUT)
     """How often training goes on from its last checkpoint after a worker died."""
 
     @property
@@ -170,7 +170,7 @@ class TrainReward(Section):
 
 
 class Generate(DecodingSettings):
-    prompts: Places = [SANDBOX]
+    prompts: Places = Field([SANDBOX], json_schema_extra=NO_OUTPUT)
     """Prompts: Parquet or JSONL files or directories with a column `prompt` (text or messages)."""
     beta: float | None = Field(None, ge=0)
     """Multiplier of the reward; by default the method's published value."""
@@ -180,19 +180,19 @@ class Generate(DecodingSettings):
     """Longest completion in tokens."""
     max_prompt_tokens: Millions = 2048
     """A longer prompt is a row with an error: every slot of an actor needs room for the longest one."""
-    incremental: bool = False
+    incremental: bool = Field(False, json_schema_extra=NO_OUTPUT)
     """Go on with a run whose prompts have grown by files beside the others: only the new ones are completed."""
-    max_error_rate: float = Field(0.1, ge=0, le=1)
+    max_error_rate: float = Field(0.1, ge=0, le=1, json_schema_extra=NO_OUTPUT)
     """A run in which a larger part of the prompts has an error fails, with all rows written."""
-    block_rows: Millions = 64
+    block_rows: Millions = Field(64, json_schema_extra=NO_OUTPUT)
     """Prompts of a block: the unit of work, of commit and of retry, and the rows of an output file."""
-    min_actors: Thousands = 1
+    min_actors: Thousands = Field(1, json_schema_extra=NO_OUTPUT)
     """Actors to start with; each holds both models on one device."""
-    max_actors: Thousands = 1
+    max_actors: Thousands = Field(1, json_schema_extra=NO_OUTPUT)
     """Actors that the job may grow to."""
-    gpus_per_actor: float = Field(1.0, ge=0.01, le=1)
+    gpus_per_actor: float = Field(1.0, ge=0.01, le=1, json_schema_extra=NO_OUTPUT)
     """Part of a GPU that an actor takes: with 0.5, two share one and its memory. On a CPU it means nothing."""
-    threads: Thousands = 1
+    threads: Thousands = Field(1, json_schema_extra=NO_OUTPUT)
     """CPU threads, and so cores, of an actor. Another number rounds differently; above two, so does another place."""
 
     def by(self, method: str, **changes: Any) -> "Generate":

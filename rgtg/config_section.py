@@ -12,10 +12,22 @@ Thousands = Annotated[int, Field(ge=1, le=10_000)]  # processes, threads, and ro
 Millions = Annotated[int, Field(ge=1, le=1_000_000)]  # tokens of a text, rows of a block
 
 
+# Of a field: a stage may be resumed with another value. It leaves every row as it is or only rounds differently, or it
+# names input whose contents have a fingerprint of their own.
+NO_OUTPUT: dict[str, Any] = {"affects_output": False}
+
+
 class Section(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True, allow_inf_nan=False
     )
+
+
+def inputs_of(section: Section) -> dict[str, Any]:
+    """The settings of a section that the output of its stage depends on, by name."""
+    fields = type(section).model_fields
+    free = {name for name, field in fields.items() if field.json_schema_extra == NO_OUTPUT}
+    return section.model_dump(exclude=free)
 
 
 def message_of(error: ValidationError, model: type[BaseModel]) -> str:

@@ -4,7 +4,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from rgtg.config_section import Millions, Section, Thousands, message_of
+from rgtg.config_section import NO_OUTPUT, Millions, Section, Thousands, message_of
 from rgtg.errors import UserError
 from rgtg.methods import METHODS, Segments, with_segments
 
@@ -31,11 +31,11 @@ class DecodingSettings(Section):
     """cards: a segment ends where the next token has this entropy, in nats."""
     target_reward: float | None = None
     """cards and segments: the reward they aim at; another one for every reward model, so it has no default."""
-    slots: Thousands = 32
+    slots: Thousands = Field(32, json_schema_extra=NO_OUTPUT)
     """Completions that are decoded at once; memory grows with them."""
     max_prompt_tokens: Millions | None = None
     """A longer prompt is refused: every slot needs room for the longest one."""
-    cuda_graphs: bool = True
+    cuda_graphs: bool = Field(True, json_schema_extra=NO_OUTPUT)
     """On a GPU, launch each step as a whole. It is faster, and the tokens are the same."""
 
     @classmethod

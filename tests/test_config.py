@@ -7,7 +7,8 @@ import yaml
 from pydantic import ValidationError
 
 from rgtg import config_file
-from rgtg.config import SANDBOX_SETTINGS, Config
+from rgtg.config import SANDBOX_SETTINGS, Config, Generate, TrainReward
+from rgtg.config_section import inputs_of
 from rgtg.errors import UserError
 
 
@@ -261,3 +262,19 @@ def test_a_config_survives_being_written(write):
         overrides=["models.language=m", "generate.prompts=[a, b]", "train_reward.learning_rate=1e-4"]
     )
     assert config_file.load(write(yaml.safe_dump(config.model_dump()))) == config
+
+
+def test_what_may_change_before_a_stage_is_resumed():
+    """Inputs of a stage are kept in manifests: another name would refuse the runs that were begun before."""
+
+    def free(section):
+        return set(section.model_dump()) - set(inputs_of(section))
+
+    assert free(TrainReward()) == {
+        *("pairs", "eval_pairs", "num_workers", "strategy", "micro_batch_size", "gradient_checkpointing"),
+        *("eval_every", "checkpoint_every", "threads", "max_failures"),
+    }
+    assert free(Generate()) == {
+        *("prompts", "incremental", "max_error_rate", "block_rows", "min_actors", "max_actors"),
+        *("slots", "gpus_per_actor", "threads", "cuda_graphs"),
+    }
