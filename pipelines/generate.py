@@ -18,6 +18,7 @@ from ray.data.checkpoint import CheckpointConfig
 from pipelines import prompts, ray_session
 from pipelines.generate_actor import Generator
 from pipelines.inputs import check_models, on_gpu, resolved, reward_place
+from pipelines.job_log import log
 from pipelines.progress import Progress
 from pipelines.run_directory import Inputs, RunDirectory, model_digest, versions_that_round
 from rgtg import config_section, storage, table_files
@@ -48,7 +49,7 @@ def run(config: Config) -> RunDirectory:
         _check_errors(config, directory.counts(STAGE), target)
         return directory
     if state == "resume" or grew:
-        print("generate: resuming from committed rows", flush=True)
+        log.info("generate: resuming from committed rows")
     begun = time.monotonic()
     expected = directory.counts(prompts.STAGE)["rows"]
     for _ in range(ATTEMPTS):  # more than one only where workers of a job that was killed went on writing beside it

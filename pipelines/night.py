@@ -5,6 +5,7 @@ from typing import Any
 
 import yaml
 
+from pipelines.job_log import log
 from pipelines.run_directory import SUCCESS, manifest_of
 from rgtg import storage
 from rgtg.config import SANDBOX, Config
@@ -35,12 +36,12 @@ def night(root: str, config: Config) -> str:
         return today.isoformat()
     if changed := _changed(place, found, config):
         return _begins(today, f"{place} has another {' and '.join(changed)}")
-    print(f"run: {place}, which is not complete; it began {age / 3600:.1f} hours ago", flush=True)
+    log.info(f"run: {place}, which is not complete; it began {age / 3600:.1f} hours ago")
     return last
 
 
 def _begins(today: date, why: str) -> str:
-    print(f"run: {today.isoformat()} begins, since {why}", flush=True)
+    log.info(f"run: {today.isoformat()} begins, since {why}")
     return today.isoformat()
 
 

@@ -18,6 +18,7 @@ import ray
 from ray.data import DataContext
 
 from pipelines import ray_session
+from pipelines.job_log import log
 from pipelines.run_directory import RunDirectory, listing
 from rgtg import s3_filesystem, storage, table_files
 from rgtg.config import Config
@@ -66,7 +67,7 @@ def run(config: Config, directory: RunDirectory, init: str) -> None:
     begun = time.monotonic()
     ray_session.start(config)
     if max_length < settings.max_length:
-        print(f"pairs: of at most {max_length} tokens, the context of the model that training starts from", flush=True)
+        log.info(f"pairs: of at most {max_length} tokens, the context of the model that training starts from")
     target = directory.path("pairs")
     storage.remove(target)
     storage.make_directory(target)
@@ -91,7 +92,7 @@ def run(config: Config, directory: RunDirectory, init: str) -> None:
     counts = count(target) | {"skipped_files": skipped}
     reasons = lines(skipped)
     reasons += "".join(f"\n  {n} unused: {printable(reason)}" for reason, n in counts["unused"].items())
-    print(f"pairs: {counts['train']} to train on, {counts['eval']} held out{reasons}", flush=True)
+    log.info(f"pairs: {counts['train']} to train on, {counts['eval']} held out{reasons}")
     if not counts["train"] or not counts["eval"]:
         raise UserError(
             f"of the pairs at {', '.join(settings.pairs)}, {counts['train']} are left to train on and "

@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from pipelines import generate
 from pipelines.inputs import resolved
+from pipelines.job_log import log
 from pipelines.run_directory import RunDirectory
 from rgtg import storage, table_files
 from rgtg.config import Config
@@ -61,10 +62,7 @@ def run(config: Config) -> RunDirectory:
         writer.close()
     sizes = {split: writer.total for split, writer in writers.items()}
     dropped = "".join(f"\n  {n} without a pair: {reason}" for reason, n in counts.most_common())
-    print(
-        f"preferences: {sizes.get('train', 0)} pairs to train on, {sizes.get('test', 0)} to test on{dropped}",
-        flush=True,
-    )
+    log.info(f"preferences: {sizes.get('train', 0)} pairs to train on, {sizes.get('test', 0)} to test on{dropped}")
     if not any(sizes.values()):
         raise UserError(f"none of the {counts.total()} prompts of {source!r} has a pair; see the reasons above")
     margin = sum(writer.margin for writer in writers.values()) / sum(sizes.values())

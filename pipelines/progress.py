@@ -10,6 +10,8 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from pipelines.job_log import log
+
 EVERY_S = 5.0
 
 
@@ -75,10 +77,10 @@ class Progress:
             except RayError:  # what workers have to say is of less worth than their work
                 continue
             for line in lines:
-                print(line, flush=True)
+                log.info(line)
             if self.num_rows and (ended or self.totals.get("rows", 0.0) != rows):
                 rows = self.totals.get("rows", 0.0)
-                print(self._line(), flush=True)
+                log.info(self._line())
 
     def _line(self) -> str:
         total = self.totals.get

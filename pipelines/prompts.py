@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipelines.inputs import resolved
+from pipelines.job_log import log
 from pipelines.run_directory import RunDirectory, listing
 from rgtg import storage, table_files
 from rgtg.chat import check_prompt, prompt_id
@@ -41,10 +42,9 @@ def run(config: Config) -> RunDirectory:
     if not counts["rows"]:
         raise UserError(f"there is no prompt at {', '.join(map(repr, config.generate.prompts))}")
     directory.finish(STAGE, counts, time.monotonic() - begun)
-    print(
+    log.info(
         f"prompts: {counts['rows']} rows ({counts['errors']} marked bad, {counts['duplicates']} duplicates left out)"
-        f"{lines(counts['skipped_files'])}",
-        flush=True,
+        f"{lines(counts['skipped_files'])}"
     )
     return directory
 

@@ -18,6 +18,7 @@ from ray.train import TrainingFailedError
 
 from pipelines import gpus
 from pipelines.inputs import on_gpu
+from pipelines.job_log import log
 from rgtg import s3_filesystem
 from rgtg.config import Config
 from rgtg.errors import TransientError, UserError, first_line
@@ -58,7 +59,7 @@ def start(config: Config) -> None:
         if resources.get(kind, 0) < need
     ]
     if lacking and os.environ.get("RAY_ADDRESS"):
-        print(f"waiting for the cluster to grow to {' and '.join(lacking)}", flush=True)
+        log.info(f"waiting for the cluster to grow to {' and '.join(lacking)}")
     elif lacking:
         without = use_gpu and not resources.get("GPU")
         remedy = "say models.device=cpu" if without else "ask for fewer actors or workers"
@@ -66,10 +67,10 @@ def start(config: Config) -> None:
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_no_progress_timeout_s = NO_PROGRESS_S
-    log = logging.getLogger("ray.data")
-    log.setLevel(logging.ERROR)
+    ray_log = logging.getLogger("ray.data")
+    ray_log.setLevel(logging.ERROR)
     if not os.environ.get("RGTG_RAY_LOGS"):
-        for handler in log.handlers:
+        for handler in ray_log.handlers:
             if isinstance(
                 handler, logging.StreamHandler
             ):  # not its file: what failed is said by `translate_ray_errors`, once
@@ -92,7 +93,7 @@ def _init(**options: Any) -> None:
             if attempt == STARTS:
                 reason = (str(error).splitlines() or [type(error).__name__])[0]
                 raise TransientError(f"Ray did not start, {STARTS} times ({reason}); start the job again") from error
-            print(f"Ray did not start ({attempt} of {STARTS}); once more", flush=True)
+            log.info(f"Ray did not start ({attempt} of {STARTS}); once more")
     if on_main:
         signal.signal(signal.SIGTERM, handler)
 

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import yaml
 
+from pipelines.job_log import log
 from rgtg import storage
 from rgtg.config import Config
 from rgtg.errors import UserError, first_line
@@ -76,7 +77,7 @@ class RunDirectory:
                 "give those settings again to go on with it, or another run.id (--new-run) to start beside it"
             )
         if entry and entry["inputs"] == now and entry["status"] == "done":
-            print(f"{stage}: already complete, skipping ({self.place})", flush=True)
+            log.info(f"{stage}: already complete, skipping ({self.place})")
             return "done"
         if entry and has_work:
             self._check_alike(stage, entry, alike or {})
@@ -103,7 +104,7 @@ class RunDirectory:
             return
         changes = _changes(before, alike)
         if entry["status"] == "done":
-            print(f"warning: {stage} has rows made with {changes}: the new ones may round otherwise", flush=True)
+            log.info(f"warning: {stage} has rows made with {changes}: the new ones may round otherwise")
             return
         raise UserError(
             f"the run {self.place!r} is in the middle of its stage {stage!r}, with {changes}; resume it as it began, "
@@ -119,7 +120,7 @@ class RunDirectory:
         entry = self.manifest["stages"][stage]
         entry |= {"status": "done", "finished": _now(), "seconds": round(seconds, 2), "counts": counts}
         self._save()
-        print(f"{stage}: done in {seconds:.0f} s, in {self.place}", flush=True)
+        log.info(f"{stage}: done in {seconds:.0f} s, in {self.place}")
 
     def counts(self, stage: str) -> dict[str, Any]:
         """The counts of a stage that is done."""

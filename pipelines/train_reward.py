@@ -14,6 +14,7 @@ from ray.train.torch import TorchTrainer
 
 from pipelines import checkpoints, pairs, ray_session
 from pipelines.inputs import on_gpu, resolved
+from pipelines.job_log import log
 from pipelines.progress import Progress
 from pipelines.run_directory import Inputs, RunDirectory, model_digest, versions_that_round
 from pipelines.train_reward_worker import worker
@@ -81,11 +82,10 @@ def fit(config: Config, directory: RunDirectory, stage: str, target: str) -> Non
     if not per_worker:
         raise UserError(f"there are {num_train} pairs to train on, fewer than the {settings.num_workers} workers")
     steps_per_epoch = math.ceil(per_worker / (settings.batch_size // settings.num_workers))
-    print(
+    log.info(
         f"{stage}: {settings.objective} objective, {num_train} pairs x {settings.epochs} epochs = "
         f"{steps_per_epoch * settings.epochs} steps of {settings.batch_size} pairs on {settings.num_workers} "
-        f"{'GPU' if use_gpu else 'CPU'} worker(s)",
-        flush=True,
+        f"{'GPU' if use_gpu else 'CPU'} worker(s)"
     )
     progress = Progress(stage)
     task = {
@@ -116,7 +116,7 @@ def fit(config: Config, directory: RunDirectory, stage: str, target: str) -> Non
     storage.remove(directory.path("_train", stage))
     by_part = result.metrics["accuracy"]["by_fraction"]
     said = ", ".join(f"{float(part):.0%}: {right:.3f}" for part, right in by_part.items())
-    print(f"{stage}: held-out accuracy by part of the response  {said}", flush=True)
+    log.info(f"{stage}: held-out accuracy by part of the response  {said}")
 
 
 def _inputs(config: Config, init: str, directory: RunDirectory) -> Inputs:

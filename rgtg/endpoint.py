@@ -1,6 +1,7 @@
 """A language model behind an OpenAI-compatible endpoint as a judge of pairs: which of two answers is better."""
 
 import json
+import logging
 import os
 import re
 import threading
@@ -16,6 +17,8 @@ from urllib3.exceptions import HTTPError
 
 from rgtg.chat import Prompt
 from rgtg.errors import TransientError, UserError
+
+logger = logging.getLogger(__name__)
 
 QUESTION = """\
 Two texts answer, or go on from, the same prompt. Which one is better? Judge by what the prompt asks for, by how
@@ -69,7 +72,7 @@ class Endpoint:
         verdicts = [_prefers_first(answer) for answer in self.ask(questions)]
         unreadable = verdicts.count(None)
         if unreadable:
-            print(f"the judge {self.url!r}: {unreadable:,} of {len(verdicts):,} verdicts are neither A nor B")
+            logger.info(f"the judge {self.url!r}: {unreadable:,} of {len(verdicts):,} verdicts are neither A nor B")
         if unreadable > MAX_UNREADABLE * len(verdicts):
             raise UserError(
                 f"the judge {self.url!r} gave {unreadable:,} of {len(verdicts):,} verdicts that are neither A nor B; "
@@ -101,9 +104,7 @@ class Endpoint:
             raise UserError(f"the key in {self.key_variable} has a space, a line's end or a letter that is not ASCII")
         url = urlsplit(self.url)
         if key and url.scheme == "http" and url.hostname not in ("localhost", "127.0.0.1", "::1"):
-            print(
-                f"warning: the key in {self.key_variable} goes to {self.url!r} unencrypted; use https://", flush=True
-            )
+            logger.info(f"warning: the key in {self.key_variable} goes to {self.url!r} unencrypted; use https://")
         return key
 
     def _ask(self, session: requests.Session, key: str, question: str, stopped: Future[None]) -> str:
@@ -158,7 +159,7 @@ class Endpoint:
         wanted = float(asked) if re.fullmatch(r"[0-9]{1,9}", asked) else backoff_s
         pause = min(max(wanted, backoff_s), LONGEST_PAUSE_S)
         if wanted > LONGEST_PAUSE_S:
-            print(f"the judge {self.url!r} {trouble}, asks for {wanted:,.0f} s and gets {pause:.0f} s", flush=True)
+            logger.info(f"the judge {self.url!r} {trouble}, asks for {wanted:,.0f} s and gets {pause:.0f} s")
         return pause
 
     def _answer(self, status: int, content: bytes, key: str) -> str:

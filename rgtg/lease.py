@@ -8,6 +8,7 @@ is conditional on what was there before: under a lock of the file on a disk, by 
 import errno
 import fcntl
 import json
+import logging
 import os
 import socket
 import threading
@@ -32,6 +33,8 @@ from botocore.exceptions import (
 from rgtg import s3_filesystem, storage
 from rgtg.errors import TransientError, UserError
 from rgtg.lease_holder import is_dead, parsed, started, who
+
+logger = logging.getLogger(__name__)
 
 NAME = "_lease.json"
 RENEW_S = 5.0
@@ -77,9 +80,7 @@ class Lease:
 
     def _watch(self, found: dict[str, Any], version: str | None) -> str | None:
         """The version that may be replaced, after it stayed as it is for long enough."""
-        print(
-            f"waiting for at most {self.expires_s:.0f} s: {who(found)} may still write to {self.place!r}", flush=True
-        )
+        logger.info(f"waiting for at most {self.expires_s:.0f} s: {who(found)} may still write to {self.place!r}")
         until = time.monotonic() + self.expires_s
         while time.monotonic() < until:
             self._ended.wait(min(1.0, self.renew_s))

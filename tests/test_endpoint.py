@@ -88,14 +88,15 @@ def test_throttling_is_tried_again(served):
 
 
 @pytest.mark.parametrize("answer", ["A is no better than B.", "They are both fine.", 7, [None], [{"image": 1}, "A"]])
-def test_verdicts_that_cannot_be_read_are_counted(served, answer, monkeypatch, capsys):
+def test_verdicts_that_cannot_be_read_are_counted(served, answer, monkeypatch, caplog):
+    caplog.set_level("INFO", logger="rgtg")
     handler, endpoint = served
     handler.answer = answer
     with pytest.raises(UserError, match="2 of 2 verdicts that are neither A nor B"):
         endpoint.wins(["p"], ["good"], ["bad"])
     monkeypatch.setattr(rules, "MAX_UNREADABLE", 1.0)
     assert endpoint.wins(["p"], ["good"], ["bad"]) == ([0.5], 2, 2)
-    assert "2 of 2 verdicts are neither" in capsys.readouterr().out
+    assert "2 of 2 verdicts are neither" in caplog.text
 
 
 def test_an_answer_in_parts(served):
@@ -115,7 +116,8 @@ def test_a_refusal_is_one_sentence_without_the_key(served, status):
     assert len(handler.failures) > 50, "after a refusal nothing more is asked"
 
 
-def test_a_long_pause_is_cut_and_said(served, monkeypatch, capsys):
+def test_a_long_pause_is_cut_and_said(served, monkeypatch, caplog):
+    caplog.set_level("INFO", logger="rgtg")
     handler, endpoint = served
     pauses: list[float] = []
     waits = rules.wait
@@ -128,7 +130,7 @@ def test_a_long_pause_is_cut_and_said(served, monkeypatch, capsys):
     handler.failures[:], handler.also = [429], {"Retry-After": "100000"}
     assert endpoint.wins(["p"], ["good"], ["bad"]).scores == [1.0]
     assert pauses == [rules.LONGEST_PAUSE_S]
-    assert "asks for 100,000 s and gets 60 s" in capsys.readouterr().out
+    assert "asks for 100,000 s and gets 60 s" in caplog.text
 
 
 def test_no_redirect_is_followed(served):
@@ -237,10 +239,11 @@ def test_a_judge_gets_no_credentials_of_a_netrc(served, tmp_path, monkeypatch, k
         ("http://[::1]/v1", "planted", False),
     ],
 )
-def test_a_key_that_goes_unencrypted_is_said(monkeypatch, capsys, url, key, warns):
+def test_a_key_that_goes_unencrypted_is_said(monkeypatch, caplog, url, key, warns):
+    caplog.set_level("INFO", logger="rgtg")
     monkeypatch.setenv("JUDGE_KEY", key)
     Endpoint(url, "m", "JUDGE_KEY").ask([])
-    said = capsys.readouterr().out
+    said = caplog.text
     assert ("unencrypted; use https://" in said) == warns
     assert "planted" not in said
 

@@ -65,21 +65,23 @@ def test_the_second_job_is_refused_while_the_first_lives(place, start):
     assert not storage.exists(storage.join(place, NAME))
 
 
-def test_a_holder_of_this_machine_that_was_killed_holds_nobody_up(place, start, capsys):
+def test_a_holder_of_this_machine_that_was_killed_holds_nobody_up(place, start, caplog):
+    caplog.set_level("INFO", logger="rgtg")
     first = start(place)
     os.kill(first.pid, signal.SIGKILL)
     first.wait()
     with take(place):
         pass
-    assert "waiting" not in capsys.readouterr().out
+    assert "waiting" not in caplog.text
 
 
-def test_a_dead_holder_of_another_machine_is_waited_for_and_replaced(place, capsys):
+def test_a_dead_holder_of_another_machine_is_waited_for_and_replaced(place, caplog):
+    caplog.set_level("INFO", logger="rgtg")
     gone = {"host": "elsewhere", "pid": 1, "began": 0, "process": "x", "id": "y", "count": 7}
     storage.write_bytes(storage.join(place, NAME), json.dumps(gone).encode())
     with take(place):
         pass
-    assert "process 1 on elsewhere, since 1970" in capsys.readouterr().out
+    assert "process 1 on elsewhere, since 1970" in caplog.text
 
 
 def test_a_lease_that_is_torn_is_no_obstacle(place):
@@ -170,12 +172,13 @@ def test_where_nothing_can_be_written_is_a_mistake_and_no_failure(tmp_path, root
     ],
     ids=range(13),
 )
-def test_a_file_that_holds_anything_is_taken_over(tmp_path, capsys, content):
+def test_a_file_that_holds_anything_is_taken_over(tmp_path, caplog, content):
+    caplog.set_level("INFO", logger="rgtg")
     (tmp_path / NAME).write_bytes(content)
     with Lease(str(tmp_path), print, renew_s=0.01, expires_s=0.05):
         pass
     assert not (tmp_path / NAME).exists()
-    said = capsys.readouterr().out
+    said = caplog.text
     assert len(said) < 1000
     assert said.strip().isprintable()
 
