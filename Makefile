@@ -35,7 +35,7 @@ test: install
 	$(BIN)/python -m pytest -m "not ray and not slow and not gpu" -n 2 --dist loadfile
 	$(BIN)/python -m pytest -m "ray and not slow"
 
-# What computes, under other instruction sets than this machine's own, and with two threads: some ten minutes. Each of
+# What computes, under other instruction sets than this machine's own, and with two threads: a quarter of an hour. Each of
 # the three libraries that multiply (ATen, oneDNN, MKL) has a variable of its own.
 NUMERIC := $(BIN)/python -m pytest tests/decoding tests/models tests/training tests/evaluation -n 2 --dist loadfile \
 	-m "not ray and not slow and not gpu" --durations=0 --durations-min=30
