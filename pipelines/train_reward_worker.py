@@ -37,39 +37,39 @@ def worker(config: dict[str, Any]) -> None:
     )
     check_unchanged(config["digests"])
     num_steps = config["steps_per_epoch"] * settings.epochs
-    learner = RewardTrainer(reward_model, settings, num_steps, device)
+    trainer = RewardTrainer(reward_model, settings, num_steps, device)
     log = _Log(num_steps, config["progress"])
     if state := checkpoints.newest_state(config["checkpoints"], rank, log.say):
-        learner.restore(state)
+        trainer.restore(state)
         log.totals, log.curve = state["totals"], state.get("curve", [])
     share = settings.batch_size // context.get_world_size()
     shard = train.get_dataset_shard("train")
-    while learner.step < num_steps:
-        epoch, done = divmod(learner.step, config["steps_per_epoch"])
+    while trainer.step < num_steps:
+        epoch, done = divmod(trainer.step, config["steps_per_epoch"])
         for number, batch in enumerate(_batches(shard, share, seed + epoch, config["steps_per_epoch"])):
             if number < done:  # of an epoch that an earlier worker began
                 continue
-            result = learner.train_step(batch)
+            result = trainer.train_step(batch)
             if rank == 0:
-                log.step(learner.step, result)
-            last = learner.step == num_steps
-            if settings.eval_every and learner.step % settings.eval_every == 0 and not last:
-                accuracy = _evaluate(learner, settings.micro_batch_size or share)
+                log.step(trainer.step, result)
+            last = trainer.step == num_steps
+            if settings.eval_every and trainer.step % settings.eval_every == 0 and not last:
+                accuracy = _evaluate(trainer, settings.micro_batch_size or share)
                 if rank == 0:
-                    log.say(f"step {learner.step}, accuracy by part of the response {accuracy['by_fraction']}")
-            if learner.step % settings.checkpoint_every == 0 or last:  # the last, since evaluation may fail too
-                checkpoints.report(learner, {"step": learner.step}, log.kept(), rank)
+                    log.say(f"step {trainer.step}, accuracy by part of the response {accuracy['by_fraction']}")
+            if trainer.step % settings.checkpoint_every == 0 or last:  # the last, since evaluation may fail too
+                checkpoints.report(trainer, {"step": trainer.step}, log.kept(), rank)
     metrics = {
-        "step": learner.step,
-        "accuracy": _evaluate(learner, settings.micro_batch_size or share),
+        "step": trainer.step,
+        "accuracy": _evaluate(trainer, settings.micro_batch_size or share),
         **log.totals,
     }
-    checkpoints.report(learner, metrics, log.kept(), rank)
+    checkpoints.report(trainer, metrics, log.kept(), rank)
 
 
-def _evaluate(learner: RewardTrainer, batch_size: int) -> dict[str, Any]:
+def _evaluate(trainer: RewardTrainer, batch_size: int) -> dict[str, Any]:
     shard = train.get_dataset_shard("eval")
-    return learner.evaluate(
+    return trainer.evaluate(
         pairs.to_pairs(batch) for batch in shard.iter_batches(batch_size=batch_size, drop_last=False)
     )
 

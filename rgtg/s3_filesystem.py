@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 # pyarrow's own three attempts and three silent seconds are few for a store under load. By these, one that is down is
 # given up after some fifteen seconds where it says so, and after two minutes where it is silent.
-ATTEMPTS = 5  # with pauses of up to 1, 2, 4 and 8 s between them
+ATTEMPTS, PAUSE_S = 5, 1.0  # with pauses of up to 1, 2, 4 and 8 s between them
 CONNECT_S, SILENT_S = 5.0, 20.0
 
 # Words of a store that the same call would hear again. A HEAD has no body, so that its status is all there is.
@@ -68,8 +68,9 @@ def retry_read(read: Callable[[], T]) -> T:
         except OSError as error:
             if "Failed to flush response stream" not in str(error):
                 raise
-        # Longer each time, and not with all the other workers that the store has just turned away.
-        time.sleep(random.random() * 2 ** (attempt - 1))
+        # A busy store is given time: longer after each failure, and drawn at random, so that workers which it turned
+        # away together do not come back together.
+        time.sleep(random.random() * PAUSE_S * 2 ** (attempt - 1))
     return read()
 
 

@@ -54,12 +54,12 @@ def main(
     )
     with TemporaryDirectory() as folder:
         language = models.write(Path(folder), size)["language"]
-        learner = partial(_learner, language, where, batch)
+        trainer = partial(_trainer, language, where, batch)
         ways: dict[str, tuple[Callable[[], Any], float]] = {
-            "rgtg, partial objective": (partial(_train, learner("partial"), given, batch), pairs),
-            "rgtg, full objective": (partial(_train, learner("full"), given, batch), pairs),
+            "rgtg, partial objective": (partial(_train, trainer("partial"), given, batch), pairs),
+            "rgtg, full objective": (partial(_train, trainer("full"), given, batch), pairs),
             "rgtg, partial, not grouped by length": (
-                partial(_train, learner("partial", micro_batch_size=batch), given, batch),
+                partial(_train, trainer("partial", micro_batch_size=batch), given, batch),
                 pairs,
             ),
         }
@@ -71,7 +71,7 @@ def main(
         prefixes = [prefix for pair in given for prefix in _prefixes(pair)]
         rows = random.Random(0).sample(prefixes, min(2 * batch, len(prefixes)))
         done = pairs * len(rows) / len(prefixes)
-        ways["a row for every prefix"] = partial(_train, learner("full"), rows, batch), done
+        ways["a row for every prefix"] = partial(_train, trainer("full"), rows, batch), done
         _print(ways, measure({name: way for name, (way, _) in ways.items()}, repeats))
 
 
@@ -87,7 +87,7 @@ def _pairs(number: int, prompt: int, response: int, max_length: int, vocabulary:
     return [TokenizedPair(text(prompt, half), text(response, half), text(response, half), 0) for _ in range(number)]
 
 
-def _learner(language: str, device: torch.device, batch: int, objective: str, **changes: Any) -> RewardTrainer:
+def _trainer(language: str, device: torch.device, batch: int, objective: str, **changes: Any) -> RewardTrainer:
     settings = TrainReward.model_validate(
         {"objective": objective, "batch_size": batch, "precision": "float32", **changes}
     )
@@ -95,9 +95,9 @@ def _learner(language: str, device: torch.device, batch: int, objective: str, **
     return RewardTrainer(reward, settings, 10**6, device)
 
 
-def _train(learner: RewardTrainer, pairs: list[TokenizedPair], batch: int) -> None:
+def _train(trainer: RewardTrainer, pairs: list[TokenizedPair], batch: int) -> None:
     for start in range(0, len(pairs), batch):
-        learner.train_step(pairs[start : start + batch])
+        trainer.train_step(pairs[start : start + batch])
 
 
 def _prefixes(pair: TokenizedPair) -> list[TokenizedPair]:

@@ -129,7 +129,7 @@ def test_a_store_that_does_not_give_one_is_no_reason_to_go_back(tmp_path, said, 
 
 
 def test_what_a_second_attempt_mends_is_tried_again(tmp_path, said, fails, monkeypatch):
-    monkeypatch.setattr("rgtg.s3_filesystem.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("rgtg.s3_filesystem.PAUSE_S", 0.0)
     for number in (1, 2):
         put(tmp_path / "1" / f"checkpoint_{number}", number)
     fails(OSError("Failed to flush response stream"), times=2)
