@@ -18,7 +18,7 @@ from rgtg.errors import first_line
 
 logger = logging.getLogger(__name__)
 
-# Steps between two looks at which rows have ended: looking waits for the device.
+# Steps between two looks at which slots have ended: looking waits for the device.
 STRIDE = 8
 
 MOST = 64  # graphs that are kept; those of caches that were smaller are the oldest
@@ -66,7 +66,7 @@ class Graphs:
         return output
 
     def _is_due(self, shape: Any) -> bool:
-        """Whether to record a shape: once where that works, at most twice where it does not."""
+        """Whether to capture a shape: once where that works, at most twice where it does not."""
         if shape in self.failed:
             self.failed[shape] += 1
         return self.failed.get(shape, RETRY) == RETRY

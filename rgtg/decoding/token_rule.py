@@ -1,7 +1,7 @@
 """The token rule as pure functions: candidates, tilt by beta times reward, and a choice whose noise depends on nothing
 but the seed, the prompt, the sample, the step and the token.
 
-    pi(v | x, y<i)  is proportional to  p(v | x, y<i) * exp(beta * r(x, y<i v)),   v among the k likeliest tokens
+    pi(v | x, y<i)  is proportional to  p(v | x, y<i) * exp(beta * r(x, y<i v)),   v among the top-k tokens
 
 (PARGS, arXiv 2406.07780, equation 3, with `beta` multiplying the reward.)
 """
@@ -29,7 +29,7 @@ class Choice(NamedTuple):
 
 
 def candidates(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Log-probabilities (B, k) in float32 and token ids (B, k) of the k likeliest tokens; k = 0 takes all of V."""
+    """Log-probabilities (B, k) in float32 and token ids (B, k) of the top-k tokens; k = 0 takes all of V."""
     values, tokens = logits.topk(min(k or logits.shape[-1], logits.shape[-1]), dim=-1)
     return values.float() - logits.float().logsumexp(-1, keepdim=True), tokens
 
