@@ -29,6 +29,7 @@ from botocore.exceptions import (
     ResponseStreamingError,
     SSLError,
 )
+from urllib3.exceptions import HTTPError
 
 from rgtg import s3_filesystem, storage
 from rgtg.errors import TransientError, UserError
@@ -220,7 +221,7 @@ class _S3:
         try:
             try:
                 return self._answer(name, options)
-            except (IncompleteReadError, ResponseStreamingError):  # of a body, for which the client asks but once
+            except (IncompleteReadError, ResponseStreamingError, HTTPError):  # of a body, for which it asks but once
                 return self._answer(name, options)
         except ClientError as error:
             status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
@@ -237,7 +238,7 @@ class _S3:
             raise UserError(f"cannot reach {self.place!r}: {error}{s3_filesystem.AUTHORITY}") from None
         except (NoCredentialsError, PartialCredentialsError, ProfileNotFound) as error:
             raise UserError(f"cannot reach {self.place!r}: {error}") from error
-        except BotoCoreError as error:
+        except (BotoCoreError, HTTPError) as error:
             raise TransientError(f"cannot reach {self.place!r}: {error}; try again later") from None
 
     def _answer(self, name: str, options: dict[str, Any]) -> dict[str, Any]:

@@ -34,8 +34,18 @@ def always(fault: str) -> Plan:
 
 
 def every(n: int, *faults: str) -> Plan:
-    """Every `n`-th request fails, by one fault after the other."""
-    return lambda number, method, path: faults[number // n % len(faults)] if number % n == 0 else None
+    """Of the requests that ask the same, the first and every `n`-th after it fail, by one fault after the other.
+
+    Were they counted together, requests of several threads could all be refused at each of their attempts.
+    """
+    seen: Counter[tuple[str, str]] = Counter()
+
+    def plan(number: int, method: str, path: str) -> str | None:
+        count = seen[method, path]
+        seen[method, path] += 1
+        return faults[count // n % len(faults)] if count % n == 0 else None
+
+    return plan
 
 
 def at_random(seed: int, rate: float, faults: tuple[str, ...] = TRANSIENT) -> Plan:

@@ -70,7 +70,7 @@ def refused(kind, calls, place):
 
 
 @pytest.mark.parametrize("fault", TRANSIENT)
-def test_a_fault_in_every_third_request_is_not_seen(fault, faulty, s3, tmp_path, copies):
+def test_a_fault_in_the_first_of_three_requests_is_not_seen(fault, faulty, s3, tmp_path, copies):
     faulty.plan = every(3, fault)
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_bytes(b"{}")  # shorter than a store's error
