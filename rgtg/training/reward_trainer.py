@@ -1,25 +1,22 @@
-"""One worker's training: a step over its share of a batch, evaluation, state. The same code for one and for many."""
+"""The training of a reward model on one worker: a step over its share of a batch, and evaluation.
+
+The same code runs on one worker and on many; what is not the objective's is in `distributed.py`.
+"""
 
 from collections.abc import Iterable
-from contextlib import nullcontext
 from dataclasses import dataclass
-from math import cos, isfinite, pi
+from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
-from torch.distributed.fsdp import fully_shard
-from torch.nn.parallel import DistributedDataParallel
 
 from rgtg.config import TrainReward
-from rgtg.errors import UserError
 from rgtg.methods import OBJECTIVES
-from rgtg.models.loading import has_fast_bfloat16
 from rgtg.models.reward import RewardModel
 from rgtg.models.shapes import round_up
 from rgtg.preferences.tokenized import TokenizedPair
 from rgtg.training.batch import Batch, collate
+from rgtg.training.distributed import DistributedModel
 from rgtg.training.losses import Prefixes, loss_of, prefix_mask, prefix_rewards
 from rgtg.training.prefix_accuracy import PrefixAccuracy
 
@@ -45,33 +42,21 @@ class StepResult:
 
 
 class RewardTrainer:
-    """The reward model, its optimizer and its schedule on one worker; the owner of all that a checkpoint holds."""
+    """The objective of a reward model, on top of a `DistributedModel` that holds all that a checkpoint must."""
 
     def __init__(self, reward_model: RewardModel, settings: TrainReward, num_steps: int, device: torch.device) -> None:
         if settings.lora_rank:
             reward_model.add_adapters(settings.lora_rank, settings.lora_alpha)
         self.reward_model = reward_model.train()
-        self.settings, self.num_steps, self.device, self.step = settings, num_steps, device, 0
+        self.settings, self.device = settings, device
+        self.distributed = DistributedModel(reward_model, reward_model.model, settings, num_steps, device)
         self.width_multiple = GPU_WIDTH_MULTIPLE if device.type == "cuda" else 1
         self.objective, self.loss = OBJECTIVES[settings.objective], loss_of(settings.objective, settings.average)
-        self.world = dist.get_world_size() if dist.is_initialized() else 1
-        if settings.gradient_checkpointing:
-            model = reward_model.model
-            # Its name from transformers 5.20 on, and the one before.
-            (getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable)()
-        self.model: nn.Module = self.reward_model
-        if self.world > 1 and settings.strategy == "fsdp":
-            for layer in _layers(self.reward_model):  # each moves to the device as it is sharded: the whole never does
-                fully_shard(layer)
-            fully_shard(self.reward_model)
-        else:
-            self.reward_model.to(device)
-        if self.world > 1 and settings.strategy == "ddp":
-            self.model = DistributedDataParallel(
-                self.reward_model, device_ids=[device] if device.type == "cuda" else None
-            )
-        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.AdamW(trained, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done."""
+        return self.distributed.step
 
     def train_step(self, pairs: list[TokenizedPair]) -> StepResult:
         """One optimizer step on this worker's pairs. Every worker calls it equally often.
@@ -79,7 +64,7 @@ class RewardTrainer:
         The gradient is that of the mean over the whole batch, however it is spread over workers and micro-batches.
         """
         shares = by_length(pairs, self.settings.micro_batch_size, self.width_multiple)
-        shares += [[NO_PAIR]] * (self._forwards(len(shares)) - len(shares))
+        shares += [[NO_PAIR]] * (self.distributed.num_forwards(len(shares)) - len(shares))
         eos_id = self.reward_model.tokenizer.eos_token_id
         # Padding with EOS is a matter of prefixes; the full objective compares responses where they end.
         after_end = self.settings.after_end if self.settings.objective == "partial" else "hold"
@@ -88,70 +73,49 @@ class RewardTrainer:
         # What a loss is divided by follows from lengths alone, and is wanted before the first backward. It is counted
         # on the host: until the gradient is there, nothing waits for the device.
         counts = [self.loss.num_terms(_unscored(batch, mask)) for batch, mask in zip(batches, masks, strict=True)]
-        count = self._sum(torch.stack(counts).sum().to(self.device)).clamp(min=1)
+        count = self.distributed.sum(torch.stack(counts).sum().to(self.device)).clamp(min=1)
         numbers = [len(pairs), int(torch.stack([mask.sum() for mask in masks]).sum()), sum(p.common for p in pairs)]
         batches = [batch.to(self.device) for batch in batches]
         masks = [mask.to(self.device, non_blocking=True) for mask in masks]
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.settings.learning_rate * self._schedule()
         loss_sum = torch.zeros((), device=self.device)
         for i, (batch, mask) in enumerate(zip(batches, masks, strict=True)):
-            with self._no_sync(last=i == len(batches) - 1), self._autocast():
+            with self.distributed.micro_batch(last=i == len(batches) - 1):
                 loss = self._loss_sum(batch, mask)
                 # Workers' gradients are averaged, hence times their number.
-                (loss * self.world / count).backward()
+                (loss * self.distributed.world / count).backward()
             loss_sum += loss.detach()
-        grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.max_grad_norm)
-        grad_norm = grad_norm.full_tensor() if hasattr(grad_norm, "full_tensor") else grad_norm  # FSDP2 shards it
-        norm = float(grad_norm)
-        if not isfinite(norm):  # the same on all workers
-            raise UserError(
-                f"the gradient of step {self.step + 1} is not finite: the weights of the model that training starts "
-                "from are broken, or train_reward.learning_rate is too high"
-            )
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.step += 1
-        loss = self._sum(loss_sum) / count
-        totals = self._sum(torch.tensor(numbers, dtype=torch.float64, device=self.device))
+        grad_norm = self.distributed.optimizer_step()
+        loss = self.distributed.sum(loss_sum) / count
+        totals = self.distributed.sum(torch.tensor(numbers, dtype=torch.float64, device=self.device))
         value, *totalled = torch.cat([loss.double()[None], totals]).tolist()
-        return StepResult(value, norm, *map(int, totalled))
+        return StepResult(value, grad_norm, *map(int, totalled))
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[list[TokenizedPair]]) -> dict[str, dict[str, float]]:
         """Held-out accuracy by prefix length over the pairs of all workers."""
-        self.model.eval()
+        self.distributed.model.eval()
         accuracy = PrefixAccuracy()
         for pairs in batches:
             batch = collate(pairs, "hold", None, self._width(pairs)).to(self.device)
-            with self._autocast():
+            with self.distributed.autocast():
                 prefixes = self._prefixes(batch, self._mask(batch), self.reward_model)
             longer = torch.maximum(batch.chosen_lengths, batch.rejected_lengths)
             accuracy.add(prefixes.chosen, prefixes.rejected, longer, batch.common)
-        self.model.train()
-        accuracy.right = self._sum(accuracy.right.to(self.device)).cpu()
-        accuracy.total = self._sum(accuracy.total.to(self.device)).cpu()
+        self.distributed.model.train()
+        accuracy.right = self.distributed.sum(accuracy.right.to(self.device)).cpu()
+        accuracy.total = self.distributed.sum(accuracy.total.to(self.device)).cpu()
         return accuracy.summary()
 
-    def state(self) -> dict:
-        """Everything to go on from, whole on the CPU of worker 0. A collective call."""
-        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        model, optimizer = get_state_dict(self.reward_model, self.optimizer, options=options)
-        return {"model": model, "optimizer": optimizer, "step": self.step}
+    def state(self) -> dict[str, Any]:
+        """Everything to resume from, in full on the CPU of worker 0. A collective call."""
+        return self.distributed.state()
 
-    def restore(self, state: dict) -> None:
-        """Go on from a `state`, which every worker passes whole."""
-        set_state_dict(
-            self.reward_model,
-            self.optimizer,
-            model_state_dict=state["model"],
-            optim_state_dict=state["optimizer"],
-            options=StateDictOptions(full_state_dict=True),
-        )
-        self.step = state["step"]
+    def restore(self, state: dict[str, Any]) -> None:
+        """Resume from a `state`, which every worker passes in full."""
+        self.distributed.restore(state)
 
     def _loss_sum(self, batch: Batch, mask: Tensor) -> Tensor:
-        return self.loss.loss_sum(self._prefixes(batch, mask, self.model, self.objective.scale))
+        return self.loss.loss_sum(self._prefixes(batch, mask, self.distributed.model, self.objective.scale))
 
     def _prefixes(self, batch: Batch, mask: Tensor, model: nn.Module, scale: float = 1.0) -> Prefixes:
         """Rewards of all prefixes of the chosen and of the rejected responses, by one forward of both."""
@@ -177,43 +141,6 @@ class RewardTrainer:
             batch.chosen_lengths, batch.rejected_lengths, batch.common, batch.num_prefixes, self.settings.min_prefix
         )
 
-    def _forwards(self, needed: int) -> int:
-        """Forwards of this worker in a step: at least one.
-
-        With sharded weights as many as any worker needs, since each gathers the weights from all of them.
-        """
-        if self.world == 1 or self.settings.strategy == "ddp":
-            return max(1, needed)
-        most = torch.tensor(max(1, needed), device=self.device)
-        dist.all_reduce(most, dist.ReduceOp.MAX)
-        return int(most)
-
-    def _schedule(self) -> float:
-        """Linear warm-up, then a cosine to a tenth."""
-        warmup = max(1, round(self.settings.warmup * self.num_steps))
-        if self.step < warmup:
-            return (self.step + 1) / warmup
-        progress = (self.step - warmup) / max(1, self.num_steps - warmup)
-        return 0.1 + 0.45 * (1 + cos(pi * min(1.0, progress)))
-
-    def _no_sync(self, *, last: bool):
-        """Gradients of the workers are summed with the last micro-batch alone."""
-        if isinstance(self.model, DistributedDataParallel) and not last:
-            return self.model.no_sync()
-        return nullcontext()
-
-    def _autocast(self):
-        precision = self.settings.precision
-        bf16 = has_fast_bfloat16(self.device) if precision == "auto" else precision == "bfloat16"
-        return torch.autocast(self.device.type, torch.bfloat16) if bf16 else nullcontext()
-
-    def _sum(self, value: Tensor) -> Tensor:
-        """The sum of a value over all workers."""
-        if self.world > 1:
-            value = value.clone()
-            dist.all_reduce(value)
-        return value
-
 
 def by_length(pairs: list[TokenizedPair], most: int | None = None, multiple: int = 1) -> list[list[TokenizedPair]]:
     """Pairs in groups for a forward each, those of a length together: less padding. `most` pairs, or by tokens.
@@ -234,9 +161,3 @@ def by_length(pairs: list[TokenizedPair], most: int | None = None, multiple: int
 def _unscored(batch: Batch, mask: Tensor) -> Prefixes:
     none = torch.zeros_like(mask, dtype=torch.float32)
     return Prefixes(none, none, mask, batch.chosen_lengths, batch.rejected_lengths)
-
-
-def _layers(reward_model: RewardModel) -> list[nn.Module]:
-    """The backbone's decoder layers: the units that FSDP gathers one after the other."""
-    lists = [list(m) for m in reward_model.backbone.children() if isinstance(m, nn.ModuleList)]
-    return max(lists, key=len, default=[])

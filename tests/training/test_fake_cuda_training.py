@@ -39,7 +39,7 @@ def test_models_train(toy_tokenizer, heads):
     with fake_cuda() as card:
         learner, result, waits = step(card, toy_tokenizer, heads, micro_batch_size=2)
     assert result.pairs == 1.0  # what it was told
-    assert {parameter.device for parameter in learner.model.parameters()} == {CARD}
+    assert {parameter.device for parameter in learner.distributed.model.parameters()} == {CARD}
     assert set(card.kernels) == {"flash"}
     assert len(card.kernels) == 3, "a forward for every two pairs"
     assert len(waits) == 2, "for the norm of the gradient, and for the figures, however many forwards there are"

@@ -46,7 +46,7 @@ def learner(reward_dir, **settings):
     reward_model = RewardModel.load(reward_dir)
     settings = {"learning_rate": RATE, "precision": "float32", "batch_size": 8, "warmup": 0.5, **settings}
     it = RewardTrainer(reward_model, TrainReward(**settings), 4, torch.device("cpu"))
-    for group in it.optimizer.param_groups:
+    for group in it.distributed.optimizer.param_groups:
         group["eps"] = ADAM_EPS
     return it
 
