@@ -14,6 +14,7 @@ from ray.train.collective import broadcast_from_rank_zero
 
 from rgtg import s3_filesystem, storage
 from rgtg.errors import first_line
+from rgtg.storage_errors import translate_errors
 from rgtg.training.reward_trainer import RewardTrainer
 
 STATE = "learner.pt"  # the file of a checkpoint that training goes on from
@@ -63,7 +64,7 @@ def newest_state(place: str, rank: int, say: Callable[[str], None]) -> dict[str,
 def _state(checkpoint: str) -> dict[str, Any]:
     filesystem, path = storage.resolve(checkpoint)
     fetched = train.Checkpoint(path, filesystem).as_directory
-    with storage.translate_errors(f"cannot read the checkpoint {checkpoint!r}"), ExitStack() as stack:
+    with translate_errors(f"cannot read the checkpoint {checkpoint!r}"), ExitStack() as stack:
         directory = s3_filesystem.retry_read(lambda: stack.enter_context(fetched()))
         state = torch.load(Path(directory, STATE), weights_only=True, map_location="cpu")
     state["totals"]  # LookupError: no state of ours

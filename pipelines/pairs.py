@@ -20,7 +20,7 @@ from ray.data import DataContext
 from pipelines import ray_session
 from pipelines.job_log import log
 from pipelines.run_directory import RunDirectory, listing
-from rgtg import s3_filesystem, storage, table_files
+from rgtg import s3_filesystem, storage, storage_errors, table_files
 from rgtg.config import Config
 from rgtg.errors import UserError, first_line, printable
 from rgtg.input_files import Found, InputFile, Unreadable, check_share, find, lines, open_file, read_bytes
@@ -168,7 +168,7 @@ def _fault(file: InputFile) -> str | None:
     except UNREADABLE as error:
         fault = f"not a readable Parquet file ({first_line(error)})"
     if fault:
-        if failure := s3_filesystem.failure_of_store(f"cannot read {file.path!r}", fault):
+        if failure := storage_errors.failure_of_store(f"cannot read {file.path!r}", fault):
             raise failure
         return fault
     if not PAIR_COLUMNS.intersection(names):

@@ -19,7 +19,7 @@ from ray.train import TrainingFailedError
 from pipelines import gpus
 from pipelines.inputs import on_gpu
 from pipelines.job_log import log
-from rgtg import s3_filesystem
+from rgtg import storage_errors
 from rgtg.config import Config
 from rgtg.errors import TransientError, UserError, first_line
 
@@ -116,7 +116,7 @@ def translate_ray_errors(what: str) -> Iterator[None]:
                 f"{what}: a device ran out of memory; lower generate.slots or generate.max_prompt_tokens, or in "
                 "training train_reward.micro_batch_size"
             ) from error
-        if failure := s3_filesystem.failure_of_store(f"{what} failed", text):
+        if failure := storage_errors.failure_of_store(f"{what} failed", text):
             raise failure from None
         reason = re.search(r"TransientError: (.+)", text)
         raise TransientError(f"{what} failed: {reason[1] if reason else _last_words(text, error)}") from error

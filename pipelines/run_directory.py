@@ -19,9 +19,11 @@ import yaml
 from pipelines.job_log import log
 from rgtg import storage
 from rgtg.config import Config
+from rgtg.digests import content_digest, file_digest
 from rgtg.errors import UserError, first_line
 from rgtg.input_files import find
 from rgtg.models.adapters import describe, is_adapter
+from rgtg.node_copy import local_copy
 from rgtg.rows import SUFFIXES
 
 PACKAGES = ("rgtg", "ray", "torch", "transformers", "pyarrow")
@@ -196,7 +198,7 @@ def listing(places: list[str]) -> list[dict[str, Any]]:
         broken = next((f" ({path!r}: {reason})" for path, reason in found.unreadable.items()), "")
         raise UserError(f"there are no {' or '.join(SUFFIXES)} files at {', '.join(map(repr, places))}{broken}")
     with ThreadPoolExecutor(storage.READERS) as pool:
-        digests = list(pool.map(lambda file: storage.file_digest(file.place, file.path), files))
+        digests = list(pool.map(lambda file: file_digest(file.place, file.path), files))
     return [
         {"path": file.path, "size": file.size, "sha256": content} for file, content in zip(files, digests, strict=True)
     ]
@@ -206,8 +208,8 @@ def model_digest(place: str) -> str:
     """What stands for the contents of a model in a fingerprint: a directory's digest, or a hub id with its commit."""
     if "://" not in place and not storage.exists(place):
         return place
-    directory = storage.local_copy(place)
-    digest = f"sha256:{storage.digest(directory)}"
+    directory = local_copy(place)
+    digest = f"sha256:{content_digest(directory)}"
     return f"{digest} on {model_digest(describe(directory, place)[0])}" if is_adapter(directory) else digest
 
 

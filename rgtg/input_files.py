@@ -8,7 +8,7 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from rgtg import s3_filesystem, storage
+from rgtg import s3_filesystem, storage, storage_errors
 from rgtg.errors import UserError, first_line, printable
 from rgtg.rows import SUFFIXES
 
@@ -72,7 +72,7 @@ def read_bytes(file: InputFile, at_most: int | None = None) -> bytes:
     try:
         data = s3_filesystem.retry_read(whole)
     except OSError as error:
-        if failure := s3_filesystem.failure_of_store(f"cannot read {file.path!r}", str(error)):
+        if failure := storage_errors.failure_of_store(f"cannot read {file.path!r}", str(error)):
             raise failure from None
         raise Unreadable(first_line(error)) from error
     if not data:

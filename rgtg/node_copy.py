@@ -14,16 +14,47 @@ import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import pyarrow.fs as pafs
+
+from rgtg import s3_filesystem
 from rgtg.errors import UserError
+from rgtg.storage import READERS, is_local, list_files, resolve
+from rgtg.storage_errors import translate_errors
 
 UNUSED_S = 7 * 24 * 3600
 SIZES = ".sizes.json"  # of a copy's files: written last
 FRESH = ".fresh-"  # in the name of one that is being made
 
 _held: dict[Path, int] = {}  # descriptors of the locks of copies that this process uses, to its end
+
+
+def local_copy(place: str) -> str:
+    """A local path with what is at `place`: the place itself, or a copy of a remote directory, made once a node.
+
+    The copy is keyed by the names, sizes and times of the files, so a changed model is fetched anew.
+    """
+    if "://" not in place or is_local(place):
+        return place if "://" not in place else resolve(place)[1]
+    filesystem, path = resolve(place)
+    files = list_files(place)  # and no others: a key may have a .. that leads out of the copy
+
+    def fetch(target: str) -> None:
+        def one(file: pafs.FileInfo) -> None:
+            copy = f"{target}/{file.path[len(path) + 1 :]}"
+            os.makedirs(os.path.dirname(copy), exist_ok=True)
+            s3_filesystem.retry_read(lambda: pafs.copy_files(file.path, copy, filesystem, pafs.LocalFileSystem()))
+
+        with (
+            translate_errors(f"cannot copy {place!r} to {os.path.dirname(target)!r}"),
+            ThreadPoolExecutor(READERS) as pool,
+        ):
+            list(pool.map(one, files))
+
+    return copy_of([place, *((f.path, f.size, f.mtime_ns) for f in files)], fetch)
 
 
 def copy_of(what: list[object], fetch: Callable[[str], None]) -> str:

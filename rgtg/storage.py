@@ -1,27 +1,24 @@
-"""Places: local paths, s3:// and every other URI that pyarrow reads; listing, atomic writes, copies of directories.
+"""Files and directories, local, on s3:// or at any other URI that pyarrow reads: list, read, write atomically, remove.
 
 Credentials come from the environment alone (AWS_ACCESS_KEY_ID, AWS_PROFILE, an instance role ...), as does the address
 of an S3 that is not Amazon's (AWS_ENDPOINT_URL), so neither is ever in a config, a manifest or a log.
 """
 
-import errno
-import hashlib
 import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from rgtg import node_copy, place_names, s3_filesystem
-from rgtg.errors import TransientError, UserError, first_line, redacted
+from rgtg import place_names, s3_filesystem
+from rgtg.errors import UserError, redacted
 from rgtg.place_names import join as join
+from rgtg.storage_errors import translate_errors
 
 NOT_REGULAR = "not a regular file"
 DANGLING = "a link to what is not there"
@@ -214,79 +211,6 @@ def upload(directory: str | Path, place: str) -> None:
             pafs.copy_files(str(directory), path, local, filesystem)
 
 
-def local_copy(place: str) -> str:
-    """A local path with what is at `place`: the place itself, or a copy of a remote directory, made once a node.
-
-    The copy is keyed by the names, sizes and times of the files, so a changed model is fetched anew.
-    """
-    if "://" not in place or is_local(place):
-        return place if "://" not in place else resolve(place)[1]
-    filesystem, path = resolve(place)
-    files = list_files(place)  # and no others: a key may have a .. that leads out of the copy
-
-    def fetch(target: str) -> None:
-        def one(file: pafs.FileInfo) -> None:
-            copy = f"{target}/{file.path[len(path) + 1 :]}"
-            os.makedirs(os.path.dirname(copy), exist_ok=True)
-            s3_filesystem.retry_read(lambda: pafs.copy_files(file.path, copy, filesystem, pafs.LocalFileSystem()))
-
-        with (
-            translate_errors(f"cannot copy {place!r} to {os.path.dirname(target)!r}"),
-            ThreadPoolExecutor(READERS) as pool,
-        ):
-            list(pool.map(one, files))
-
-    return node_copy.copy_of([place, *((f.path, f.size, f.mtime_ns) for f in files)], fetch)
-
-
-def file_digest(place: str, path: str) -> str:
-    """The SHA-256 of the content of one file, at `path` in the file system of `place`."""
-    filesystem, _ = resolve(place)
-
-    def content() -> str:
-        total = hashlib.sha256()
-        with filesystem.open_input_stream(path) as stream:
-            while chunk := stream.read(1 << 22):
-                total.update(chunk)
-        return total.hexdigest()
-
-    with translate_errors(f"cannot read {path!r}"):
-        return s3_filesystem.retry_read(content)
-
-
-def digest(place: str) -> str:
-    """SHA-256 of all files at `place`, names and contents: it changes when anything in a directory does."""
-    _, path = resolve(place)
-    total, files = hashlib.sha256(), list_files(place)
-    with ThreadPoolExecutor(READERS) as pool:
-        for file, content in zip(files, pool.map(lambda file: file_digest(place, file.path), files), strict=True):
-            total.update(f"{file.path[len(path) :]}\0{content}\n".encode(errors="surrogateescape"))
-    return total.hexdigest()
-
-
 def _info(filesystem: pafs.FileSystem, path: str, place: str) -> pafs.FileInfo:
     with translate_errors(f"cannot reach {place!r}"):
         return filesystem.get_file_info(path)
-
-
-@contextmanager
-def translate_errors(what: str) -> Iterator[None]:
-    """Errors of a disk or a store as one sentence: UserError for a mistake, TransientError where waiting may help."""
-    try:
-        yield
-    except (OSError, pa.ArrowException) as error:
-        if of_store := s3_filesystem.failure_of_store(what, str(error)):
-            raise of_store from None  # it says all of it
-        first = first_line(error)
-        if isinstance(error, OSError) and error.errno is not None:  # of a disk, whose path is said already
-            first = os.strerror(error.errno)
-        if _is_lasting(error):
-            raise UserError(f"{what}: {first}") from error
-        raise TransientError(f"{what}: {first}; try again later") from error
-
-
-def _is_lasting(error: Exception) -> bool:
-    """Whether the same call would fail again: no such file or permission; not a full disk."""
-    if isinstance(error, OSError) and error.errno is not None:
-        return error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EINTR)
-    return isinstance(error, (FileNotFoundError, pa.ArrowException)) or "is a directory" in str(error)

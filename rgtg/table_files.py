@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 from rgtg import s3_filesystem
 from rgtg.errors import UserError
 from rgtg.parquet import open_parquet, plain_footer, read_footer
-from rgtg.storage import READERS, list_files, resolve, translate_errors, write_bytes
+from rgtg.storage import READERS, list_files, resolve, write_bytes
+from rgtg.storage_errors import translate_errors
 
 
 def read_tables(

@@ -219,6 +219,12 @@ def s3(make_bucket, monkeypatch) -> str:
     return make_bucket(monkeypatch)
 
 
+@pytest.fixture(params=["local", "remote"])
+def root(request, tmp_path) -> str:
+    """A directory that may not exist yet, on the disk and on S3."""
+    return request.getfixturevalue("s3") if request.param == "remote" else str(tmp_path / "local")
+
+
 @pytest.fixture
 def faulty(s3, s3_server, monkeypatch) -> Iterator[FaultyS3]:
     """The way to the bucket of `s3` from here on: it fails as its `plan` says."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from rgtg import node_copy, sandbox
+from rgtg import node_copy, sandbox, storage
 from rgtg.errors import UserError
 
 WEEK = node_copy.UNUSED_S
@@ -207,3 +207,39 @@ def test_another_process_waits_for_the_copying_and_not_for_the_end_of_who_copied
     finally:
         for process in held:
             process.communicate()
+
+
+def test_a_local_place_needs_no_copy(tmp_path):
+    for place in (str(tmp_path), "owner/model", "some-hub-id"):
+        assert node_copy.local_copy(place) == place
+    assert node_copy.local_copy(f"file://{tmp_path}/m") == f"{tmp_path}/m"
+
+
+def test_a_remote_directory_is_copied_once_and_anew_when_it_changes(s3, tmp_path, monkeypatch):
+    monkeypatch.setenv("RGTG_CACHE", str(tmp_path))
+    place = f"{s3}/model"
+    storage.write_bytes(f"{place}/config.json", b"1")
+    storage.write_bytes(f"{place}/sub/weights", b"22")
+    copy = node_copy.local_copy(place)
+    assert Path(copy, "config.json").read_bytes() == b"1"
+    assert Path(copy, "sub/weights").read_bytes() == b"22"
+    stamp = os.stat(Path(copy, "config.json"))
+    assert node_copy.local_copy(place) == copy
+    assert os.stat(Path(copy, "config.json")).st_ino == stamp.st_ino
+    storage.write_bytes(f"{place}/config.json", b"333")
+    changed = node_copy.local_copy(place)
+    assert changed != copy
+    assert Path(changed, "config.json").read_bytes() == b"333"
+    directories = [entry.path for entry in os.scandir(Path(copy).parent) if entry.is_dir()]
+    assert sorted(directories) == sorted([copy, changed])  # and none half made
+
+
+def test_a_copy_has_the_files_that_are_listed_and_no_others(s3, tmp_path, monkeypatch):
+    """A key with .. would be written where that leads, and hidden files are none that a digest sees."""
+    import boto3
+
+    monkeypatch.setenv("RGTG_CACHE", str(tmp_path))
+    storage.write_bytes(f"{s3}/model/config.json", b"1")
+    for key in ("model/../../evil", "model/.hidden", "model/_hidden/weights"):
+        boto3.client("s3").put_object(Bucket=s3.removeprefix("s3://"), Key=key, Body=b"x")
+    assert sorted(os.listdir(node_copy.local_copy(f"{s3}/model"))) == [node_copy.SIZES, "config.json"]

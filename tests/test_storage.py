@@ -7,21 +7,8 @@ from pathlib import Path
 import pyarrow.fs as pafs
 import pytest
 
-from rgtg import node_copy, storage
+from rgtg import storage
 from rgtg.errors import TransientError, UserError
-
-
-@pytest.fixture
-def bucket(s3, tmp_path, monkeypatch):
-    """A bucket of an S3 on this machine, and a place for copies of what is in it."""
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
-    (tmp_path / "temporary").mkdir()
-    return s3
-
-
-@pytest.fixture(params=["local", "remote"])
-def root(request, tmp_path, bucket):
-    return bucket if request.param == "remote" else str(tmp_path / "local")
 
 
 def names(place, *arguments):
@@ -136,35 +123,6 @@ def test_listing_nothing(root):
         storage.list_files(place)
 
 
-def test_digest_changes_with_names_and_contents_alone(root):
-    place = storage.join(root, "model")
-
-    def write(name, data):
-        storage.write_bytes(storage.join(place, name), data)
-
-    write("a", b"1")
-    write("sub/b", b"2")
-    digests = [storage.digest(place)]
-    assert len(digests[0]) == 64
-    write("_hidden", b"x")
-    write("a", b"1")  # another time, the same content
-    assert storage.digest(place) == digests[0]
-    large = b"1" * (5 << 20) if storage.is_local(place) else b"1"  # of more than one chunk
-    for name, data in (("a", b"one"), ("sub/b", b"3"), ("c", b""), ("d", large)):
-        write(name, data)
-        digests.append(storage.digest(place))
-    assert len(set(digests)) == len(digests)
-
-
-def test_digest_is_the_same_elsewhere(tmp_path, bucket):
-    for place in (str(tmp_path / "one"), str(tmp_path / "two" / "deep"), f"{bucket}/three"):
-        storage.write_bytes(storage.join(place, "a"), b"1")
-        storage.write_bytes(storage.join(place, "b/c"), b"2")
-    assert storage.digest(str(tmp_path / "one")) == storage.digest(str(tmp_path / "two/deep"))
-    assert storage.digest(str(tmp_path / "one")) == storage.digest(f"{bucket}/three")
-    assert storage.digest(str(tmp_path / "one/a")) != storage.digest(str(tmp_path / "one"))
-
-
 def test_upload_takes_the_place_of_what_is_there(root, tmp_path):
     target = storage.join(root, "run", "model")
     storage.write_bytes(storage.join(target, "stale"), b"old")
@@ -200,42 +158,6 @@ def test_make_directory(root, tmp_path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(UserError, match="cannot write to"):
         storage.make_directory(str(tmp_path / "file" / "below"))
-
-
-def test_a_local_place_needs_no_copy(tmp_path):
-    for place in (str(tmp_path), "owner/model", "some-hub-id"):
-        assert storage.local_copy(place) == place
-    assert storage.local_copy(f"file://{tmp_path}/m") == f"{tmp_path}/m"
-
-
-def test_a_remote_directory_is_copied_once_and_anew_when_it_changes(bucket, tmp_path, monkeypatch):
-    monkeypatch.setenv("RGTG_CACHE", str(tmp_path))
-    place = f"{bucket}/model"
-    storage.write_bytes(f"{place}/config.json", b"1")
-    storage.write_bytes(f"{place}/sub/weights", b"22")
-    copy = storage.local_copy(place)
-    assert Path(copy, "config.json").read_bytes() == b"1"
-    assert Path(copy, "sub/weights").read_bytes() == b"22"
-    stamp = os.stat(Path(copy, "config.json"))
-    assert storage.local_copy(place) == copy
-    assert os.stat(Path(copy, "config.json")).st_ino == stamp.st_ino
-    storage.write_bytes(f"{place}/config.json", b"333")
-    changed = storage.local_copy(place)
-    assert changed != copy
-    assert Path(changed, "config.json").read_bytes() == b"333"
-    directories = [entry.path for entry in os.scandir(Path(copy).parent) if entry.is_dir()]
-    assert sorted(directories) == sorted([copy, changed])  # and none half made
-
-
-def test_a_copy_has_the_files_that_are_listed_and_no_others(bucket, tmp_path, monkeypatch):
-    """A key with .. would be written where that leads, and hidden files are none that a digest sees."""
-    import boto3
-
-    monkeypatch.setenv("RGTG_CACHE", str(tmp_path))
-    storage.write_bytes(f"{bucket}/model/config.json", b"1")
-    for key in ("model/../../evil", "model/.hidden", "model/_hidden/weights"):
-        boto3.client("s3").put_object(Bucket=bucket.removeprefix("s3://"), Key=key, Body=b"x")
-    assert sorted(os.listdir(storage.local_copy(f"{bucket}/model"))) == [node_copy.SIZES, "config.json"]
 
 
 def test_absolute(tmp_path, monkeypatch):

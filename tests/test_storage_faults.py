@@ -12,18 +12,14 @@ import pytest
 
 from pipelines import pairs, prompts
 from rgtg import s3_filesystem, storage, table_files
+from rgtg.digests import content_digest
 from rgtg.errors import TransientError, UserError
 from rgtg.input_files import InputFile
 from rgtg.lease import Lease
+from rgtg.node_copy import local_copy
 from tests.faulty_s3 import TRANSIENT, always, every, no_faults
 
 LARGE = bytes(range(256)) * (45 << 10)  # 11 MiB: in two parts
-
-
-@pytest.fixture
-def copies(tmp_path, monkeypatch):
-    """Where local copies go."""
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +30,7 @@ def brisk(monkeypatch):
 
 
 @pytest.fixture
-def calls(tmp_path, copies):
+def calls(tmp_path):
     """Everything that can be done to a place, by name."""
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "weights").write_bytes(b"1")
@@ -42,8 +38,8 @@ def calls(tmp_path, copies):
         "read": storage.read_bytes,
         "list": storage.list_files,
         "tables": lambda place: list(table_files.read_tables(place)),
-        "digest": storage.digest,
-        "copy": storage.local_copy,
+        "digest": content_digest,
+        "copy": local_copy,
         "write": lambda place: storage.write_bytes(place, b"new"),
         "table": lambda place: table_files.write_table(place, pa.table({"x": [1]})),
         "make": lambda place: storage.make_directory(f"{place}/below"),
@@ -70,7 +66,7 @@ def refused(kind, calls, place):
 
 
 @pytest.mark.parametrize("fault", TRANSIENT)
-def test_a_fault_in_the_first_of_three_requests_is_not_seen(fault, faulty, s3, tmp_path, copies):
+def test_a_fault_in_the_first_of_three_requests_is_not_seen(fault, faulty, s3, tmp_path):
     faulty.plan = every(3, fault)
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_bytes(b"{}")  # shorter than a store's error
@@ -82,8 +78,8 @@ def test_a_fault_in_the_first_of_three_requests_is_not_seen(fault, faulty, s3, t
     assert storage.read_bytes(f"{s3}/model/weights") == LARGE
     (table,) = table_files.read_tables(f"{s3}/model")
     assert table["x"].to_pylist() == [1, 2]
-    copy = storage.local_copy(f"{s3}/model")
-    assert storage.digest(copy) == storage.digest(f"{s3}/model")
+    copy = local_copy(f"{s3}/model")
+    assert content_digest(copy) == content_digest(f"{s3}/model")
     storage.remove(f"{s3}/model")
     assert not storage.exists(f"{s3}/model")
     assert faulty.injected[fault] >= 5

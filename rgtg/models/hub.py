@@ -13,8 +13,8 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from rgtg import storage
 from rgtg.errors import TransientError, UserError
+from rgtg.node_copy import local_copy
 
 # What is fetched from the hub: never a pickle, and code only where it is to be run.
 DESCRIPTION = ["*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.py"]
@@ -27,7 +27,7 @@ def local_directory(place: str, what: str, *, weights: bool = False) -> str:
     Raises UserError where there is none, TransientError where a store or the hub does not answer.
     """
     if "://" in place:
-        return storage.local_copy(place)
+        return local_copy(place)
     path = os.path.expanduser(place)
     if os.path.isdir(path):
         return path

@@ -17,6 +17,7 @@ import yaml
 from pipelines import evaluate, nightly
 from rgtg import storage, table_files
 from rgtg.errors import UserError
+from rgtg.node_copy import local_copy
 from tests.faulty_s3 import TRANSIENT, at_random, no_faults
 
 pytestmark = pytest.mark.ray
@@ -165,7 +166,7 @@ def test_everything_on_s3(night, s3):
     for key in written:
         content = client.get_object(Bucket=night.s3.removeprefix("s3://"), Key=key)["Body"].read()
         assert b"a-secret-of-the-test" not in content, key
-    pairs = datasets.load_dataset(storage.local_copy(f"{run}/preferences"))
+    pairs = datasets.load_dataset(local_copy(f"{run}/preferences"))
     assert sum(len(split) for split in pairs.values()) == 10
     assert not list(night.folder.iterdir())
 

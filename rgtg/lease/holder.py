@@ -11,6 +11,7 @@ from typing import Any
 
 from rgtg.errors import printable
 
+MAX_BYTES = 1 << 16  # of a lease's file that are read, whatever is in it
 TEXTS = ("host", "id", "process")
 NUMBERS = {"pid": 1 << 31, "began": 1 << 33, "count": 1 << 53}
 LONGEST = 500  # characters of a text

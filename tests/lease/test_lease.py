@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from rgtg import lease_holder, storage
+from rgtg import storage
 from rgtg.errors import UserError
-from rgtg.lease import NAME, Lease
+from rgtg.lease import NAME, Lease, holder
 
 RENEW, EXPIRES = 0.1, 1.5
 
@@ -168,7 +168,7 @@ def test_where_nothing_can_be_written_is_a_mistake_and_no_failure(tmp_path, root
         b'{"pid": ' + b"9" * 400 + b"}",
         json.dumps({"host": "a\x1b[2J\n" + "b" * 100_000}).encode(),
         b"x" * (1 << 20),
-        json.dumps({"pid": 10**30, "process": f"{lease_holder._here()} x"}).encode(),
+        json.dumps({"pid": 10**30, "process": f"{holder._here()} x"}).encode(),
     ],
     ids=range(13),
 )

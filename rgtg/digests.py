@@ -1,0 +1,33 @@
+"""SHA-256 of files and directories, the same wherever they lie."""
+
+import hashlib
+from concurrent.futures import ThreadPoolExecutor
+
+from rgtg import s3_filesystem
+from rgtg.storage import READERS, list_files, resolve
+from rgtg.storage_errors import translate_errors
+
+
+def file_digest(place: str, path: str) -> str:
+    """The SHA-256 of the content of one file, at `path` in the file system of `place`."""
+    filesystem, _ = resolve(place)
+
+    def content() -> str:
+        total = hashlib.sha256()
+        with filesystem.open_input_stream(path) as stream:
+            while chunk := stream.read(1 << 22):
+                total.update(chunk)
+        return total.hexdigest()
+
+    with translate_errors(f"cannot read {path!r}"):
+        return s3_filesystem.retry_read(content)
+
+
+def content_digest(place: str) -> str:
+    """SHA-256 of all files at `place`, names and contents: it changes when anything in a directory does."""
+    _, path = resolve(place)
+    total, files = hashlib.sha256(), list_files(place)
+    with ThreadPoolExecutor(READERS) as pool:
+        for file, content in zip(files, pool.map(lambda file: file_digest(place, file.path), files), strict=True):
+            total.update(f"{file.path[len(path) :]}\0{content}\n".encode(errors="surrogateescape"))
+    return total.hexdigest()

@@ -1,0 +1,139 @@
+"""The protocol of a lease: take it, renew it from a thread, notice its loss, give it back."""
+
+import json
+import logging
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, suppress
+from typing import Any, Protocol
+
+from rgtg import storage
+from rgtg.errors import UserError
+from rgtg.lease.holder import is_dead, started, who
+from rgtg.lease.local_file import LocalFile
+from rgtg.lease.s3_object import S3Object
+
+logger = logging.getLogger(__name__)
+
+NAME = "_lease.json"
+RENEW_S = 5.0
+EXPIRES_S = 60.0  # many renewals: a holder may be slow, or its store
+
+
+class LeaseFile(Protocol):
+    """The file of a lease, wherever it is stored. A version identifies its content; None is that of no file."""
+
+    def read(self) -> tuple[dict[str, Any] | None, str | None]:
+        """The holder, as far as it can be read, and the version."""
+
+    def replace(self, content: bytes, version: str | None) -> str | None:
+        """Write `content` if the file has this version; the new version, or None where it has another."""
+
+    def delete(self, version: str) -> None:
+        """Delete the file if it has this version."""
+
+
+class Lease:
+    """A context manager around a job on `place`. On entering it raises UserError where another job is at work there.
+
+    Should the lease be lost on the way (the machine slept, and another job took over), `on_loss` is called from a
+    thread: what the job would write now is no longer its own.
+    """
+
+    def __init__(
+        self, place: str, on_loss: Callable[[str], None], renew_s: float = RENEW_S, expires_s: float = EXPIRES_S
+    ) -> None:
+        self.place, self.on_loss, self.renew_s, self.expires_s = place, on_loss, renew_s, expires_s
+        self.file = _file(storage.join(place, NAME))
+        self.holder = {"host": socket.gethostname(), "pid": os.getpid(), "began": int(time.time())}
+        self.holder |= {"id": uuid.uuid4().hex, "process": started(os.getpid())}
+        self.count = 0
+        self.version: str | None = None
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
+
+    def __enter__(self) -> "Lease":
+        found, version = self.file.read()
+        if found and not is_dead(found):
+            version = self._watch(found, version)
+        self.version = self._replace(version)
+        if self.version is None:
+            raise UserError(_sentence(self.place, self.file.read()[0]))
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._ended.set()
+        self._thread.join()
+        if self.version is not None:
+            with suppress(Exception):  # it would only keep the next job waiting
+                self.file.delete(self.version)
+
+    def _watch(self, found: dict[str, Any], version: str | None) -> str | None:
+        """The version that may be replaced, after it stayed as it is for long enough."""
+        logger.info(f"waiting for at most {self.expires_s:.0f} s: {who(found)} may still write to {self.place!r}")
+        until = time.monotonic() + self.expires_s
+        while time.monotonic() < until:
+            self._ended.wait(min(1.0, self.renew_s))
+            now, current = self.file.read()
+            if current is None:
+                return None
+            if current != version:
+                raise UserError(_sentence(self.place, now))
+        return version
+
+    def _renew(self) -> None:
+        held = time.monotonic()  # when it was last renewed
+        while not self._ended.wait(self.renew_s):
+            self.count += 1
+            asked = time.monotonic()
+            try:
+                version = self._replace(self.version)
+            except Exception:  # the store may come back, for as long as nobody else can take over
+                if time.monotonic() - held < self.expires_s / 2:
+                    continue
+                version = None
+            else:
+                held = asked
+            if version is None:
+                self.version = None
+                self.on_loss(
+                    f"the run {self.place!r} was taken over by another job, or its lease could not be renewed"
+                )
+                return
+            self.version = version
+
+    def _replace(self, version: str | None) -> str | None:
+        """Write what holds now over `version`; the new version, or None where another's stands there.
+
+        Ours may stand there too: a store's answer is lost, and the same write, tried again, meets the first.
+        """
+        written = self.file.replace(self._content(), version)
+        if written is None:
+            found, current = self.file.read()
+            written = current if found and found.get("id") == self.holder["id"] else None
+        return written
+
+    def _content(self) -> bytes:
+        return json.dumps(self.holder | {"count": self.count}).encode()
+
+
+def _sentence(place: str, found: dict[str, Any] | None) -> str:
+    return f"{who(found)} is at work on the run {place!r}; wait for it, stop it, or give another run.id"
+
+
+def held(place: str, on_loss: Callable[[str], None]) -> AbstractContextManager:
+    """The lease of a run directory; nothing on stores that have neither locks nor conditional writes."""
+    return Lease(place, on_loss) if is_possible(place) else nullcontext()
+
+
+def is_possible(place: str) -> bool:
+    return place.startswith("s3://") or storage.is_local(place)
+
+
+def _file(place: str) -> LeaseFile:
+    return S3Object(place) if place.startswith("s3://") else LocalFile(storage.resolve(place)[1])
