@@ -10,10 +10,10 @@ from rgtg.config_section import NO_OUTPUT, Millions, Positive, Section, Thousand
 from rgtg.decoding_settings import OF_METHOD, DecodingSettings
 from rgtg.errors import redacted
 from rgtg.methods import Head, head_of
-from rgtg.place_names import fault, fault_of_judge, fault_of_root, join
+from rgtg.path_syntax import fault, fault_of_judge, fault_of_root, join
 
 SANDBOX = "sandbox"
-"""Stands for a place: the embedded world of text, its language model, pairs or prompts."""
+"""In place of a path: the embedded world of text, its language model, pairs or prompts."""
 
 # What a run on the sandbox's language model uses where the config says nothing: sizes for two cores and minutes.
 SANDBOX_SETTINGS: dict[str, dict[str, Any]] = {
@@ -23,17 +23,19 @@ SANDBOX_SETTINGS: dict[str, dict[str, Any]] = {
 
 
 def _named(fault_of: Callable[[str], str | None]) -> AfterValidator:
-    def check(place: str) -> str:
-        if found := fault_of(place):
-            shown = redacted(place).partition("?" if "://" in place else "\0")[0]  # a query may hold anything
+    def check(path: str) -> str:
+        if found := fault_of(path):
+            shown = redacted(path).partition("?" if "://" in path else "\0")[0]  # a query may hold anything
             raise ValueError(f"{shown[:200]!r} {found}")
-        return place
+        return path
 
     return AfterValidator(check)
 
 
-Place = Annotated[str, _named(fault)]
-Places = Annotated[list[Place], BeforeValidator(lambda v: [v] if isinstance(v, str) else v), Field(min_length=1)]
+PathOrUri = Annotated[str, _named(fault)]
+PathsOrUris = Annotated[
+    list[PathOrUri], BeforeValidator(lambda v: [v] if isinstance(v, str) else v), Field(min_length=1)
+]
 Judge = Annotated[str, _named(fault_of_judge)]
 
 
@@ -53,13 +55,13 @@ class Run(Section):
 
 
 class Models(Section):
-    language: Place = SANDBOX
+    language: PathOrUri = SANDBOX
     """The language model: a directory (local or s3://), a hub id, or `sandbox`."""
-    reward: Place | None = None
+    reward: PathOrUri | None = None
     """A reward model to use as it is; by default the run trains its own."""
     reward_reads: Literal["tokens", "text"] = "tokens"
     """`text`: `reward` may be any classifier, with any tokenizer; each candidate's text is read anew, slowly."""
-    ensemble: Annotated[list[Place], BeforeValidator(lambda v: [v] if isinstance(v, str) else v)] = []
+    ensemble: Annotated[list[PathOrUri], BeforeValidator(lambda v: [v] if isinstance(v, str) else v)] = []
     """More reward models beside `reward`; what all of them give is combined to one reward."""
     combine: Literal["mean", "min", "lower-bound"] = "mean"
     """How an ensemble's rewards are combined; the lower bound is their mean less `bound_width` deviations."""
@@ -87,13 +89,13 @@ class Models(Section):
 
 
 class TrainReward(Section):
-    pairs: Places = Field([SANDBOX], json_schema_extra=NO_OUTPUT)
+    pairs: PathsOrUris = Field([SANDBOX], json_schema_extra=NO_OUTPUT)
     """Preference pairs: Parquet or JSONL files or directories, in any of the usual formats."""
-    eval_pairs: Places | None = Field(None, json_schema_extra=NO_OUTPUT)
+    eval_pairs: PathsOrUris | None = Field(None, json_schema_extra=NO_OUTPUT)
     """Held-out pairs; by default a part of `pairs`."""
     eval_fraction: float = Field(0.05, gt=0, lt=1)
     """Part of `pairs` held out where no `eval_pairs` are given."""
-    init: Place | None = None
+    init: PathOrUri | None = None
     """What training starts from: a language model or a reward model; by default `models.language`."""
     objective: str = "partial"
     """Bradley-Terry on all prefixes (PARGS) or on whole responses alone, or another paper's: see the README."""
@@ -170,7 +172,7 @@ class TrainReward(Section):
 
 
 class Generate(DecodingSettings):
-    prompts: Places = Field([SANDBOX], json_schema_extra=NO_OUTPUT)
+    prompts: PathsOrUris = Field([SANDBOX], json_schema_extra=NO_OUTPUT)
     """Prompts: Parquet or JSONL files or directories with a column `prompt` (text or messages)."""
     beta: float | None = Field(None, ge=0)
     """Multiplier of the reward; by default the method's published value."""

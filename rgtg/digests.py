@@ -8,9 +8,9 @@ from rgtg.storage import READERS, list_files, resolve
 from rgtg.storage_errors import translate_errors
 
 
-def file_digest(place: str, path: str) -> str:
-    """The SHA-256 of the content of one file, at `path` in the file system of `place`."""
-    filesystem, _ = resolve(place)
+def file_digest(uri: str, path: str) -> str:
+    """The SHA-256 of the content of one file, at `path` in the file system of `uri`."""
+    filesystem, _ = resolve(uri)
 
     def content() -> str:
         total = hashlib.sha256()
@@ -23,11 +23,11 @@ def file_digest(place: str, path: str) -> str:
         return s3_filesystem.retry_read(content)
 
 
-def content_digest(place: str) -> str:
-    """SHA-256 of all files at `place`, names and contents: it changes when anything in a directory does."""
-    _, path = resolve(place)
-    total, files = hashlib.sha256(), list_files(place)
+def content_digest(uri: str) -> str:
+    """SHA-256 of all files at `uri`, names and contents: it changes when anything in a directory does."""
+    _, path = resolve(uri)
+    total, files = hashlib.sha256(), list_files(uri)
     with ThreadPoolExecutor(READERS) as pool:
-        for file, content in zip(files, pool.map(lambda file: file_digest(place, file.path), files), strict=True):
+        for file, content in zip(files, pool.map(lambda file: file_digest(uri, file.path), files), strict=True):
             total.update(f"{file.path[len(path) :]}\0{content}\n".encode(errors="surrogateescape"))
     return total.hexdigest()

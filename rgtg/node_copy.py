@@ -32,15 +32,15 @@ FRESH = ".fresh-"  # in the name of one that is being made
 _held: dict[Path, int] = {}  # descriptors of the locks of copies that this process uses, to its end
 
 
-def local_copy(place: str) -> str:
-    """A local path with what is at `place`: the place itself, or a copy of a remote directory, made once a node.
+def local_copy(uri: str) -> str:
+    """A local path with the files at `uri`: the path itself, or a copy of a remote directory, made once a node.
 
     The copy is keyed by the names, sizes and times of the files, so a changed model is fetched anew.
     """
-    if "://" not in place or is_local(place):
-        return place if "://" not in place else resolve(place)[1]
-    filesystem, path = resolve(place)
-    files = list_files(place)  # and no others: a key may have a .. that leads out of the copy
+    if "://" not in uri or is_local(uri):
+        return uri if "://" not in uri else resolve(uri)[1]
+    filesystem, path = resolve(uri)
+    files = list_files(uri)  # and no others: a key may have a .. that leads out of the copy
 
     def fetch(target: str) -> None:
         def one(file: pafs.FileInfo) -> None:
@@ -49,12 +49,12 @@ def local_copy(place: str) -> str:
             s3_filesystem.retry_read(lambda: pafs.copy_files(file.path, copy, filesystem, pafs.LocalFileSystem()))
 
         with (
-            translate_errors(f"cannot copy {place!r} to {os.path.dirname(target)!r}"),
+            translate_errors(f"cannot copy {uri!r} to {os.path.dirname(target)!r}"),
             ThreadPoolExecutor(READERS) as pool,
         ):
             list(pool.map(one, files))
 
-    return copy_of([place, *((f.path, f.size, f.mtime_ns) for f in files)], fetch)
+    return copy_of([uri, *((f.path, f.size, f.mtime_ns) for f in files)], fetch)
 
 
 def copy_of(what: list[object], fetch: Callable[[str], None]) -> str:
@@ -87,14 +87,14 @@ def copy_of(what: list[object], fetch: Callable[[str], None]) -> str:
 
 def cache_directory() -> Path:
     """`$RGTG_CACHE`, by default ~/.cache/rgtg, made where it is not there. Raises UserError where it cannot be."""
-    place = os.environ.get("RGTG_CACHE") or "~/.cache/rgtg"
+    given = os.environ.get("RGTG_CACHE") or "~/.cache/rgtg"
     try:
-        base = Path(place).expanduser().absolute()
+        base = Path(given).expanduser().absolute()
         base.mkdir(parents=True, exist_ok=True)
     except RuntimeError as error:  # in a container whose user has no entry and no HOME
-        raise UserError(f"there is no home for the cache {place!r}; set RGTG_CACHE") from error
+        raise UserError(f"there is no home for the cache {given!r}; set RGTG_CACHE") from error
     except OSError as error:
-        raise UserError(f"cannot write to the cache {place!r}: {error.strerror}; set RGTG_CACHE") from error
+        raise UserError(f"cannot write to the cache {given!r}: {error.strerror}; set RGTG_CACHE") from error
     return base
 
 

@@ -1,7 +1,8 @@
-"""Files and directories, local, on s3:// or at any other URI that pyarrow reads: list, read, write atomically, remove.
+"""Files and directories, local, on S3 or at any other URI that pyarrow reads: list, read, write atomically, remove.
 
-Credentials come from the environment alone (AWS_ACCESS_KEY_ID, AWS_PROFILE, an instance role ...), as does the address
-of an S3 that is not Amazon's (AWS_ENDPOINT_URL), so neither is ever in a config, a manifest or a log.
+A `uri` is a local path (absolute, relative or with ~) or a URI, as a setting gives it; a `path` is what its file
+system calls it. Credentials come from the environment alone (AWS_ACCESS_KEY_ID, AWS_PROFILE, an instance role), as
+does the address of an S3 that is not Amazon's (AWS_ENDPOINT_URL): neither is in a config, a manifest or a log.
 """
 
 import json
@@ -15,9 +16,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from rgtg import place_names, s3_filesystem
+from rgtg import path_syntax, s3_filesystem
 from rgtg.errors import UserError, redacted
-from rgtg.place_names import join as join
+from rgtg.path_syntax import join as join
 from rgtg.storage_errors import translate_errors
 
 NOT_REGULAR = "not a regular file"
@@ -26,11 +27,11 @@ DANGLING = "a link to what is not there"
 READERS = 16  # files read at once: an object store answers slowly, and many requests as fast as one
 
 
-def resolve(place: str | Path) -> tuple[pafs.FileSystem, str]:
-    """The file system of a place and the path in it. Raises UserError for a URI that nothing here can read."""
-    text = str(place)
-    if found := place_names.fault(text):
-        raise UserError(f"cannot read the place {redacted(text)[:200]!r}: it {found}")
+def resolve(uri: str | Path) -> tuple[pafs.FileSystem, str]:
+    """The file system of `uri`, and the path in it. Raises UserError for a scheme that is not read."""
+    text = str(uri)
+    if found := path_syntax.fault(text):
+        raise UserError(f"cannot read {redacted(text)[:200]!r}: it {found}")
     if "://" not in text:
         return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(text))
     try:
@@ -39,48 +40,48 @@ def resolve(place: str | Path) -> tuple[pafs.FileSystem, str]:
         filesystem, path = pafs.FileSystem.from_uri(text)
         return filesystem, path.rstrip("/")
     except ValueError as error:
-        raise UserError(f"cannot read the place {text!r}: {error}") from error
+        raise UserError(f"cannot read {text!r}: {error}") from error
 
 
-def absolute(place: str, *, must_exist: bool = True) -> str:
+def absolute(uri: str, *, must_exist: bool = True) -> str:
     """A local path made absolute. A URI, and what is not there and may be a hub id, stays as it is."""
-    if "://" in place:
-        return place
-    path = os.path.abspath(os.path.expanduser(place))
-    return path if not must_exist or os.path.exists(path) else place
+    if "://" in uri:
+        return uri
+    path = os.path.abspath(os.path.expanduser(uri))
+    return path if not must_exist or os.path.exists(path) else uri
 
 
-def is_local(place: str) -> bool:
-    return isinstance(resolve(place)[0], pafs.LocalFileSystem)
+def is_local(uri: str) -> bool:
+    return isinstance(resolve(uri)[0], pafs.LocalFileSystem)
 
 
-def exists(place: str) -> bool:
-    filesystem, path = resolve(place)
-    return _info(filesystem, path, place).type != pafs.FileType.NotFound
+def exists(uri: str) -> bool:
+    filesystem, path = resolve(uri)
+    return _info(filesystem, path, uri).type != pafs.FileType.NotFound
 
 
-def list_files(place: str, suffixes: tuple[str, ...] = ("",)) -> list[pafs.FileInfo]:
-    """The files at or below `place` whose names end so, by path; none with . or _ in front. UserError: no place."""
-    return [file for file, fault in scan(place, suffixes) if fault is None]
+def list_files(uri: str, suffixes: tuple[str, ...] = ("",)) -> list[pafs.FileInfo]:
+    """The files at or below `uri` whose names end so, by path; hidden ones aside. UserError: nothing there."""
+    return [file for file, fault in scan(uri, suffixes) if fault is None]
 
 
-def scan(place: str, suffixes: tuple[str, ...]) -> list[tuple[pafs.FileInfo, str | None]]:
-    """All that is at or below `place`, by path, and why `list_files` leaves it out; hidden files aside."""
-    filesystem, path = resolve(place)
-    info = _info(filesystem, path, place)
+def scan(uri: str, suffixes: tuple[str, ...]) -> list[tuple[pafs.FileInfo, str | None]]:
+    """All that is at or below `uri`, by path, and why `list_files` leaves it out; hidden files aside."""
+    filesystem, path = resolve(uri)
+    info = _info(filesystem, path, uri)
     if info.type == pafs.FileType.NotFound:
-        raise UserError(f"there is nothing at {place!r}; give a file or a directory that exists")
+        raise UserError(f"there is nothing at {uri!r}; give a file or a directory that exists")
     if info.type != pafs.FileType.Directory:
         return [(info, None if info.type == pafs.FileType.File else NOT_REGULAR)]
     if isinstance(filesystem, pafs.LocalFileSystem):
-        return _scan_locally(path, place, suffixes)
-    with translate_errors(f"cannot read {place!r}"):
+        return _scan_locally(path, uri, suffixes)
+    with translate_errors(f"cannot read {uri!r}"):
         below = filesystem.get_file_info(pafs.FileSelector(path, recursive=True))
     files = [file for file in below if file.type != pafs.FileType.Directory and not _hidden(file.path, path)]
     return [(file, _fault(file, suffixes)) for file in sorted(files, key=lambda file: file.path)]
 
 
-def _scan_locally(path: str, place: str, suffixes: tuple[str, ...]) -> list[tuple[pafs.FileInfo, str | None]]:
+def _scan_locally(path: str, uri: str, suffixes: tuple[str, ...]) -> list[tuple[pafs.FileInfo, str | None]]:
     """The same of a local directory: links are followed, and a directory that links lead to again is met once."""
     filesystem = pafs.LocalFileSystem()
     found: list[tuple[pafs.FileInfo, str | None]] = []
@@ -102,7 +103,7 @@ def _scan_locally(path: str, place: str, suffixes: tuple[str, ...]) -> list[tupl
             try:
                 info = filesystem.get_file_info(whole)
             except UnicodeEncodeError as error:
-                raise UserError(f"a name below {place!r} is not UTF-8 ({error}); rename that file") from error
+                raise UserError(f"a name below {uri!r} is not UTF-8 ({error}); rename that file") from error
             found.append((info, _fault(info, suffixes)))
     return sorted(found, key=lambda pair: pair[0].path)
 
@@ -119,25 +120,25 @@ def _fault(file: pafs.FileInfo, suffixes: tuple[str, ...]) -> str | None:
     return None if file.path.endswith(suffixes) else f"its name does not end with {' or '.join(suffixes)}"
 
 
-def read_bytes(place: str, at_most: int | None = None) -> bytes:
-    filesystem, path = resolve(place)
+def read_bytes(uri: str, at_most: int | None = None) -> bytes:
+    filesystem, path = resolve(uri)
 
     def read() -> bytes:
         with filesystem.open_input_file(path) as file:  # a stream would ask for it in small pieces
             return file.read(at_most)
 
-    with translate_errors(f"cannot read {place!r}"):
+    with translate_errors(f"cannot read {uri!r}"):
         return s3_filesystem.retry_read(read)
 
 
-def read_json(place: str) -> Any:
-    return json.loads(read_bytes(place))
+def read_json(uri: str) -> Any:
+    return json.loads(read_bytes(uri))
 
 
-def write_bytes(place: str, data: bytes | pa.Buffer) -> None:
+def write_bytes(uri: str, data: bytes | pa.Buffer) -> None:
     """Write a file that a reader sees whole or not at all."""
-    filesystem, path = resolve(place)
-    with translate_errors(f"cannot write {place!r}"):
+    filesystem, path = resolve(uri)
+    with translate_errors(f"cannot write {uri!r}"):
         if isinstance(filesystem, pafs.LocalFileSystem):
             _write_local(path, data)
         else:
@@ -172,21 +173,21 @@ def _beside(path: str) -> str:
     return os.path.join(os.path.dirname(path), f".{uuid.uuid4().hex}")
 
 
-def write_json(place: str, value: Any) -> None:
-    write_bytes(place, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+def write_json(uri: str, value: Any) -> None:
+    write_bytes(uri, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
 
-def make_directory(place: str) -> None:
+def make_directory(uri: str) -> None:
     """Raises UserError where it cannot be written to."""
-    filesystem, path = resolve(place)
-    with translate_errors(f"cannot write to {place!r}"):
+    filesystem, path = resolve(uri)
+    with translate_errors(f"cannot write to {uri!r}"):
         filesystem.create_dir(path, recursive=True)
 
 
-def remove(place: str) -> None:
+def remove(uri: str) -> None:
     """Remove a file, or a directory and all below it; nothing happens where there is none."""
-    filesystem, path = resolve(place)
-    with translate_errors(f"cannot remove {place!r}"):
+    filesystem, path = resolve(uri)
+    with translate_errors(f"cannot remove {uri!r}"):
         kind = filesystem.get_file_info(path).type
         if kind == pafs.FileType.Directory:
             filesystem.delete_dir(path)
@@ -194,10 +195,10 @@ def remove(place: str) -> None:
             filesystem.delete_file(path)
 
 
-def upload(directory: str | Path, place: str) -> None:
-    """Copy a local directory to `place`, in the stead of what is there."""
-    filesystem, path = resolve(place)
-    with translate_errors(f"cannot write {place!r}"):
+def upload(directory: str | Path, uri: str) -> None:
+    """Copy a local directory to `uri`, replacing what is there."""
+    filesystem, path = resolve(uri)
+    with translate_errors(f"cannot write {uri!r}"):
         local = pafs.LocalFileSystem()
         if isinstance(filesystem, pafs.LocalFileSystem):
             fresh = _beside(path)
@@ -206,11 +207,11 @@ def upload(directory: str | Path, place: str) -> None:
             shutil.rmtree(path, ignore_errors=True)
             os.replace(fresh, path)
         else:
-            remove(place)
+            remove(uri)
             filesystem.create_dir(path, recursive=True)
             pafs.copy_files(str(directory), path, local, filesystem)
 
 
-def _info(filesystem: pafs.FileSystem, path: str, place: str) -> pafs.FileInfo:
-    with translate_errors(f"cannot reach {place!r}"):
+def _info(filesystem: pafs.FileSystem, path: str, uri: str) -> pafs.FileInfo:
+    with translate_errors(f"cannot reach {uri!r}"):
         return filesystem.get_file_info(path)

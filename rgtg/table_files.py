@@ -15,10 +15,10 @@ from rgtg.storage_errors import translate_errors
 
 
 def read_tables(
-    place: str, columns: list[str] | None = None, keep: Callable[[str], bool] = lambda path: True
+    uri: str, columns: list[str] | None = None, keep: Callable[[str], bool] = lambda path: True
 ) -> Iterator[pa.Table]:
-    """The Parquet files at `place` whose path is to `keep`, a table each, by name; some are read ahead."""
-    filesystem, _ = resolve(place)
+    """The Parquet files at `uri` whose path is to `keep`, a table each, by name; some are read ahead."""
+    filesystem, _ = resolve(uri)
 
     def read(file: pafs.FileInfo) -> pa.Table:
         def whole() -> pa.Table:
@@ -27,18 +27,18 @@ def read_tables(
 
         return s3_filesystem.retry_read(whole)
 
-    files = [file for file in list_files(place, (".parquet",)) if keep(file.path)]
-    with ThreadPoolExecutor(READERS) as pool, translate_errors(f"cannot read {place!r}"):
+    files = [file for file in list_files(uri, (".parquet",)) if keep(file.path)]
+    with ThreadPoolExecutor(READERS) as pool, translate_errors(f"cannot read {uri!r}"):
         for start in range(0, len(files), READERS):
             yield from pool.map(read, files[start : start + READERS])
 
 
-def check_tables(place: str) -> list[str]:
-    """The paths of the Parquet files at `place`, for a reader that is not ours, which may take others for tables too.
+def check_tables(uri: str) -> list[str]:
+    """The paths of the Parquet files at `uri`, for a reader that is not ours, which may take others for tables too.
 
     Raises UserError where one names extension types, whose code that reader may run. No table of a run has any.
     """
-    filesystem, _ = resolve(place)
+    filesystem, _ = resolve(uri)
 
     def is_safe(file: pafs.FileInfo) -> bool:
         def footer_is_plain() -> bool:
@@ -48,30 +48,30 @@ def check_tables(place: str) -> list[str]:
 
         return s3_filesystem.retry_read(footer_is_plain)
 
-    files = list_files(place, (".parquet",))
-    with ThreadPoolExecutor(READERS) as pool, translate_errors(f"cannot read {place!r}"):
+    files = list_files(uri, (".parquet",))
+    with ThreadPoolExecutor(READERS) as pool, translate_errors(f"cannot read {uri!r}"):
         for file, safe in zip(files, pool.map(is_safe, files), strict=True):
             if not safe:
                 raise UserError(f"{file.path!r} has columns of extension types, so this is no table that a run wrote")
     return [file.path for file in files]
 
 
-def check_lists(place: str) -> None:
+def check_lists(uri: str) -> None:
     """The same of a directory that such a reader lists itself.
 
     Raises UserError also where there is anything else in it: by the reader's rules it might be a table.
     """
-    filesystem, path = resolve(place)
-    with translate_errors(f"cannot read {place!r}"):
+    filesystem, path = resolve(uri)
+    with translate_errors(f"cannot read {uri!r}"):
         for found in filesystem.get_file_info(pafs.FileSelector(path)):
             is_table = found.type == pafs.FileType.File and found.base_name.endswith(".parquet")
             if not is_table and not found.base_name.startswith((".", "_")):
                 raise UserError(f"{found.path!r} is nothing that a run wrote there; take it away")
-    check_tables(place)
+    check_tables(uri)
 
 
-def write_table(place: str, table: pa.Table) -> None:
+def write_table(uri: str, table: pa.Table) -> None:
     """Write a Parquet file that a reader sees whole or not at all."""
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink)
-    write_bytes(place, sink.getvalue())
+    write_bytes(uri, sink.getvalue())

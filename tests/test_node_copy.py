@@ -210,24 +210,24 @@ def test_another_process_waits_for_the_copying_and_not_for_the_end_of_who_copied
 
 
 def test_a_local_place_needs_no_copy(tmp_path):
-    for place in (str(tmp_path), "owner/model", "some-hub-id"):
-        assert node_copy.local_copy(place) == place
+    for uri in (str(tmp_path), "owner/model", "some-hub-id"):
+        assert node_copy.local_copy(uri) == uri
     assert node_copy.local_copy(f"file://{tmp_path}/m") == f"{tmp_path}/m"
 
 
 def test_a_remote_directory_is_copied_once_and_anew_when_it_changes(s3, tmp_path, monkeypatch):
     monkeypatch.setenv("RGTG_CACHE", str(tmp_path))
-    place = f"{s3}/model"
-    storage.write_bytes(f"{place}/config.json", b"1")
-    storage.write_bytes(f"{place}/sub/weights", b"22")
-    copy = node_copy.local_copy(place)
+    uri = f"{s3}/model"
+    storage.write_bytes(f"{uri}/config.json", b"1")
+    storage.write_bytes(f"{uri}/sub/weights", b"22")
+    copy = node_copy.local_copy(uri)
     assert Path(copy, "config.json").read_bytes() == b"1"
     assert Path(copy, "sub/weights").read_bytes() == b"22"
     stamp = os.stat(Path(copy, "config.json"))
-    assert node_copy.local_copy(place) == copy
+    assert node_copy.local_copy(uri) == copy
     assert os.stat(Path(copy, "config.json")).st_ino == stamp.st_ino
-    storage.write_bytes(f"{place}/config.json", b"333")
-    changed = node_copy.local_copy(place)
+    storage.write_bytes(f"{uri}/config.json", b"333")
+    changed = node_copy.local_copy(uri)
     assert changed != copy
     assert Path(changed, "config.json").read_bytes() == b"333"
     directories = [entry.path for entry in os.scandir(Path(copy).parent) if entry.is_dir()]

@@ -11,25 +11,25 @@ from rgtg import storage
 from rgtg.errors import TransientError, UserError
 
 
-def names(place, *arguments):
-    _, path = storage.resolve(place)
-    return [file.path.removeprefix(path + "/") for file in storage.list_files(place, *arguments)]
+def names(uri, *arguments):
+    _, path = storage.resolve(uri)
+    return [file.path.removeprefix(path + "/") for file in storage.list_files(uri, *arguments)]
 
 
 def test_local_places(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    for place, path in (
+    for uri, path in (
         ("a/b", tmp_path / "a/b"),
         ("./a/", tmp_path / "a"),
         (tmp_path / "x", tmp_path / "x"),
         ("~/m", tmp_path / "home/m"),
         (f"file://{tmp_path}/y/", tmp_path / "y"),
     ):
-        filesystem, found = storage.resolve(place)
+        filesystem, found = storage.resolve(uri)
         assert isinstance(filesystem, pafs.LocalFileSystem)
         assert found == str(path)
-        assert storage.is_local(str(place))
+        assert storage.is_local(str(uri))
 
 
 def test_s3_places(monkeypatch):
@@ -41,10 +41,10 @@ def test_s3_places(monkeypatch):
     assert not storage.is_local("s3://bucket/x")
 
 
-@pytest.mark.parametrize("place", ["nope://bucket/x", "://", "http://host/file.parquet"])
-def test_a_uri_that_nothing_reads(place):
-    with pytest.raises(UserError, match=f"cannot read the place '{place}'"):
-        storage.resolve(place)
+@pytest.mark.parametrize("uri", ["nope://bucket/x", "://", "http://host/file.parquet"])
+def test_a_uri_that_nothing_reads(uri):
+    with pytest.raises(UserError, match=f"cannot read '{uri}'"):
+        storage.resolve(uri)
 
 
 def test_join():
@@ -53,18 +53,18 @@ def test_join():
 
 
 def test_what_is_written_is_read(root):
-    place = storage.join(root, "deep", "down", "x.json")
-    assert not storage.exists(place)
-    storage.write_json(place, {"é": [1, None]})
-    assert storage.exists(place)
-    assert storage.read_json(place) == {"é": [1, None]}
-    storage.write_bytes(place, b"other")
-    assert storage.read_bytes(place) == b"other"
+    uri = storage.join(root, "deep", "down", "x.json")
+    assert not storage.exists(uri)
+    storage.write_json(uri, {"é": [1, None]})
+    assert storage.exists(uri)
+    assert storage.read_json(uri) == {"é": [1, None]}
+    storage.write_bytes(uri, b"other")
+    assert storage.read_bytes(uri) == b"other"
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
-    place = str(tmp_path / "x")
-    storage.write_bytes(place, b"old")
+    uri = str(tmp_path / "x")
+    storage.write_bytes(uri, b"old")
 
     def fail(*_):
         raise OSError(errno.ENOSPC, "disk full")
@@ -73,26 +73,26 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monke
         with monkeypatch.context() as patch:
             patch.setattr(os, name, fail)
             with pytest.raises(TransientError, match=r"cannot write .*No space left.*try again later"):
-                storage.write_bytes(place, b"new")
-        assert storage.read_bytes(place) == b"old"
+                storage.write_bytes(uri, b"new")
+        assert storage.read_bytes(uri) == b"old"
         assert os.listdir(tmp_path) == ["x"]
 
 
 def test_a_reader_never_sees_half_a_file(tmp_path, monkeypatch):
     """When the new name appears, its content is complete and on the disk."""
-    place, seen = str(tmp_path / "x"), []
-    storage.write_bytes(place, b"old")
+    uri, seen = str(tmp_path / "x"), []
+    storage.write_bytes(uri, b"old")
     replace = os.replace
 
     def look(source, target):
-        seen.append((storage.read_bytes(place), Path(source).read_bytes(), Path(source).parent))
+        seen.append((storage.read_bytes(uri), Path(source).read_bytes(), Path(source).parent))
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", look)
-    storage.write_bytes(place, b"new" * 1000)
+    storage.write_bytes(uri, b"new" * 1000)
     assert seen == [(b"old", b"new" * 1000, tmp_path)]  # on the same file system, where a rename is atomic
-    assert storage.read_bytes(place) == b"new" * 1000
-    assert os.stat(place).st_mode & 0o777 == 0o644
+    assert storage.read_bytes(uri) == b"new" * 1000
+    assert os.stat(uri).st_mode & 0o777 == 0o644
 
 
 def test_listing_hides_what_begins_with_a_dot_or_an_underscore(root):
@@ -105,22 +105,22 @@ def test_listing_hides_what_begins_with_a_dot_or_an_underscore(root):
 
 
 def test_listing_a_place_below_hidden_ones(root):
-    place = storage.join(root, "_work", ".x")
-    storage.write_bytes(storage.join(place, "a"), b"")
-    assert names(place) == ["a"]
+    uri = storage.join(root, "_work", ".x")
+    storage.write_bytes(storage.join(uri, "a"), b"")
+    assert names(uri) == ["a"]
 
 
 def test_listing_one_file(root):
-    place = storage.join(root, "a.parquet")
-    storage.write_bytes(place, b"123")
-    (file,) = storage.list_files(place, (".parquet",))
+    uri = storage.join(root, "a.parquet")
+    storage.write_bytes(uri, b"123")
+    (file,) = storage.list_files(uri, (".parquet",))
     assert file.size == 3
 
 
 def test_listing_nothing(root):
-    place = storage.join(root, "none")
-    with pytest.raises(UserError, match=f"there is nothing at '{place}'"):
-        storage.list_files(place)
+    uri = storage.join(root, "none")
+    with pytest.raises(UserError, match=f"there is nothing at '{uri}'"):
+        storage.list_files(uri)
 
 
 def test_upload_takes_the_place_of_what_is_there(root, tmp_path):
@@ -142,19 +142,19 @@ def test_upload_takes_the_place_of_what_is_there(root, tmp_path):
 
 
 def test_remove(root):
-    place = storage.join(root, "x")
-    storage.remove(place)
-    storage.write_bytes(storage.join(place, "a/b"), b"")
-    storage.remove(place)
-    assert not storage.exists(place)
-    assert not storage.exists(storage.join(place, "a/b"))
+    uri = storage.join(root, "x")
+    storage.remove(uri)
+    storage.write_bytes(storage.join(uri, "a/b"), b"")
+    storage.remove(uri)
+    assert not storage.exists(uri)
+    assert not storage.exists(storage.join(uri, "a/b"))
 
 
 def test_make_directory(root, tmp_path):
-    place = storage.join(root, "a", "b")
-    storage.make_directory(place)
-    storage.make_directory(place)
-    assert storage.exists(place)
+    uri = storage.join(root, "a", "b")
+    storage.make_directory(uri)
+    storage.make_directory(uri)
+    assert storage.exists(uri)
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(UserError, match="cannot write to"):
         storage.make_directory(str(tmp_path / "file" / "below"))

@@ -31,19 +31,19 @@ def brisk(monkeypatch):
 
 @pytest.fixture
 def calls(tmp_path):
-    """Everything that can be done to a place, by name."""
+    """Everything that can be done to a uri, by name."""
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "weights").write_bytes(b"1")
     return {
         "read": storage.read_bytes,
         "list": storage.list_files,
-        "tables": lambda place: list(table_files.read_tables(place)),
+        "tables": lambda uri: list(table_files.read_tables(uri)),
         "digest": content_digest,
         "copy": local_copy,
-        "write": lambda place: storage.write_bytes(place, b"new"),
-        "table": lambda place: table_files.write_table(place, pa.table({"x": [1]})),
-        "make": lambda place: storage.make_directory(f"{place}/below"),
-        "upload": lambda place: storage.upload(tmp_path / "model", place),
+        "write": lambda uri: storage.write_bytes(uri, b"new"),
+        "table": lambda uri: table_files.write_table(uri, pa.table({"x": [1]})),
+        "make": lambda uri: storage.make_directory(f"{uri}/below"),
+        "upload": lambda uri: storage.upload(tmp_path / "model", uri),
     }
 
 
@@ -52,14 +52,14 @@ def keys(s3):
     return [entry["Key"] for entry in bucket.get("Contents", [])]
 
 
-def refused(kind, calls, place):
+def refused(kind, calls, uri):
     """What each call says, which is one sentence of this kind."""
     sentences = {}
     for name, call in calls.items():
         with pytest.raises(kind) as raised:
-            call(place)
+            call(uri)
         sentences[name] = str(raised.value)
-        assert place in sentences[name]
+        assert uri in sentences[name]
         assert "\n" not in sentences[name]
         assert raised.value.__cause__ is None or kind is UserError, "it would be printed as a traceback"
     return sentences
@@ -112,31 +112,31 @@ def test_a_lease_whose_reading_was_cut_off_is_read_again(faulty, s3):
 @pytest.mark.parametrize("fault", ["expired", "expired-403"])
 def test_expired_credentials(fault, faulty, s3, calls):
     faulty.plan = always(fault)
-    for sentence in refused(UserError, calls, f"{s3}/place").values():
+    for sentence in refused(UserError, calls, f"{s3}/uri").values():
         assert sentence.endswith("are the credentials of the environment right, and not expired?")
     assert faulty.requests <= 2 * len(calls), "trying again does not help"
-    with pytest.raises(UserError, match="ExpiredToken"), Lease(f"{s3}/place", print):
+    with pytest.raises(UserError, match="ExpiredToken"), Lease(f"{s3}/uri", print):
         raise AssertionError
 
 
 def test_a_bucket_that_is_not_there(faulty, calls):
-    place = "s3://no-such-bucket/place"
-    assert not storage.exists(place)
-    for name, sentence in refused(UserError, calls, place).items():
+    uri = "s3://no-such-bucket/uri"
+    assert not storage.exists(uri)
+    for name, sentence in refused(UserError, calls, uri).items():
         assert "allow_bucket_creation" not in sentence
         if name in ("write", "table", "make", "upload"):
             assert "NO_SUCH_BUCKET" in sentence or "Bucket 'no-such-bucket' not found" in sentence
-    with pytest.raises(UserError, match="NoSuchBucket"), Lease(place, print):
+    with pytest.raises(UserError, match="NoSuchBucket"), Lease(uri, print):
         raise AssertionError
 
 
 @pytest.mark.parametrize("fault", ["500", "503", "reset-upload"])
 def test_a_store_that_is_down(fault, faulty, s3, calls):
     faulty.plan = always(fault)
-    for sentence in refused(TransientError, calls, f"{s3}/place").values():
+    for sentence in refused(TransientError, calls, f"{s3}/uri").values():
         assert sentence.endswith("; try again later")
     assert faulty.requests <= 2 * s3_filesystem.ATTEMPTS * len(calls)
-    with pytest.raises(TransientError, match="try again later"), Lease(f"{s3}/place", print):
+    with pytest.raises(TransientError, match="try again later"), Lease(f"{s3}/uri", print):
         raise AssertionError
 
 
@@ -145,7 +145,7 @@ def test_a_store_that_is_silent(faulty, s3, monkeypatch):
     monkeypatch.setattr(s3_filesystem, "SILENT_S", 1.0)
     faulty.plan = always("silent")
     with pytest.raises(TransientError, match="Less than 1 bytes/sec .*; try again later"):
-        storage.read_bytes(f"{s3}/place")
+        storage.read_bytes(f"{s3}/uri")
     assert faulty.requests <= 3
 
 

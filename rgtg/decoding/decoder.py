@@ -124,11 +124,11 @@ class Decoder:
         rewards = [reward] if isinstance(reward, str) else reward or []
         if reward_reads == "text" and len(rewards) > 1:
             raise UserError("an ensemble is of reward models that read tokens; give one that reads text alone")
-        for place in rewards:
+        for path in rewards:
             if reward_reads == "text":
-                TextReward.check(place, "models.reward", trust_remote_code)
+                TextReward.check(path, "models.reward", trust_remote_code)
             else:
-                check_trained(place, trust_remote_code)
+                check_trained(path, trust_remote_code)
         model = LanguageModel.load(language, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
         pack(model.model)
         scorer: Scorer | None = None
@@ -147,9 +147,9 @@ class Decoder:
         elif rewards:
             models = [
                 RewardModel.load(
-                    place, device=model.device, dtype=model.model.dtype, trust_remote_code=trust_remote_code
+                    path, device=model.device, dtype=model.model.dtype, trust_remote_code=trust_remote_code
                 ).eval()
-                for place in rewards
+                for path in rewards
             ]
             for reward_model in models:
                 reward_model.pack()

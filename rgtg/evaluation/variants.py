@@ -13,7 +13,7 @@ from rgtg.config_section import message_of
 from rgtg.decoding_settings import OF_METHOD
 from rgtg.errors import UserError
 from rgtg.methods import METHODS, OBJECTIVES, Head, head_of
-from rgtg.place_names import fault
+from rgtg.path_syntax import fault
 
 # What an entry may say: settings of `generate` that are the method's; and how its reward model is trained, or which
 # language model stands in for the run's.

@@ -38,17 +38,17 @@ class LeaseFile(Protocol):
 
 
 class Lease:
-    """A context manager around a job on `place`. On entering it raises UserError where another job is at work there.
+    """A context manager around a job on `uri`. On entering it raises UserError where another job is at work there.
 
     Should the lease be lost on the way (the machine slept, and another job took over), `on_loss` is called from a
     thread: what the job would write now is no longer its own.
     """
 
     def __init__(
-        self, place: str, on_loss: Callable[[str], None], renew_s: float = RENEW_S, expires_s: float = EXPIRES_S
+        self, uri: str, on_loss: Callable[[str], None], renew_s: float = RENEW_S, expires_s: float = EXPIRES_S
     ) -> None:
-        self.place, self.on_loss, self.renew_s, self.expires_s = place, on_loss, renew_s, expires_s
-        self.file = _file(storage.join(place, NAME))
+        self.uri, self.on_loss, self.renew_s, self.expires_s = uri, on_loss, renew_s, expires_s
+        self.file = _file(storage.join(uri, NAME))
         self.holder = {"host": socket.gethostname(), "pid": os.getpid(), "began": int(time.time())}
         self.holder |= {"id": uuid.uuid4().hex, "process": started(os.getpid())}
         self.count = 0
@@ -62,7 +62,7 @@ class Lease:
             version = self._watch(found, version)
         self.version = self._replace(version)
         if self.version is None:
-            raise UserError(_sentence(self.place, self.file.read()[0]))
+            raise UserError(_sentence(self.uri, self.file.read()[0]))
         self._thread.start()
         return self
 
@@ -75,7 +75,7 @@ class Lease:
 
     def _watch(self, found: dict[str, Any], version: str | None) -> str | None:
         """The version that may be replaced, after it stayed as it is for long enough."""
-        logger.info(f"waiting for at most {self.expires_s:.0f} s: {who(found)} may still write to {self.place!r}")
+        logger.info(f"waiting for at most {self.expires_s:.0f} s: {who(found)} may still write to {self.uri!r}")
         until = time.monotonic() + self.expires_s
         while time.monotonic() < until:
             self._ended.wait(min(1.0, self.renew_s))
@@ -83,7 +83,7 @@ class Lease:
             if current is None:
                 return None
             if current != version:
-                raise UserError(_sentence(self.place, now))
+                raise UserError(_sentence(self.uri, now))
         return version
 
     def _renew(self) -> None:
@@ -101,9 +101,7 @@ class Lease:
                 held = asked
             if version is None:
                 self.version = None
-                self.on_loss(
-                    f"the run {self.place!r} was taken over by another job, or its lease could not be renewed"
-                )
+                self.on_loss(f"the run {self.uri!r} was taken over by another job, or its lease could not be renewed")
                 return
             self.version = version
 
@@ -122,18 +120,18 @@ class Lease:
         return json.dumps(self.holder | {"count": self.count}).encode()
 
 
-def _sentence(place: str, found: dict[str, Any] | None) -> str:
-    return f"{who(found)} is at work on the run {place!r}; wait for it, stop it, or give another run.id"
+def _sentence(uri: str, found: dict[str, Any] | None) -> str:
+    return f"{who(found)} is at work on the run {uri!r}; wait for it, stop it, or give another run.id"
 
 
-def held(place: str, on_loss: Callable[[str], None]) -> AbstractContextManager:
+def held(uri: str, on_loss: Callable[[str], None]) -> AbstractContextManager:
     """The lease of a run directory; nothing on stores that have neither locks nor conditional writes."""
-    return Lease(place, on_loss) if is_possible(place) else nullcontext()
+    return Lease(uri, on_loss) if is_possible(uri) else nullcontext()
 
 
-def is_possible(place: str) -> bool:
-    return place.startswith("s3://") or storage.is_local(place)
+def is_possible(uri: str) -> bool:
+    return uri.startswith("s3://") or storage.is_local(uri)
 
 
-def _file(place: str) -> LeaseFile:
-    return S3Object(place) if place.startswith("s3://") else LocalFile(storage.resolve(place)[1])
+def _file(uri: str) -> LeaseFile:
+    return S3Object(uri) if uri.startswith("s3://") else LocalFile(storage.resolve(uri)[1])

@@ -27,14 +27,14 @@ class _NoConditions(Exception):
 class S3Object:
     """An object that changes by conditional writes."""
 
-    def __init__(self, place: str) -> None:
+    def __init__(self, uri: str) -> None:
         import boto3
 
-        bucket, _, key = place.removeprefix("s3://").partition("/")
+        bucket, _, key = uri.removeprefix("s3://").partition("/")
         # Answers must come well before the lease expires.
         patience = Config(connect_timeout=5, read_timeout=5, retries={"total_max_attempts": 2})
         self.client, self.object = boto3.client("s3", config=patience), {"Bucket": bucket, "Key": key}
-        self.place = place
+        self.uri = uri
 
     def read(self) -> tuple[dict[str, Any] | None, str | None]:
         answer = self._ask("get_object")
@@ -66,16 +66,16 @@ class S3Object:
                 return None
             if status == 501:
                 raise _NoConditions from error
-            sentence = f"cannot reach {self.place!r}: {code or status}"
+            sentence = f"cannot reach {self.uri!r}: {code or status}"
             if status in (400, 401, 403, 404):
                 raise UserError(sentence) from error
             raise TransientError(f"{sentence}; try again later") from None
         except SSLError as error:
-            raise UserError(f"cannot reach {self.place!r}: {error}{AUTHORITY}") from None
+            raise UserError(f"cannot reach {self.uri!r}: {error}{AUTHORITY}") from None
         except (NoCredentialsError, PartialCredentialsError, ProfileNotFound) as error:
-            raise UserError(f"cannot reach {self.place!r}: {error}") from error
+            raise UserError(f"cannot reach {self.uri!r}: {error}") from error
         except (BotoCoreError, HTTPError) as error:
-            raise TransientError(f"cannot reach {self.place!r}: {error}; try again later") from None
+            raise TransientError(f"cannot reach {self.uri!r}: {error}; try again later") from None
 
     def _answer(self, name: str, options: dict[str, Any]) -> dict[str, Any]:
         answer: dict[str, Any] = getattr(self.client, name)(**self.object, **options)

@@ -54,7 +54,7 @@ def is_adapter(directory: str | Path) -> bool:
 
 
 def describe(directory: str | Path, what: str) -> tuple[str, bool]:
-    """What the adapters in `directory` are for: the place of their base model, and whether they make a classifier.
+    """The base model of the adapters in `directory`, a path or hub id, and whether they make it a classifier.
 
     Raises UserError where they are no LoRA: peft has kinds that read files which their description names.
     """

@@ -34,16 +34,16 @@ SIZES = {
 }
 
 
-def check_description(directory: str, what: str, place: str) -> None:
+def check_description(directory: str, what: str, path: str) -> None:
     """Raises UserError for a config.json that no model can be built from, and for files beyond all measure."""
     if Path(directory, "adapter_config.json").is_file():
         raise UserError(
-            f"{what}: {place!r} has both a config.json and an adapter_config.json; keep the weights of one of them"
+            f"{what}: {path!r} has both a config.json and an adapter_config.json; keep the weights of one of them"
         )
     config = read_object(Path(directory, "config.json"), what)
-    _check_names_no_file("config.json", config, what, place)
+    _check_names_no_file("config.json", config, what, path)
     if config.get("quantization_config") is not None:
-        raise UserError(f"{what}: the weights of {place!r} are quantised; give the model with its plain ones")
+        raise UserError(f"{what}: the weights of {path!r} are quantised; give the model with its plain ones")
     generation = Path(directory, "generation_config.json")
     said: dict[str, list[Any]] = {
         "config.json": [config, config.get("text_config")],
@@ -52,26 +52,26 @@ def check_description(directory: str, what: str, place: str) -> None:
     for name, sections in said.items():
         for section in sections:
             if isinstance(section, dict) and (fault := _fault(section)):
-                raise UserError(f"{what}: the {name} of {place!r} says {fault}")
+                raise UserError(f"{what}: the {name} of {path!r} says {fault}")
 
 
-def check_tokenizer(directory: str, what: str, place: str) -> None:
+def check_tokenizer(directory: str, what: str, path: str) -> None:
     """Raises UserError for tokenizer files beyond all measure, and for a tokenizer_config.json that names others."""
     for name in TOKENIZERS:
         file = Path(directory, name)
         if file.is_file() and file.stat().st_size > MAX_TOKENIZER:
-            raise UserError(f"{what}: the {name} of {place!r} is larger than {MAX_TOKENIZER >> 20} MiB")
+            raise UserError(f"{what}: the {name} of {path!r} is larger than {MAX_TOKENIZER >> 20} MiB")
     config = Path(directory, "tokenizer_config.json")
     if config.is_file():
-        _check_names_no_file(config.name, read_object(config, what), what, place)
+        _check_names_no_file(config.name, read_object(config, what), what, path)
 
 
-def _check_names_no_file(name: str, config: dict[str, Any], what: str, place: str) -> None:
+def _check_names_no_file(name: str, config: dict[str, Any], what: str, path: str) -> None:
     for section in (config, *(value for value in config.values() if isinstance(value, dict))):
         for key in NAMES_FILES[name]:
             if section.get(key) is not None:
                 raise UserError(
-                    f"{what}: the {name} of {place!r} says by {key!r} that the model is in files of other names; give "
+                    f"{what}: the {name} of {path!r} says by {key!r} that the model is in files of other names; give "
                     "them their usual names, and take the key out"
                 )
 

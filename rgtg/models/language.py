@@ -21,12 +21,12 @@ from rgtg.models.loading import (
 WHAT = "models.language"
 
 
-def check_language(place: str, trust_remote_code: bool = False) -> None:
-    """Raises UserError unless `place` holds a language model that can be guided; no weights are read."""
-    config = load_config(place, WHAT, trust_remote_code=trust_remote_code)
+def check_language(path: str, trust_remote_code: bool = False) -> None:
+    """Raises UserError unless `path` holds a language model that can be guided; no weights are read."""
+    config = load_config(path, WHAT, trust_remote_code=trust_remote_code)
     check_cacheable(config, WHAT)
     if not is_language_model(config):
-        raise UserError(f"{WHAT}: {place!r} holds a {(config.architectures or ['model of unknown architecture'])[0]}")
+        raise UserError(f"{WHAT}: {path!r} holds a {(config.architectures or ['model of unknown architecture'])[0]}")
 
 
 @dataclass(frozen=True)
@@ -38,15 +38,15 @@ class LanguageModel:
 
     @classmethod
     def load(
-        cls, place: str, *, device: str = "auto", dtype: str = "auto", trust_remote_code: bool = False
+        cls, path: str, *, device: str = "auto", dtype: str = "auto", trust_remote_code: bool = False
     ) -> "LanguageModel":
         """Load a model directory or hub id. Raises UserError where that is not possible, saying why."""
-        check_language(place, trust_remote_code)
-        tokenizer = load_tokenizer(place, WHAT, trust_remote_code=trust_remote_code)
+        check_language(path, trust_remote_code)
+        tokenizer = load_tokenizer(path, WHAT, trust_remote_code=trust_remote_code)
         target = resolve_device(device)
         model = load_weights(
             AutoModelForCausalLM,
-            place,
+            path,
             WHAT,
             device=target,
             trust_remote_code=trust_remote_code,

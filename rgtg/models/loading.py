@@ -66,12 +66,12 @@ def _capabilities() -> dict[str, Any]:
     return tell() if tell else {}
 
 
-def load_config(place: str, what: str, *, trust_remote_code: bool = False) -> PreTrainedConfig:
-    """The config of the model at `place`. Raises UserError, before any weight is read, where there is none."""
-    directory = local_directory(place, what)
+def load_config(path: str, what: str, *, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """The config of the model at `path`. Raises UserError, before any weight is read, where there is none."""
+    directory = local_directory(path, what)
     if adapters.is_adapter(directory):
         base, classifies = adapters.describe(directory, what)
-        of_base = f"{what} (base of the adapters in {place!r})"
+        of_base = f"{what} (base of the adapters in {path!r})"
         if adapters.is_adapter(local_directory(base, of_base)):  # they might be a circle
             raise UserError(f"{of_base}: {base!r} holds adapters too; merge those first")
         config = load_config(base, of_base, trust_remote_code=trust_remote_code)
@@ -79,22 +79,22 @@ def load_config(place: str, what: str, *, trust_remote_code: bool = False) -> Pr
             config.architectures, config.num_labels = ["AdaptersForSequenceClassification"], 1
         return config
     if not Path(directory, "config.json").is_file():
-        raise UserError(f"{what}: {place!r} has no config.json; give a Hugging Face model directory or a hub id")
-    check_description(directory, what, place)
+        raise UserError(f"{what}: {path!r} has no config.json; give a Hugging Face model directory or a hub id")
+    check_description(directory, what, path)
     try:
         config = AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
     except Exception as error:  # a config class checks its fields by whatever it raises
-        raise UserError(f"{what}: cannot load {place!r}: {first_line(error)}") from error
+        raise UserError(f"{what}: cannot load {path!r}: {first_line(error)}") from error
     # As transformers finds best: a name of a repository here would have it fetch and run native code from a hub.
     config._attn_implementation = config._experts_implementation = None
     return config
 
 
-def load_tokenizer(place: str, what: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    directory = local_directory(place, what)
+def load_tokenizer(path: str, what: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    directory = local_directory(path, what)
     if adapters.is_adapter(directory) and not Path(directory, "tokenizer_config.json").is_file():
         directory = local_directory(adapters.describe(directory, what)[0], what)
-    check_tokenizer(directory, what, place)
+    check_tokenizer(directory, what, path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code)
     except Exception as error:  # tokenizers raises Exception itself
@@ -103,18 +103,18 @@ def load_tokenizer(place: str, what: str, *, trust_remote_code: bool = False) ->
             Path(directory, name).is_file() for name in TOKENIZERS
         ):  # transformers then speaks of its own ways to make one
             reason = "it has no tokenizer.json; save the model's tokenizer there"
-        raise UserError(f"{what}: cannot load the tokenizer of {place!r}: {reason}") from error
+        raise UserError(f"{what}: cannot load the tokenizer of {path!r}: {reason}") from error
     if (longest := _longest_word(tokenizer)) > MAX_WORD:
         raise UserError(
-            f"{what}: the tokenizer of {place!r} takes words of {longest} characters (max_input_chars_per_word), for "
+            f"{what}: the tokenizer of {path!r} takes words of {longest} characters (max_input_chars_per_word), for "
             f"which its time grows by the square; give one of at most {MAX_WORD}"
         )
-    config = load_config(place, what, trust_remote_code=trust_remote_code)
+    config = load_config(path, what, trust_remote_code=trust_remote_code)
     known, last = getattr(config.get_text_config(), "vocab_size", None), max(tokenizer.get_vocab().values(), default=0)
     if known and last >= known:
         token = tokenizer.convert_ids_to_tokens(last)
         raise UserError(
-            f"{what}: the tokenizer of {place!r} has the token {token!r} with id {last}, and the model knows {known} "
+            f"{what}: the tokenizer of {path!r} has the token {token!r} with id {last}, and the model knows {known} "
             "tokens; give the tokenizer that the model was trained with"
         )
     return tokenizer
@@ -128,7 +128,7 @@ def _longest_word(tokenizer: PreTrainedTokenizerBase) -> int:
 
 def load_weights(
     auto_class: Any,
-    place: str,
+    path: str,
     what: str,
     *,
     device: torch.device | str,
@@ -143,7 +143,7 @@ def load_weights(
     Raises UserError where weights are missing, but for those whose names begin with one of `new`.
     """
     disable_progress_bar()  # every actor and worker loads its own: the bars would fill a job's log
-    directory = local_directory(place, what, weights=True)
+    directory = local_directory(path, what, weights=True)
     if adapters.is_adapter(directory):
         base, _ = adapters.describe(directory, what)
         given = adapters.heads(directory, what)
@@ -151,10 +151,10 @@ def load_weights(
         options["new"] = new + given
         model = load_weights(auto_class, base, what, **options)
         return adapters.merge_into(model, directory, what).eval()
-    config = load_config(place, what, trust_remote_code=trust_remote_code)
+    config = load_config(path, what, trust_remote_code=trust_remote_code)
     if num_labels:
         config.num_labels = num_labels
-    _check_size(config, count_numbers(directory, what, place), what, place)
+    _check_size(config, count_numbers(directory, what, path), what, path)
     options |= {"use_safetensors": True, "trust_remote_code": trust_remote_code, "config": config}
     device = torch.device(device)
     if device.type == "cuda":
@@ -162,20 +162,20 @@ def load_weights(
     try:
         model, loaded = auto_class.from_pretrained(directory, output_loading_info=True, **options)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{what}: cannot load {place!r}: {first_line(error)}") from error
-    check_whole(loaded, new, what, place)
+        raise UserError(f"{what}: cannot load {path!r}: {first_line(error)}") from error
+    check_whole(loaded, new, what, path)
     keep_frequencies(model)
     return model.eval().to(device)
 
 
-def _check_size(config: PreTrainedConfig, stored: int, what: str, place: str) -> None:
+def _check_size(config: PreTrainedConfig, stored: int, what: str, path: str) -> None:
     """Raises UserError where a config asks for a far larger model than the weights are: it would fill the memory."""
     text = config.get_text_config()
     width, layers = getattr(text, "hidden_size", 0) or 0, getattr(text, "num_hidden_layers", 0) or 0
     least = layers * width * width  # of attention and feed-forward layers; shared by none that has fewer
     if least > 4 * stored:
         raise UserError(
-            f"{what}: the config.json of {place!r} describes {layers} layers of {width}, and its weights have "
+            f"{what}: the config.json of {path!r} describes {layers} layers of {width}, and its weights have "
             f"{stored} numbers; give a checkpoint that is whole"
         )
 

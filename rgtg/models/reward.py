@@ -65,26 +65,26 @@ class RewardModel(nn.Module):
         self.adapters = Adapters(self.backbone, rank, alpha)
 
     @staticmethod
-    def check(place: str, what: str, trust_remote_code: bool = False, head: Head | None = None) -> Head | None:
-        """The head of the reward model at `place`, or None for a language model to start one from. Reads no weights.
+    def check(path: str, what: str, trust_remote_code: bool = False, head: Head | None = None) -> Head | None:
+        """The head of the reward model at `path`, or None for a language model to start one from. Reads no weights.
 
         Raises UserError for a directory that is neither, a classifier with more labels than one, or a reward model
         with another head than the one asked for.
         """
-        config = load_config(place, what, trust_remote_code=trust_remote_code)
+        config = load_config(path, what, trust_remote_code=trust_remote_code)
         check_cacheable(config, what)
         architecture = (config.architectures or ["model of unknown architecture"])[0]
         found: Head | None = "scalar"
         if is_language_model(config):
             found = _own_head(config)
         elif not architecture.endswith("ForSequenceClassification"):
-            raise UserError(f"{what}: {place!r} holds a {architecture}")
+            raise UserError(f"{what}: {path!r} holds a {architecture}")
         elif config.num_labels != 1:
             raise UserError(
-                f"{what}: {place!r} is a classifier with {config.num_labels} labels; a reward model has num_labels=1"
+                f"{what}: {path!r} is a classifier with {config.num_labels} labels; a reward model has num_labels=1"
             )
         if found and head and found != head:
-            raise UserError(f"{what}: {place!r} is a reward model with a {found} head, and a {head} head is asked for")
+            raise UserError(f"{what}: {path!r} is a reward model with a {found} head, and a {head} head is asked for")
         if (found or head or "scalar") == "scalar":
             _check_scores_every_position(config, what, trust_remote_code)
         return found
@@ -92,7 +92,7 @@ class RewardModel(nn.Module):
     @classmethod
     def load(
         cls,
-        place: str,
+        path: str,
         *,
         head: Head | None = None,
         device: torch.device | str = "cpu",
@@ -104,9 +104,9 @@ class RewardModel(nn.Module):
 
         Raises UserError as `check`.
         """
-        found = cls.check(place, what, trust_remote_code, head)
+        found = cls.check(path, what, trust_remote_code, head)
         kind: Head = found or head or "scalar"
-        tokenizer = load_tokenizer(place, what, trust_remote_code=trust_remote_code)
+        tokenizer = load_tokenizer(path, what, trust_remote_code=trust_remote_code)
         auto = AutoModelForSequenceClassification if kind == "scalar" else AutoModelForCausalLM
         options = {"num_labels": 1} if kind == "scalar" else {}
         verbosity = hf_logging.get_verbosity()
@@ -114,7 +114,7 @@ class RewardModel(nn.Module):
         try:
             model = load_weights(
                 auto,
-                place,
+                path,
                 what,
                 device=device,
                 trust_remote_code=trust_remote_code,
@@ -208,11 +208,11 @@ class RewardModel(nn.Module):
         self.saved_tokenizer.save_pretrained(directory)
 
 
-def check_trained(place: str, trust_remote_code: bool = False) -> Head:
+def check_trained(path: str, trust_remote_code: bool = False) -> Head:
     """The head of a reward model. Raises UserError for a language model: its new head would guide nowhere."""
-    head = RewardModel.check(place, "models.reward", trust_remote_code)
+    head = RewardModel.check(path, "models.reward", trust_remote_code)
     if head is None:
-        raise UserError(f"models.reward: {place!r} is a language model; train a reward model from it first")
+        raise UserError(f"models.reward: {path!r} is a language model; train a reward model from it first")
     return head
 
 

@@ -36,21 +36,21 @@ class TextReward:
         self.context = context_length(model.config) - offset
 
     @staticmethod
-    def check(place: str, what: str, trust_remote_code: bool = False) -> None:
-        """Raises UserError unless `place` holds a classifier of text; reads no weights."""
-        config = load_config(place, what, trust_remote_code=trust_remote_code)
+    def check(path: str, what: str, trust_remote_code: bool = False) -> None:
+        """Raises UserError unless `path` holds a classifier of text; reads no weights."""
+        config = load_config(path, what, trust_remote_code=trust_remote_code)
         architecture = (config.architectures or ["model of unknown architecture"])[0]
         if not architecture.endswith("ForSequenceClassification") or config.num_labels not in (1, 2):
             raise UserError(
-                f"{what}: {place!r} holds a {architecture} with {config.num_labels} labels; a reward model is a "
+                f"{what}: {path!r} holds a {architecture} with {config.num_labels} labels; a reward model is a "
                 "sequence classifier with one label, or two"
             )
-        load_tokenizer(place, what, trust_remote_code=trust_remote_code)
+        load_tokenizer(path, what, trust_remote_code=trust_remote_code)
 
     @classmethod
     def load(
         cls,
-        place: str,
+        path: str,
         *,
         device: str = "auto",
         dtype: str = "auto",
@@ -59,18 +59,18 @@ class TextReward:
         day: date | None = None,
     ) -> "TextReward":
         """Load a classifier. `day` is what its chat template writes as the date, by default today."""
-        cls.check(place, what, trust_remote_code)
+        cls.check(path, what, trust_remote_code)
         target = resolve_device(device)
         model = load_weights(
             AutoModelForSequenceClassification,
-            place,
+            path,
             what,
             device=target,
             trust_remote_code=trust_remote_code,
             dtype=resolve_dtype(dtype, target),
-            num_labels=load_config(place, what, trust_remote_code=trust_remote_code).num_labels,
+            num_labels=load_config(path, what, trust_remote_code=trust_remote_code).num_labels,
         )
-        return cls(model, load_tokenizer(place, what, trust_remote_code=trust_remote_code), day)
+        return cls(model, load_tokenizer(path, what, trust_remote_code=trust_remote_code), day)
 
     def score(self, prompts: list[Prompt], completions: list[str]) -> list[float]:
         """Rewards of completions behind their prompts; of a text beyond the context, its end counts."""

@@ -13,44 +13,44 @@ from rgtg.models.description import read_object
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
-def weight_files(directory: str, what: str, place: str) -> list[Path]:
+def weight_files(directory: str, what: str, path: str) -> list[Path]:
     """The files that transformers reads. Raises UserError where there are none, or an index names others than those
     that a digest of the directory covers: files of that directory itself whose names are not hidden.
     """
     if any(Path(directory).glob("shard-*-model-*.safetensors")):  # which it would read instead
-        raise UserError(f"{what}: {place!r} holds a checkpoint of distributed training; save the model as a whole")
+        raise UserError(f"{what}: {path!r} holds a checkpoint of distributed training; save the model as a whole")
     whole, index = Path(directory, WEIGHTS), Path(directory, INDEX)
     if whole.is_file():
         return [whole]
     if not index.is_file():
         raise UserError(
-            f"{what}: cannot load {place!r}: it has no {WEIGHTS}; other weights, pickled ones among them, are not read"
+            f"{what}: cannot load {path!r}: it has no {WEIGHTS}; other weights, pickled ones among them, are not read"
         )
     shards = read_object(index, what).get("weight_map")
     if not isinstance(shards, dict) or not shards:
-        raise UserError(f"{what}: cannot load {place!r}: its {INDEX} has no weight_map")
+        raise UserError(f"{what}: cannot load {path!r}: its {INDEX} has no weight_map")
     for name in shards.values():
         if not isinstance(name, str) or Path(name).name != name or name.startswith((".", "_")):
             raise UserError(
-                f"{what}: the {INDEX} of {place!r} names the file {str(name)[:100]!r}; weights lie in the model's own "
+                f"{what}: the {INDEX} of {path!r} names the file {str(name)[:100]!r}; weights lie in the model's own "
                 "directory, under names that begin with neither . nor _"
             )
     return [Path(directory, name) for name in sorted(set(shards.values()))]
 
 
-def count_numbers(directory: str, what: str, place: str) -> int:
+def count_numbers(directory: str, what: str, path: str) -> int:
     """How many numbers all weights have. Raises UserError for a file that is torn or broken."""
     total = 0
-    for path in weight_files(directory, what, place):
+    for file in weight_files(directory, what, path):
         try:
-            with safe_open(path, "pt") as file:
-                total += sum(prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+            with safe_open(file, "pt") as tensors:
+                total += sum(prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
         except (OSError, SafetensorError, ValueError, json.JSONDecodeError) as error:
-            raise UserError(f"{what}: cannot load {place!r}: {path.name}: {first_line(error)}") from error
+            raise UserError(f"{what}: cannot load {path!r}: {file.name}: {first_line(error)}") from error
     return total
 
 
-def check_whole(loaded: dict[str, Any], new: tuple[str, ...], what: str, place: str) -> None:
+def check_whole(loaded: dict[str, Any], new: tuple[str, ...], what: str, path: str) -> None:
     """Raises UserError where transformers has drawn weights that a checkpoint lacks at random.
 
     `loaded` is what it says of the loading; `new` are beginnings of names that are to be made anew.
@@ -58,6 +58,6 @@ def check_whole(loaded: dict[str, Any], new: tuple[str, ...], what: str, place: 
     lacking = sorted(name for name in loaded["missing_keys"] if not name.startswith(new))
     if lacking:
         raise UserError(
-            f"{what}: the weights of {place!r} lack {len(lacking)} of the model's ({', '.join(lacking[:3])}); give a "
+            f"{what}: the weights of {path!r} lack {len(lacking)} of the model's ({', '.join(lacking[:3])}); give a "
             "checkpoint of this architecture that is whole"
         )

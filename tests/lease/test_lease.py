@@ -27,19 +27,19 @@ print("released", flush=True)
 
 
 @pytest.fixture(params=["disk", "s3"])
-def place(request, tmp_path):
+def uri(request, tmp_path):
     root = request.getfixturevalue("s3") if request.param == "s3" else str(tmp_path)
     return storage.join(root, "runs", "night")
 
 
 @pytest.fixture
 def start():
-    """Start a process that holds the lease of a place until its input closes."""
+    """Start a process that holds the lease of a uri until its input closes."""
     processes = []
 
-    def run(place):
+    def run(uri):
         process = subprocess.Popen(
-            [sys.executable, "-c", HOLDER, place], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", HOLDER, uri], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         processes.append(process)
         assert process.stdout.readline() == "held\n"
@@ -51,54 +51,54 @@ def start():
         process.communicate()
 
 
-def take(place, on_loss=lambda sentence: None):
-    return Lease(place, on_loss, RENEW, EXPIRES)
+def take(uri, on_loss=lambda sentence: None):
+    return Lease(uri, on_loss, RENEW, EXPIRES)
 
 
-def test_the_second_job_is_refused_while_the_first_lives(place, start):
-    first = start(place)
-    with pytest.raises(UserError, match=f"process {first.pid} on .* is at work on the run"), take(place):
+def test_the_second_job_is_refused_while_the_first_lives(uri, start):
+    first = start(uri)
+    with pytest.raises(UserError, match=f"process {first.pid} on .* is at work on the run"), take(uri):
         raise AssertionError("two jobs hold the lease")
     assert first.communicate()[0] == "released\n"
-    with take(place):
-        assert storage.exists(storage.join(place, NAME))
-    assert not storage.exists(storage.join(place, NAME))
+    with take(uri):
+        assert storage.exists(storage.join(uri, NAME))
+    assert not storage.exists(storage.join(uri, NAME))
 
 
-def test_a_holder_of_this_machine_that_was_killed_holds_nobody_up(place, start, caplog):
+def test_a_holder_of_this_machine_that_was_killed_holds_nobody_up(uri, start, caplog):
     caplog.set_level("INFO", logger="rgtg")
-    first = start(place)
+    first = start(uri)
     os.kill(first.pid, signal.SIGKILL)
     first.wait()
-    with take(place):
+    with take(uri):
         pass
     assert "waiting" not in caplog.text
 
 
-def test_a_dead_holder_of_another_machine_is_waited_for_and_replaced(place, caplog):
+def test_a_dead_holder_of_another_machine_is_waited_for_and_replaced(uri, caplog):
     caplog.set_level("INFO", logger="rgtg")
     gone = {"host": "elsewhere", "pid": 1, "began": 0, "process": "x", "id": "y", "count": 7}
-    storage.write_bytes(storage.join(place, NAME), json.dumps(gone).encode())
-    with take(place):
+    storage.write_bytes(storage.join(uri, NAME), json.dumps(gone).encode())
+    with take(uri):
         pass
     assert "process 1 on elsewhere, since 1970" in caplog.text
 
 
-def test_a_lease_that_is_torn_is_no_obstacle(place):
-    storage.write_bytes(storage.join(place, NAME), b'{"host"')
-    with take(place):
+def test_a_lease_that_is_torn_is_no_obstacle(uri):
+    storage.write_bytes(storage.join(uri, NAME), b'{"host"')
+    with take(uri):
         pass
 
 
-def test_of_two_that_take_over_one_wins(place):
+def test_of_two_that_take_over_one_wins(uri):
     gone = {"host": "elsewhere", "pid": 1, "began": 0, "process": "x", "id": "y", "count": 7}
-    storage.write_bytes(storage.join(place, NAME), json.dumps(gone).encode())
+    storage.write_bytes(storage.join(uri, NAME), json.dumps(gone).encode())
     both, outcome = threading.Barrier(4), []
 
     def run():
         try:
             both.wait()
-            with take(place):
+            with take(uri):
                 outcome.append("held")
                 both.wait(timeout=120)
         except UserError:
@@ -113,24 +113,24 @@ def test_of_two_that_take_over_one_wins(place):
     assert sorted(outcome) == ["held", "refused", "refused", "refused"]
 
 
-def test_a_holder_hears_that_its_lease_is_lost(place):
+def test_a_holder_hears_that_its_lease_is_lost(uri):
     lost = threading.Event()
-    with take(place, lambda sentence: lost.set()):
-        storage.write_bytes(storage.join(place, NAME), json.dumps({"host": "other", "pid": 2}).encode())
+    with take(uri, lambda sentence: lost.set()):
+        storage.write_bytes(storage.join(uri, NAME), json.dumps({"host": "other", "pid": 2}).encode())
         assert lost.wait(timeout=120)
-    assert b"other" in storage.read_bytes(storage.join(place, NAME)), "what is another's is left alone"
+    assert b"other" in storage.read_bytes(storage.join(uri, NAME)), "what is another's is left alone"
 
 
 def test_a_refused_job_leaves_no_empty_directory(tmp_path):
-    place = tmp_path / "runs" / "night"
-    with take(str(place)):
-        assert place.exists()
-    assert not place.exists()
+    uri = tmp_path / "runs" / "night"
+    with take(str(uri)):
+        assert uri.exists()
+    assert not uri.exists()
     assert Path(tmp_path, "runs").exists()
 
 
-def test_a_write_whose_answer_was_lost_is_still_ours(place):
-    lease = take(place)
+def test_a_write_whose_answer_was_lost_is_still_ours(uri):
+    lease = take(uri)
     with lease:
         lease._ended.set()
         lease._thread.join()
@@ -139,7 +139,7 @@ def test_a_write_whose_answer_was_lost_is_still_ours(place):
         assert lease._replace(old) is not None
         # The store tries the same write again, which finds the first one there.
         assert lease._replace(old) is not None
-        storage.write_bytes(storage.join(place, NAME), json.dumps({"host": "other", "pid": 2}).encode())
+        storage.write_bytes(storage.join(uri, NAME), json.dumps({"host": "other", "pid": 2}).encode())
         assert lease._replace(old) is None
 
 

@@ -5,7 +5,7 @@ import pytest
 from rgtg import config_file, storage
 from rgtg.errors import UserError
 
-PLACES = [
+PATHS = [
     "run.root",
     "models.language",
     "models.reward",
@@ -15,9 +15,9 @@ PLACES = [
 ]
 
 
-@pytest.mark.parametrize("setting", PLACES)
+@pytest.mark.parametrize("setting", PATHS)
 @pytest.mark.parametrize(
-    ("place", "said"),
+    ("path", "said"),
     [
         ("s3://b/p//a", "empty, a . or a .. part"),
         ("s3://b/../a", "empty, a . or a .. part"),
@@ -43,12 +43,12 @@ PLACES = [
         ("owner/name@main", None),
     ],
 )
-def test_a_place(setting, place, said):
+def test_a_place(setting, path, said):
     if said is None:
-        config_file.load(overrides=[f"{setting}={place}"])
+        config_file.load(overrides=[f"{setting}={path}"])
         return
     with pytest.raises(UserError, match=said) as raised:
-        config_file.load(overrides=[f"{setting}={place}"])
+        config_file.load(overrides=[f"{setting}={path}"])
     assert setting in str(raised.value)
     assert "planted" not in str(raised.value)
     assert len(str(raised.value)) < 500
@@ -61,10 +61,10 @@ def test_a_root_that_is_a_pattern_to_ray(name):
     assert config_file.load(overrides=[f"generate.prompts='{name}'"]).generate.prompts == [name]
 
 
-@pytest.mark.parametrize("place", ["s3://b//a", "~nosuchuser/x", "https://me:planted@host/x", "s3://", ""])
-def test_what_resolves_to_nothing(place):
+@pytest.mark.parametrize("path", ["s3://b//a", "~nosuchuser/x", "https://me:planted@host/x", "s3://", ""])
+def test_what_resolves_to_nothing(path):
     with pytest.raises(UserError) as raised:
-        storage.resolve(place)
+        storage.resolve(path)
     assert "planted" not in str(raised.value)
 
 

@@ -1,4 +1,4 @@
-"""What a setting may name as a place: a local path, s3://bucket/key, another URI that pyarrow reads, or a hub id."""
+"""Paths as settings give them: a local path, s3://bucket/key, another URI that pyarrow reads, or a hub id."""
 
 import os
 import re
@@ -11,30 +11,30 @@ SCHEMES = ("s3", "file", "gs", "gcs", "hdfs", "viewfs", "abfs", "abfss")
 MAX_NAME, MAX_KEY, MAX_PATH = 255, 1024, 4000  # bytes of a name, of an object's key and of a path
 
 
-def join(place: str | Path, *names: str) -> str:
-    """A place below another."""
-    return "/".join([str(place).rstrip("/"), *names])
+def join(path: str | Path, *names: str) -> str:
+    """The path or URI of something below another one."""
+    return "/".join([str(path).rstrip("/"), *names])
 
 
-def fault(place: str) -> str | None:
-    """Why `place` can name nothing, as the end of a sentence without the credentials in it; None where it can."""
-    if not place or "\0" in place:
+def fault(path: str) -> str | None:
+    """Why `path` can be no path or URI, as the end of a sentence without its credentials; None where it can."""
+    if not path or "\0" in path:
         return "is empty or holds a NUL; give a path"
-    if without_url_credentials(place) != place:
+    if without_url_credentials(path) != path:
         return "holds credentials, which belong in the environment; take them out"
-    scheme, slashes, rest = place.partition("://")
+    scheme, slashes, rest = path.partition("://")
     if slashes:
         return _fault_of_uri(scheme, rest)
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", place):
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", path):
         return "has one slash after its colon; write scheme://"
-    if place.startswith("~") and os.path.expanduser(place).startswith("~"):
+    if path.startswith("~") and os.path.expanduser(path).startswith("~"):
         return "begins with the home of a user that does not exist; write ./~ for such a name"
-    return _fault_of_length(place, MAX_PATH)
+    return _fault_of_length(path, MAX_PATH)
 
 
-def fault_of_root(place: str) -> str | None:
-    """Why run directories cannot be made below `place`; Ray takes some names for patterns."""
-    if (found := fault(place)) is None and (pattern := re.search(r"[*?\[]", place)):
+def fault_of_root(path: str) -> str | None:
+    """Why run directories cannot be made below `path`; Ray takes some names for patterns."""
+    if (found := fault(path)) is None and (pattern := re.search(r"[*?\[]", path)):
         return f"holds {pattern[0]!r}, which Ray takes for a pattern; give a directory without it"
     return found
 
@@ -60,21 +60,21 @@ def _fault_of_length(path: str, longest: int) -> str | None:
     return None
 
 
-def is_endpoint(place: str) -> bool:
-    return place.startswith(("http://", "https://"))
+def is_endpoint(uri: str) -> bool:
+    return uri.startswith(("http://", "https://"))
 
 
-def fault_of_judge(place: str) -> str | None:
-    """Why `place` is neither a reward model nor the base of an endpoint."""
-    if not is_endpoint(place):
-        return fault(place)
+def fault_of_judge(uri: str) -> str | None:
+    """Why `uri` is neither a reward model nor the base of an endpoint."""
+    if not is_endpoint(uri):
+        return fault(uri)
     try:
-        url = urlsplit(place)
+        url = urlsplit(uri)
         known = bool(url.hostname) and (url.port or 1) > 0
     except ValueError:
         known = False
     if not known:
         return "is no address; write https://host/v1"
-    if without_url_credentials(place) != place or "@" in url.netloc or url.query or url.fragment:
+    if without_url_credentials(uri) != uri or "@" in url.netloc or url.query or url.fragment:
         return "holds a user, a password or a query; put the key into the environment variable of evaluate.judge_key"
     return None
