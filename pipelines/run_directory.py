@@ -8,7 +8,6 @@ import hashlib
 import json
 import platform
 import time
-from concurrent.futures import ThreadPoolExecutor
 from datetime import date, datetime
 from functools import cache
 from importlib.metadata import version
@@ -20,9 +19,6 @@ from pipelines.job_log import log
 from rgtg import storage
 from rgtg.config import Config
 from rgtg.errors import UserError, first_line
-from rgtg.input_files import find
-from rgtg.models.adapters import describe, is_adapter
-from rgtg.rows import SUFFIXES
 
 PACKAGES = ("rgtg", "ray", "torch", "transformers", "pyarrow")
 ROUNDING = ("rgtg", "torch", "transformers")  # those whose versions decide how a row rounds
@@ -186,41 +182,6 @@ def manifest_of(place: str) -> dict[str, Any] | None:
 
 def fingerprint(inputs: Inputs) -> str:
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
-
-
-def listing(places: list[str]) -> list[dict[str, Any]]:
-    """Names, sizes and digests of the input files at `places`. Raises UserError where there are none."""
-    found = find(places)
-    files = found.files
-    if not files:
-        broken = next((f" ({path!r}: {reason})" for path, reason in found.unreadable.items()), "")
-        raise UserError(f"there are no {' or '.join(SUFFIXES)} files at {', '.join(map(repr, places))}{broken}")
-    with ThreadPoolExecutor(storage.READERS) as pool:
-        digests = list(pool.map(lambda file: storage.file_digest(file.place, file.path), files))
-    return [
-        {"path": file.path, "size": file.size, "sha256": content} for file, content in zip(files, digests, strict=True)
-    ]
-
-
-def model_digest(place: str) -> str:
-    """What stands for the contents of a model in a fingerprint: a directory's digest, or a hub id with its commit."""
-    if "://" not in place and not storage.exists(place):
-        return place
-    directory = storage.local_copy(place)
-    digest = f"sha256:{storage.digest(directory)}"
-    return f"{digest} on {model_digest(describe(directory, place)[0])}" if is_adapter(directory) else digest
-
-
-def check_unchanged(digests: dict[str, str]) -> None:
-    """Raises UserError where a model, by its place, is not what the driver saw: what a worker has just loaded would
-    mix two models in one run.
-    """
-    for place, digest in digests.items():
-        if model_digest(place) != digest:
-            raise UserError(
-                f"the model {place!r} changed while the job ran (it was {digest}); put it back to go on, or give "
-                "another run.id"
-            )
 
 
 def _changes(before: Inputs, now: Inputs) -> str:

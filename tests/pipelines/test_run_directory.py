@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import run_directory
+from pipelines import fingerprints, run_directory
 from pipelines.run_directory import RunDirectory, versions_that_round
 from rgtg import storage
 from rgtg.errors import UserError
@@ -70,7 +70,7 @@ def test_every_attempt_is_noted_once_with_its_versions(configure, monkeypatch):
 def test_why_there_are_no_files_is_said(tmp_path):
     (tmp_path / "a.parquet").symlink_to(tmp_path / "nothing")
     with pytest.raises(UserError, match=r"there are no .* files at .* \('.*a.parquet': a link to what is not there\)"):
-        run_directory.listing([str(tmp_path)])
+        fingerprints.listing([str(tmp_path)])
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"stages": {}}', '{"created": 5, "stages": {}}', "[" * 100_000])
