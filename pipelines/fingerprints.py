@@ -1,6 +1,9 @@
-"""Digests of the files and models that a job reads: they stand for the contents in the fingerprints of its stages."""
+"""What the output of a stage depends on: inputs by name, digests of files and models, their fingerprint and changes."""
 
+import hashlib
+import json
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
 from typing import Any
 
 from rgtg import storage
@@ -8,6 +11,10 @@ from rgtg.errors import UserError
 from rgtg.input_files import find
 from rgtg.models.adapters import describe, is_adapter
 from rgtg.rows import SUFFIXES
+
+ROUNDING = ("rgtg", "torch", "transformers")  # packages whose versions decide how a row rounds
+
+Inputs = dict[str, Any]  # everything that changes a stage's rows, by names that a person knows
 
 
 class InputDigests:
@@ -63,3 +70,28 @@ def check_unchanged(digests: dict[str, str]) -> None:
                 f"the model {place!r} changed while the job ran (it was {digest}); put it back to go on, or give "
                 "another run.id"
             )
+
+
+def versions_that_round() -> Inputs:
+    return {f"version of {name}": version(name) for name in ROUNDING}
+
+
+def fingerprint(inputs: Inputs) -> str:
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
+
+
+def changes_between(before: Inputs, now: Inputs) -> str:
+    """The inputs that differ, as part of a sentence: each with its value before and now."""
+    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    return " and ".join(_change(name, before.get(name), now.get(name)) for name in names)
+
+
+def _change(name: str, before: Any, now: Any) -> str:
+    if isinstance(before, list) and isinstance(now, list):  # of files: the first one that differs
+        before, now = (next((f for f in a if f not in b), None) for a, b in ((before, now), (now, before)))
+    return f"{name} {_short(before)} (now {_short(now)})"
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 200 else f"{text[:197]}..."

@@ -16,13 +16,14 @@ from ray.data import ActorPoolStrategy, DataContext, SaveMode
 from ray.data.checkpoint import CheckpointConfig
 
 from pipelines import prompts, ray_session
+from pipelines.fingerprints import Inputs, versions_that_round
 from pipelines.generate_actor import Generator
 from pipelines.inputs import on_gpu
 from pipelines.job_context import JobContext
 from pipelines.job_log import log
 from pipelines.model_checks import check_models, reward_place
 from pipelines.progress import Progress
-from pipelines.run_directory import Inputs, RunDirectory, versions_that_round
+from pipelines.run_directory import RunDirectory
 from rgtg import config_section, storage, table_files
 from rgtg.config import Config, Generate
 from rgtg.errors import TransientError, UserError

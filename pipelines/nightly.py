@@ -108,7 +108,7 @@ def _summary(config: Config, directory: RunDirectory, in_sandbox: bool) -> Summa
             for name, scores in guided.items()
         },
         preferences=directory.counts(preferences.STAGE),
-        seconds={stage: entry.get("seconds", 0.0) for stage, entry in directory.manifest["stages"].items()},
+        seconds=directory.seconds(),
     )
 
 

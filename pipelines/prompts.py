@@ -56,7 +56,7 @@ def run_stage(job: JobContext) -> None:
 
 def _grew(directory: RunDirectory, files: list[dict[str, Any]]) -> bool:
     """Whether every file that was taken in is still there as it was."""
-    before = directory.manifest["stages"].get(STAGE, {}).get("inputs", {}).get("generate.prompts", [])
+    before = directory.inputs_of(STAGE).get("generate.prompts", [])
     return all(file in files for file in before)
 
 

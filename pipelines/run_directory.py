@@ -4,7 +4,6 @@
                    _checkpoint/  and _SUCCESS, written last
 """
 
-import hashlib
 import json
 import platform
 import time
@@ -15,18 +14,16 @@ from typing import Any, Literal
 
 import yaml
 
+from pipelines.fingerprints import Inputs, changes_between, fingerprint
 from pipelines.job_log import log
 from rgtg import storage
 from rgtg.config import Config
 from rgtg.errors import UserError, first_line
 
 PACKAGES = ("rgtg", "ray", "torch", "transformers", "pyarrow")
-ROUNDING = ("rgtg", "torch", "transformers")  # those whose versions decide how a row rounds
 SUCCESS = "_SUCCESS"
 
 FORMAT = 1  # of a manifest; those without a number are of this one
-
-Inputs = dict[str, Any]  # everything that changes a stage's rows, by names that a person knows
 
 
 class RunDirectory:
@@ -69,7 +66,7 @@ class RunDirectory:
         entry = self.manifest["stages"].get(stage)
         if entry and entry["inputs"] != now and not rerunnable:
             raise UserError(
-                f"the run {self.place!r} has {_changes(entry['inputs'], now)} in its stage {stage!r}; "
+                f"the run {self.place!r} has {changes_between(entry['inputs'], now)} in its stage {stage!r}; "
                 "give those settings again to go on with it, or another run.id (--new-run) to start beside it"
             )
         if entry and entry["inputs"] == now and entry["status"] == "done":
@@ -98,7 +95,7 @@ class RunDirectory:
         before = entry.get("unfinished")
         if not before or before == alike:
             return
-        changes = _changes(before, alike)
+        changes = changes_between(before, alike)
         if entry["status"] == "done":
             log.info(f"warning: {stage} has rows made with {changes}: the new ones may round otherwise")
             return
@@ -109,7 +106,7 @@ class RunDirectory:
 
     def changed(self, stage: str, inputs: Inputs) -> set[str]:
         """The names of inputs that are not as they were when `stage` began; none where it did not."""
-        before, now = self.manifest["stages"].get(stage, {}).get("inputs"), json.loads(json.dumps(inputs))
+        before, now = self.inputs_of(stage), json.loads(json.dumps(inputs))
         return {name for name in {**before, **now} if before.get(name) != now.get(name)} if before else set()
 
     def finish(self, stage: str, counts: dict[str, Any], seconds: float) -> None:
@@ -117,6 +114,19 @@ class RunDirectory:
         entry |= {"status": "done", "finished": _now(), "seconds": round(seconds, 2), "counts": counts}
         self._save()
         log.info(f"{stage}: done in {seconds:.0f} s, in {self.place}")
+
+    @property
+    def stages(self) -> list[str]:
+        """The names of all stages that were begun, in their order."""
+        return list(self.manifest["stages"])
+
+    def seconds(self) -> dict[str, float]:
+        """How long each stage took, by name; 0 for one that is not done."""
+        return {stage: entry.get("seconds", 0.0) for stage, entry in self.manifest["stages"].items()}
+
+    def inputs_of(self, stage: str) -> Inputs:
+        """The inputs with which a stage began; none where it did not."""
+        return self.manifest["stages"].get(stage, {}).get("inputs", {})
 
     def counts(self, stage: str) -> dict[str, Any]:
         """The counts of a stage that is done."""
@@ -131,7 +141,7 @@ class RunDirectory:
 
     def has_begun(self, stage: str) -> bool:
         """Whether a stage of that name, or one whose name goes on from it, was begun."""
-        return any(name.startswith(stage) for name in self.manifest["stages"])
+        return any(name.startswith(stage) for name in self.stages)
 
     def is_done(self, stage: str) -> bool:
         return self.manifest["stages"].get(stage, {}).get("status") == "done"
@@ -157,10 +167,6 @@ def attempt() -> dict[str, Any]:
     return {"began": _now(), "versions": versions}
 
 
-def versions_that_round() -> Inputs:
-    return {f"version of {name}": version(name) for name in ROUNDING}
-
-
 def manifest_of(place: str) -> dict[str, Any] | None:
     """The manifest of a run, None where there is no run. Raises UserError for one that cannot be read."""
     file = storage.join(place, "manifest.json")
@@ -178,26 +184,6 @@ def manifest_of(place: str) -> dict[str, Any] | None:
             "another run.id"
         )
     return manifest
-
-
-def fingerprint(inputs: Inputs) -> str:
-    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
-
-
-def _changes(before: Inputs, now: Inputs) -> str:
-    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
-    return " and ".join(_change(name, before.get(name), now.get(name)) for name in names)
-
-
-def _change(name: str, before: Any, now: Any) -> str:
-    if isinstance(before, list) and isinstance(now, list):  # of files: the first one that differs
-        before, now = (next((f for f in a if f not in b), None) for a, b in ((before, now), (now, before)))
-    return f"{name} {_short(before)} (now {_short(now)})"
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 200 else f"{text[:197]}..."
 
 
 def _now() -> str:

@@ -13,11 +13,12 @@ from ray.data.expressions import col
 from ray.train.torch import TorchTrainer
 
 from pipelines import checkpoints, pairs, ray_session
+from pipelines.fingerprints import Inputs, versions_that_round
 from pipelines.inputs import on_gpu
 from pipelines.job_context import JobContext
 from pipelines.job_log import log
 from pipelines.progress import Progress
-from pipelines.run_directory import Inputs, RunDirectory, versions_that_round
+from pipelines.run_directory import RunDirectory
 from pipelines.train_reward_worker import worker
 from rgtg import config_section, s3_filesystem, storage, table_files
 from rgtg.config import Config, TrainReward
@@ -55,12 +56,12 @@ def reward_of(job: JobContext) -> str:
 
 def accuracies(directory: RunDirectory) -> dict[str, dict[str, Any]]:
     """Held-out accuracy of every reward model of the run, by its name; the run's own first."""
-    stages = [stage for stage in directory.manifest["stages"] if stage.startswith(STAGE) and directory.is_done(stage)]
+    stages = [stage for stage in directory.stages if stage.startswith(STAGE) and directory.is_done(stage)]
     return {_name_of(directory, stage): directory.counts(stage)["accuracy"] for stage in sorted(stages)}
 
 
 def _name_of(directory: RunDirectory, stage: str) -> str:
-    inputs = directory.manifest["stages"][stage]["inputs"]
+    inputs = directory.inputs_of(stage)
     return _name(inputs["train_reward.objective"], inputs["train_reward.head"])
 
 
