@@ -1,4 +1,4 @@
-"""What the output of a stage depends on: inputs by name, digests of files and models, their fingerprint and changes."""
+"""What the output of a stage depends on: its inputs by name, digests of files and models, and what changed in them."""
 
 import hashlib
 import json
