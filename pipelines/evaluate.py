@@ -9,15 +9,17 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from datetime import date
 from importlib.util import find_spec
 from typing import Any
 
 import ray
 
 from pipelines import generate, prompts, ray_session, train_reward
-from pipelines.inputs import check_models, on_gpu, resolved
-from pipelines.run_directory import RunDirectory, check_unchanged, model_digest
+from pipelines.fingerprints import check_unchanged
+from pipelines.inputs import on_gpu
+from pipelines.job_context import JobContext
+from pipelines.model_checks import check_models
+from pipelines.run_directory import RunDirectory
 from rgtg import storage, table_files
 from rgtg.chat import Prompt
 from rgtg.config import SANDBOX, Config
@@ -43,18 +45,16 @@ def run(config: Config, judges: Mapping[str, Judge] | None = None) -> list[Resul
     """Run the comparison; what is completed already is not completed again. `judges` are further ones, by name."""
     ways = variants(config.evaluate.methods, config.generate)
     in_sandbox = config.models.language == SANDBOX
-    config = resolved(config, pairs=config.models.reward is None, prompts=True)
     models, endpoint = _judging(config)
-    directory = prompts.run(config)
+    job = JobContext.open(config, pairs=config.models.reward is None, prompts=True)
+    config, directory = job.config, job.directory
+    prompts.run_stage(job)
     complete = storage.exists(directory.path("_SUCCESS"))  # a comparison beside a run leaves it complete
     for way in ways:
-        check_models(_config_of(way, config), config.models.reward or config.train_reward.init, directory)
-    done = {way: _complete(way, config, directory) for way in ways}
+        check_models(_job_of(way, job), config.models.reward or config.train_reward.init)
+    done = {way: _complete(_job_of(way, job), way.name) for way in ways}
     scorers: dict[str, Judge] = {**({"true reward": _true_rewards} if in_sandbox else {}), **(judges or {})}
-    scorers |= {
-        f"judge {i}" if i > 1 else "judge": _by_model(config, place, directory.date)
-        for i, place in enumerate(models, 1)
-    }
+    scorers |= {f"judge {i}" if i > 1 else "judge": _by_model(job, place) for i, place in enumerate(models, 1)}
     rows = {way: _rows(place) for way, (place, _) in done.items()}
     judged: dict[Variant, dict[str, Scores]] = {way: {} for way in ways}
     for name, judge in scorers.items():  # of all ways at once: a judge may be a model to load
@@ -66,9 +66,7 @@ def run(config: Config, judges: Mapping[str, Judge] | None = None) -> list[Resul
         for way in ways:
             judged[way][f"wins against {ways[0].name}"], won = _wins(endpoint, rows[way], rows[ways[0]])
             verdicts, unreadable = verdicts + won.asked, unreadable + won.unreadable
-    logprobs = {
-        way: _judged(_by_language(config, directory.date), rows[way], "token_ids") for way in ways if way.language
-    }
+    logprobs = {way: _judged(_by_language(job), rows[way], "token_ids") for way in ways if way.language}
     results = [measure(way, rows[way], judged[way], done[way][1], logprobs.get(way)) for way in ways]
     notes = [f"{unreadable:,} of the endpoint's {verdicts:,} verdicts could not be read; each counts .5."]
     _report(config, directory, results, notes if verdicts else [])
@@ -91,29 +89,31 @@ def _judging(config: Config) -> tuple[list[str], Endpoint | None]:
     return models, Endpoint(urls[0], settings.judge_model or "", settings.judge_key) if urls else None
 
 
-def _config_of(way: Variant, config: Config) -> Config:
+def _job_of(way: Variant, job: JobContext) -> JobContext:
+    """The job with the settings of one way."""
+    config = job.config
     init = config.train_reward.init or config.models.language
     train = config.train_reward.model_copy(update={"objective": way.objective, "head": way.head, "init": init})
     changes: dict[str, Any] = {"generate": way.settings, "train_reward": train}
     if way.language:
         place = pinned(storage.absolute(way.language), "language in evaluate.methods")
         changes["models"] = config.models.model_copy(update={"language": place})
-    return config.model_copy(update=changes)
+    return job.with_sections(**changes)
 
 
-def _complete(way: Variant, config: Config, directory: RunDirectory) -> tuple[str, float]:
-    """The completions of one way, and the seconds that decoding took."""
-    own = _config_of(way, config)
-    reward = config.models.reward or train_reward.reward_of(own, directory)
-    digest = hashlib.sha256(way.name.encode()).hexdigest()[:8]  # a name that is readable alone is not always unique
-    slug = f"{re.sub(r'[^A-Za-z0-9.]+', '-', way.name)[:80]}-{digest}"
-    stage, target = f"{STAGE} {way.name}", directory.path(STAGE, slug)
-    inputs = generate.inputs_of(own, reward, directory) | {"evaluate.num_prompts": config.evaluate.num_prompts}
+def _complete(job: JobContext, name: str) -> tuple[str, float]:
+    """The completions of the way of that name, whose settings `job` has, and the seconds that decoding took."""
+    config, directory = job.config, job.directory
+    reward = config.models.reward or train_reward.reward_of(job)
+    digest = hashlib.sha256(name.encode()).hexdigest()[:8]  # a name that is readable alone is not always unique
+    slug = f"{re.sub(r'[^A-Za-z0-9.]+', '-', name)[:80]}-{digest}"
+    stage, target = f"{STAGE} {name}", directory.path(STAGE, slug)
+    inputs = generate.inputs_of(job, reward) | {"evaluate.num_prompts": config.evaluate.num_prompts}
     if directory.begin(stage, inputs, rerunnable=True) != "done":
         begun = time.monotonic()
         storage.remove(target)  # done as a whole: its time is measured
         limit = config.evaluate.num_prompts
-        counts = generate.complete(own, reward, directory, target, checkpoint=None, limit=limit, inputs=inputs)
+        counts = generate.complete(job, reward, target, checkpoint=None, limit=limit)
         directory.finish(stage, counts, time.monotonic() - begun)
     return target, directory.counts(stage)["decode_seconds"]
 
@@ -152,32 +152,32 @@ def _true_rewards(given: list[Prompt], texts: list[str]) -> list[float]:
     return [true_reward(str(prompt) + text) for prompt, text in zip(given, texts, strict=True)]
 
 
-def _by_model(config: Config, place: str, day: date) -> Judge:
+def _by_model(job: JobContext, place: str) -> Judge:
     """A reward model that judges."""
-    digests = {place: model_digest(place)}
+    models, day = job.config.models, job.directory.date  # nothing else of the job goes to the worker
+    digests = {place: job.digests.model(place)}
 
     def score(given: list[Prompt], texts: list[str]) -> list[float]:
-        models = config.models
         options: dict[str, Any] = models.model_dump(include={"device", "dtype", "trust_remote_code"})
         judge = TextReward.load(place, what="evaluate.judges", day=day, **options)
         check_unchanged(digests)
         return judge.score(given, texts)
 
-    return _on_a_worker(score, config)
+    return _on_a_worker(score, job.config)
 
 
-def _by_language(config: Config, day: date) -> Callable[[list[Prompt], list[list[int]]], list[float]]:
+def _by_language(job: JobContext) -> Callable[[list[Prompt], list[list[int]]], list[float]]:
     """The run's language model, which says how likely completions are."""
-    digests = {config.models.language: model_digest(config.models.language)}
+    models, day = job.config.models, job.directory.date
+    digests = {models.language: job.digests.model(models.language)}
 
     def score(given: list[Prompt], ids: list[list[int]]) -> list[float]:
-        models = config.models
         options: dict[str, Any] = models.model_dump(include={"device", "dtype", "trust_remote_code"})
         model = LanguageModel.load(models.language, **options)
         check_unchanged(digests)
         return likelihood(model, given, ids, day)
 
-    return _on_a_worker(score, config)
+    return _on_a_worker(score, job.config)
 
 
 def _on_a_worker(score: Callable[..., list[float]], config: Config) -> Callable[..., list[float]]:

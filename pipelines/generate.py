@@ -16,11 +16,14 @@ from ray.data import ActorPoolStrategy, DataContext, SaveMode
 from ray.data.checkpoint import CheckpointConfig
 
 from pipelines import prompts, ray_session
+from pipelines.fingerprints import Inputs, versions_that_round
 from pipelines.generate_actor import Generator
-from pipelines.inputs import check_models, on_gpu, resolved, reward_place
+from pipelines.inputs import on_gpu
+from pipelines.job_context import JobContext
 from pipelines.job_log import log
+from pipelines.model_checks import check_models, reward_place
 from pipelines.progress import Progress
-from pipelines.run_directory import Inputs, RunDirectory, model_digest, versions_that_round
+from pipelines.run_directory import RunDirectory
 from rgtg import config_section, storage, table_files
 from rgtg.config import Config, Generate
 from rgtg.errors import TransientError, UserError
@@ -30,12 +33,19 @@ ATTEMPTS = 3
 
 
 def run(config: Config) -> RunDirectory:
-    """The stage: prompts/ to completions/."""
-    config = resolved(config, prompts=True)
-    directory = prompts.run(config)
-    reward = reward_place(config, directory)
-    check_models(config, reward, directory)
-    inputs = inputs_of(config, reward, directory)
+    """The stages prompts and generate."""
+    job = JobContext.open(config, prompts=True)
+    prompts.run_stage(job)
+    run_stage(job)
+    return job.directory
+
+
+def run_stage(job: JobContext) -> None:
+    """prompts/ to completions/."""
+    config, directory = job.config, job.directory
+    reward = reward_place(job)
+    check_models(job, reward)
+    inputs = inputs_of(job, reward)
     grew = config.generate.incremental and directory.changed(STAGE, inputs) == {"prompts"}
     target, checkpoint = directory.path("completions"), directory.path("_checkpoint")
     state = directory.begin(
@@ -47,14 +57,14 @@ def run(config: Config) -> RunDirectory:
     )
     if state == "done":
         _check_errors(config, directory.counts(STAGE), target)
-        return directory
+        return
     if state == "resume" or grew:
         log.info("generate: resuming from committed rows")
     begun = time.monotonic()
     expected = directory.counts(prompts.STAGE)["rows"]
     for _ in range(ATTEMPTS):  # more than one only where workers of a job that was killed went on writing beside it
         _reconcile(target, checkpoint)
-        counts = complete(config, reward, directory, target, checkpoint, inputs=inputs)
+        counts = complete(job, reward, target, checkpoint)
         if counts["rows"] == expected:
             break
     else:
@@ -63,18 +73,18 @@ def run(config: Config) -> RunDirectory:
         )
     _check_errors(config, counts, target)
     directory.finish(STAGE, counts, time.monotonic() - begun)
-    return directory
 
 
-def inputs_of(config: Config, reward: str | None, directory: RunDirectory) -> Inputs:
+def inputs_of(job: JobContext, reward: str | None) -> Inputs:
     """Everything that the rows depend on."""
+    config, digest = job.config, job.digests.model
     return {
-        "prompts": directory.fingerprint_of(prompts.STAGE),
-        "models.language": model_digest(config.models.language),
-        "models.reward": reward and model_digest(reward),
+        "prompts": job.directory.fingerprint_of(prompts.STAGE),
+        "models.language": digest(config.models.language),
+        "models.reward": reward and digest(reward),
         "models.dtype": config.models.dtype,
         "models.reward_reads": config.models.reward_reads,
-        "models.ensemble": [model_digest(place) for place in config.models.ensemble],
+        "models.ensemble": [digest(place) for place in config.models.ensemble],
         "models.combine": [config.models.combine, config.models.bound_width] if config.models.ensemble else None,
         "run.seed": config.run.seed,
         **{f"generate.{name}": value for name, value in config_section.inputs_of(config.generate).items()},
@@ -82,21 +92,18 @@ def inputs_of(config: Config, reward: str | None, directory: RunDirectory) -> In
 
 
 def complete(
-    config: Config,
+    job: JobContext,
     reward: str | None,
-    directory: RunDirectory,
     target: str,
     checkpoint: str | None,
     limit: int | None = None,
     actor: type[Generator] = Generator,
-    inputs: Inputs | None = None,
 ) -> dict[str, Any]:
     """Complete the (first `limit`) prompts of a run into `target`; the counts of what is there then.
 
-    `inputs` are those of the stage: its models must be what they were when it began.
+    Raises UserError where a model that an actor has loaded is not the one that the job began with.
     """
-    inputs = inputs or inputs_of(config, reward, directory)
-    settings = config.generate
+    config, directory, settings = job.config, job.directory, job.config.generate
     source, found = directory.path("prompts"), directory.counts(prompts.STAGE)["rows"]
     num_rows = min(found, limit or found)
     num_gpus = settings.gpus_per_actor if on_gpu(config.models) else 0
@@ -124,7 +131,7 @@ def complete(
                 "seed": config.run.seed,
                 "progress": progress.actor,
                 "day": directory.date,
-                "digests": _digests(config, reward, inputs),
+                "digests": {place: job.digests.model(place) for place in _models(config, reward)},
             },
             batch_size=settings.block_rows,
             batch_format="pyarrow",
@@ -143,13 +150,9 @@ def complete(
     return count(target) | {"decode_seconds": round(seconds, 2), "decoded_tokens": int(tokens)}
 
 
-def _digests(config: Config, reward: str | None, inputs: Inputs) -> dict[str, str]:
-    """Digests of the models by their places, as they were when the stage began."""
-    return {
-        config.models.language: inputs["models.language"],
-        **({reward: inputs["models.reward"]} if reward else {}),
-        **dict(zip(config.models.ensemble, inputs["models.ensemble"], strict=True)),
-    }
+def _models(config: Config, reward: str | None) -> list[str]:
+    """The places of all models that an actor loads."""
+    return [config.models.language, *([reward] if reward else []), *config.models.ensemble]
 
 
 def _context(checkpoint: str | None) -> DataContext:

@@ -1,21 +1,14 @@
-"""What a job works on, resolved and checked before Ray starts or a model loads."""
+"""What a config stands for on this machine and cluster, resolved before Ray starts or a model loads."""
 
 import os
 
-import pyarrow as pa
 import torch
 
-from pipelines.run_directory import RunDirectory
-from rgtg import sandbox, storage, table_files
-from rgtg.chat import check_template
+from rgtg import sandbox, storage
 from rgtg.config import SANDBOX, Config, Models
 from rgtg.errors import UserError
-from rgtg.methods import METHODS, check_head
 from rgtg.models.hub import pinned
-from rgtg.models.language import check_language
-from rgtg.models.loading import load_tokenizer, slow_bfloat16
-from rgtg.models.reward import RewardModel, check_same_tokens, check_trained
-from rgtg.models.text_reward import TextReward
+from rgtg.models.loading import slow_bfloat16
 
 
 def resolved(config: Config, *, models: bool = True, pairs: bool = False, prompts: bool = False) -> Config:
@@ -91,50 +84,6 @@ def _check_cluster(config: Config, *, models: bool, pairs: bool) -> None:
                     f"{name} is {place!r}, on the disk of this machine, and the cluster's other machines have their "
                     "own; use s3://, or set RGTG_SHARED_DISK=1 if all of them mount it"
                 )
-
-
-def reward_place(config: Config, directory: RunDirectory) -> str | None:
-    """The reward model of the run: the configured one, else the one that it trained, else none."""
-    if config.models.reward:
-        return config.models.reward
-    if directory.is_done("train_reward"):
-        return directory.path("reward_model")
-    if METHODS[config.generate.method].needs_reward:
-        raise UserError(
-            f"the method {config.generate.method!r} needs a reward model: run train-reward in this run first, or set "
-            "models.reward"
-        )
-    return None
-
-
-def check_models(config: Config, reward: str | None, directory: RunDirectory) -> None:
-    """Raises UserError for everything about the models that is knowable before one of them is loaded or trained.
-
-    `reward` is the reward model, or what one will be trained from.
-    """
-    trust = config.models.trust_remote_code
-    check_language(config.models.language, trust)
-    tokenizer = load_tokenizer(config.models.language, "models.language", trust_remote_code=trust)
-    if reward and config.models.reward_reads == "text":
-        TextReward.check(reward, "models.reward", trust)
-        check_head(config.generate.method, "scalar")
-    else:
-        for place in config.models.rewards:
-            check_head(config.generate.method, check_trained(place, trust))
-        found = RewardModel.check(reward, "the reward model", trust) if reward else None
-        check_head(config.generate.method, found or config.train_reward.head_kind)
-    if reward and config.models.reward_reads == "tokens":
-        for place in {reward, *config.models.ensemble} - {config.models.language}:
-            check_same_tokens(tokenizer, load_tokenizer(place, "the reward model", trust_remote_code=trust))
-    first = next(table_files.read_tables(directory.path("prompts"), ["prompt"]))
-    messages = pa.types.is_list(first.schema.field("prompt").type)
-    if messages and tokenizer.chat_template:
-        check_template(tokenizer, directory.date)
-    elif messages:
-        raise UserError(
-            f"the prompts are messages but the tokenizer of {config.models.language!r} has no chat template; give "
-            "prompts as text, or a model with a template"
-        )
 
 
 def slow_settings(config: Config) -> list[str]:

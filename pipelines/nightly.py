@@ -8,7 +8,8 @@ import time
 from rich.console import Console
 
 from pipelines import generate, pairs, preferences, prompts, train_reward
-from pipelines.inputs import check_models, resolved, reward_place
+from pipelines.job_context import JobContext
+from pipelines.model_checks import check_models, reward_place
 from pipelines.run_directory import SUCCESS, RunDirectory
 from rgtg import storage, table_files
 from rgtg.config import SANDBOX, Config
@@ -32,18 +33,19 @@ def run(config: Config) -> RunDirectory:
             f"by the method {config.generate.method!r}; ask for two or more by a method that samples, or run the "
             "stages train-reward and generate alone"
         )
-    config = resolved(config, pairs=config.models.reward is None, prompts=True)
-    complete = storage.exists(storage.join(config.run.directory, SUCCESS))
-    directory = prompts.run(config)
-    check_models(config, config.models.reward or config.train_reward.init, directory)
+    job = JobContext.open(config, pairs=config.models.reward is None, prompts=True)
+    config, directory = job.config, job.directory
+    complete = storage.exists(directory.path(SUCCESS))
+    prompts.run_stage(job)
+    check_models(job, config.models.reward or config.train_reward.init)
     if config.models.reward is None:
-        train_reward.run(config)
+        train_reward.run_stage(job)
         if config.nightly.compare_objectives:
-            _compare_objectives(config)
-    generate.run(config)
+            _compare_objectives(job)
+    generate.run_stage(job)
     if config.nightly.baseline_prompts:
-        _baseline(config)
-    directory = preferences.run(config)
+        _baseline(job)
+    preferences.run_stage(job)
     summary = _summary(config, directory, in_sandbox)
     storage.write_json(directory.path("report", "summary.json"), summary.figures())
     storage.write_bytes(directory.path("report", "summary.md"), as_markdown(summary).encode())
@@ -61,16 +63,16 @@ def run(config: Config) -> RunDirectory:
     return directory
 
 
-def _compare_objectives(config: Config) -> None:
+def _compare_objectives(job: JobContext) -> None:
     """Train on the other objective too, for the comparison by prefix length; nothing is generated with it."""
-    other = "full" if config.train_reward.objective == "partial" else "partial"
-    changed = config.model_copy(update={"train_reward": config.train_reward.model_copy(update={"objective": other})})
-    train_reward.reward_of(changed, RunDirectory(config))
+    settings = job.config.train_reward
+    other = "full" if settings.objective == "partial" else "partial"
+    train_reward.reward_of(job.with_sections(train_reward=settings.model_copy(update={"objective": other})))
 
 
-def _baseline(config: Config) -> None:
+def _baseline(job: JobContext) -> None:
     """Complete some of the prompts unguided, and score them by the same reward model, to compare with."""
-    directory = RunDirectory(config)
+    config, directory = job.config, job.directory
     inputs = {
         "completions": directory.fingerprint_of(generate.STAGE),
         "nightly.baseline_prompts": config.nightly.baseline_prompts,
@@ -82,9 +84,8 @@ def _baseline(config: Config) -> None:
     target = directory.path("completions_unguided")
     storage.remove(target)  # small, and without a checkpoint: it is done as a whole
     counts = generate.complete(
-        config.model_copy(update={"generate": settings}),
-        reward_place(config, directory),
-        directory,
+        job.with_sections(generate=settings),
+        reward_place(job),
         target,
         checkpoint=None,
         limit=config.nightly.baseline_prompts,
@@ -107,7 +108,7 @@ def _summary(config: Config, directory: RunDirectory, in_sandbox: bool) -> Summa
             for name, scores in guided.items()
         },
         preferences=directory.counts(preferences.STAGE),
-        seconds={stage: entry.get("seconds", 0.0) for stage, entry in directory.manifest["stages"].items()},
+        seconds=directory.seconds(),
     )
 
 

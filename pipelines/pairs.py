@@ -18,8 +18,8 @@ import ray
 from ray.data import DataContext
 
 from pipelines import ray_session
+from pipelines.job_context import JobContext
 from pipelines.job_log import log
-from pipelines.run_directory import RunDirectory, listing
 from rgtg import s3_filesystem, storage, storage_errors, table_files
 from rgtg.config import Config
 from rgtg.errors import UserError, first_line, printable
@@ -50,11 +50,13 @@ SCHEMA = pa.schema(
 )
 
 
-def run(config: Config, directory: RunDirectory, init: str) -> None:
-    """The stage: train_reward.pairs (and eval_pairs) to pairs/, tokenised for the model at `init`."""
-    settings = config.train_reward
+def run_stage(job: JobContext, init: str) -> None:
+    """`train_reward.pairs` (and `eval_pairs`) to pairs/, tokenised for the model at `init`."""
+    config, directory, settings = job.config, job.directory, job.config.train_reward
     sources = {"pairs": settings.pairs, "eval_pairs": settings.eval_pairs}
-    inputs: dict[str, Any] = {f"train_reward.{name}": places and listing(places) for name, places in sources.items()}
+    inputs: dict[str, Any] = {
+        f"train_reward.{name}": places and job.digests.files(places) for name, places in sources.items()
+    }
     fractions = {"pairs": 0.0 if settings.eval_pairs else settings.eval_fraction, "eval_pairs": 1.0}
     context = context_length(load_config(init, "train_reward.init", trust_remote_code=config.models.trust_remote_code))
     max_length = min(settings.max_length, context)

@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipelines import generate
-from pipelines.inputs import resolved
+from pipelines.job_context import JobContext
 from pipelines.job_log import log
 from pipelines.run_directory import RunDirectory
 from rgtg import storage, table_files
@@ -26,17 +26,22 @@ COLUMNS = [
 
 
 def run(config: Config) -> RunDirectory:
-    """The stage: completions/ to preferences/, which `datasets.load_dataset` reads as it is."""
-    config = resolved(config, models=False)
-    directory = RunDirectory(config)
+    """The stage alone."""
+    job = JobContext.open(config, models=False)
+    run_stage(job)
+    return job.directory
+
+
+def run_stage(job: JobContext) -> None:
+    """completions/ to preferences/, which `datasets.load_dataset` reads as it is."""
+    directory, settings = job.directory, job.config.preferences
     if not directory.is_done(generate.STAGE):
         raise UserError(f"the run {directory.place!r} has no finished completions; run generate first")
-    settings = config.preferences
     inputs = {"completions": directory.fingerprint_of(generate.STAGE)} | {
         f"preferences.{name}": value for name, value in settings.model_dump().items()
     }
     if directory.begin(STAGE, inputs, rerunnable=True) == "done":
-        return directory
+        return
     begun = time.monotonic()
     source, target = directory.path("completions"), directory.path("preferences")
     storage.remove(target)
@@ -70,7 +75,6 @@ def run(config: Config) -> RunDirectory:
     card = dataset_card(directory.config_of(generate.STAGE), sizes)
     storage.write_bytes(storage.join(target, "README.md"), card.encode())
     directory.finish(STAGE, totals, time.monotonic() - begun)
-    return directory
 
 
 class _Writer:

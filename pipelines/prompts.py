@@ -12,9 +12,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.inputs import resolved
+from pipelines.job_context import JobContext
 from pipelines.job_log import log
-from pipelines.run_directory import RunDirectory, listing
+from pipelines.run_directory import RunDirectory
 from rgtg import storage, table_files
 from rgtg.chat import check_prompt, prompt_id
 from rgtg.config import Config
@@ -30,14 +30,20 @@ FILE_ROWS = 100_000
 
 
 def run(config: Config) -> RunDirectory:
-    """The stage: `generate.prompts` to prompts/. Raises UserError where nothing can be read or two ids clash."""
-    config = resolved(config, models=False, prompts=True)
-    directory = RunDirectory(config)
+    """The stage alone."""
+    job = JobContext.open(config, models=False, prompts=True)
+    run_stage(job)
+    return job.directory
+
+
+def run_stage(job: JobContext) -> None:
+    """`generate.prompts` to prompts/. Raises UserError where nothing can be read or two ids clash."""
+    config, directory = job.config, job.directory
     begun = time.monotonic()
-    files = listing(config.generate.prompts)
+    files = job.digests.files(config.generate.prompts)
     free = not directory.has_begun("generate") or (config.generate.incremental and _grew(directory, files))
     if directory.begin(STAGE, {"generate.prompts": files}, rerunnable=free) == "done":
-        return directory
+        return
     counts = take_in(config.generate.prompts, directory.path("prompts"), config.generate.max_error_rate)
     if not counts["rows"]:
         raise UserError(f"there is no prompt at {', '.join(map(repr, config.generate.prompts))}")
@@ -46,12 +52,11 @@ def run(config: Config) -> RunDirectory:
         f"prompts: {counts['rows']} rows ({counts['errors']} marked bad, {counts['duplicates']} duplicates left out)"
         f"{lines(counts['skipped_files'])}"
     )
-    return directory
 
 
 def _grew(directory: RunDirectory, files: list[dict[str, Any]]) -> bool:
     """Whether every file that was taken in is still there as it was."""
-    before = directory.manifest["stages"].get(STAGE, {}).get("inputs", {}).get("generate.prompts", [])
+    before = directory.inputs_of(STAGE).get("generate.prompts", [])
     return all(file in files for file in before)
 
 

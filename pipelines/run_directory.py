@@ -4,11 +4,9 @@
                    _checkpoint/  and _SUCCESS, written last
 """
 
-import hashlib
 import json
 import platform
 import time
-from concurrent.futures import ThreadPoolExecutor
 from datetime import date, datetime
 from functools import cache
 from importlib.metadata import version
@@ -16,23 +14,16 @@ from typing import Any, Literal
 
 import yaml
 
+from pipelines.fingerprints import Inputs, changes_between, fingerprint
 from pipelines.job_log import log
 from rgtg import storage
 from rgtg.config import Config
-from rgtg.digests import content_digest, file_digest
 from rgtg.errors import UserError, first_line
-from rgtg.input_files import find
-from rgtg.models.adapters import describe, is_adapter
-from rgtg.node_copy import local_copy
-from rgtg.rows import SUFFIXES
 
 PACKAGES = ("rgtg", "ray", "torch", "transformers", "pyarrow")
-ROUNDING = ("rgtg", "torch", "transformers")  # those whose versions decide how a row rounds
 SUCCESS = "_SUCCESS"
 
 FORMAT = 1  # of a manifest; those without a number are of this one
-
-Inputs = dict[str, Any]  # everything that changes a stage's rows, by names that a person knows
 
 
 class RunDirectory:
@@ -75,7 +66,7 @@ class RunDirectory:
         entry = self.manifest["stages"].get(stage)
         if entry and entry["inputs"] != now and not rerunnable:
             raise UserError(
-                f"the run {self.place!r} has {_changes(entry['inputs'], now)} in its stage {stage!r}; "
+                f"the run {self.place!r} has {changes_between(entry['inputs'], now)} in its stage {stage!r}; "
                 "give those settings again to go on with it, or another run.id (--new-run) to start beside it"
             )
         if entry and entry["inputs"] == now and entry["status"] == "done":
@@ -104,7 +95,7 @@ class RunDirectory:
         before = entry.get("unfinished")
         if not before or before == alike:
             return
-        changes = _changes(before, alike)
+        changes = changes_between(before, alike)
         if entry["status"] == "done":
             log.info(f"warning: {stage} has rows made with {changes}: the new ones may round otherwise")
             return
@@ -115,7 +106,7 @@ class RunDirectory:
 
     def changed(self, stage: str, inputs: Inputs) -> set[str]:
         """The names of inputs that are not as they were when `stage` began; none where it did not."""
-        before, now = self.manifest["stages"].get(stage, {}).get("inputs"), json.loads(json.dumps(inputs))
+        before, now = self.inputs_of(stage), json.loads(json.dumps(inputs))
         return {name for name in {**before, **now} if before.get(name) != now.get(name)} if before else set()
 
     def finish(self, stage: str, counts: dict[str, Any], seconds: float) -> None:
@@ -123,6 +114,19 @@ class RunDirectory:
         entry |= {"status": "done", "finished": _now(), "seconds": round(seconds, 2), "counts": counts}
         self._save()
         log.info(f"{stage}: done in {seconds:.0f} s, in {self.place}")
+
+    @property
+    def stages(self) -> list[str]:
+        """The names of all stages that were begun, in their order."""
+        return list(self.manifest["stages"])
+
+    def seconds(self) -> dict[str, float]:
+        """How long each stage took, by name; 0 for one that is not done."""
+        return {stage: entry.get("seconds", 0.0) for stage, entry in self.manifest["stages"].items()}
+
+    def inputs_of(self, stage: str) -> Inputs:
+        """The inputs with which a stage began; none where it did not."""
+        return self.manifest["stages"].get(stage, {}).get("inputs", {})
 
     def counts(self, stage: str) -> dict[str, Any]:
         """The counts of a stage that is done."""
@@ -137,7 +141,7 @@ class RunDirectory:
 
     def has_begun(self, stage: str) -> bool:
         """Whether a stage of that name, or one whose name goes on from it, was begun."""
-        return any(name.startswith(stage) for name in self.manifest["stages"])
+        return any(name.startswith(stage) for name in self.stages)
 
     def is_done(self, stage: str) -> bool:
         return self.manifest["stages"].get(stage, {}).get("status") == "done"
@@ -163,10 +167,6 @@ def attempt() -> dict[str, Any]:
     return {"began": _now(), "versions": versions}
 
 
-def versions_that_round() -> Inputs:
-    return {f"version of {name}": version(name) for name in ROUNDING}
-
-
 def manifest_of(place: str) -> dict[str, Any] | None:
     """The manifest of a run, None where there is no run. Raises UserError for one that cannot be read."""
     file = storage.join(place, "manifest.json")
@@ -184,61 +184,6 @@ def manifest_of(place: str) -> dict[str, Any] | None:
             "another run.id"
         )
     return manifest
-
-
-def fingerprint(inputs: Inputs) -> str:
-    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
-
-
-def listing(places: list[str]) -> list[dict[str, Any]]:
-    """Names, sizes and digests of the input files at `places`. Raises UserError where there are none."""
-    found = find(places)
-    files = found.files
-    if not files:
-        broken = next((f" ({path!r}: {reason})" for path, reason in found.unreadable.items()), "")
-        raise UserError(f"there are no {' or '.join(SUFFIXES)} files at {', '.join(map(repr, places))}{broken}")
-    with ThreadPoolExecutor(storage.READERS) as pool:
-        digests = list(pool.map(lambda file: file_digest(file.place, file.path), files))
-    return [
-        {"path": file.path, "size": file.size, "sha256": content} for file, content in zip(files, digests, strict=True)
-    ]
-
-
-def model_digest(place: str) -> str:
-    """What stands for the contents of a model in a fingerprint: a directory's digest, or a hub id with its commit."""
-    if "://" not in place and not storage.exists(place):
-        return place
-    directory = local_copy(place)
-    digest = f"sha256:{content_digest(directory)}"
-    return f"{digest} on {model_digest(describe(directory, place)[0])}" if is_adapter(directory) else digest
-
-
-def check_unchanged(digests: dict[str, str]) -> None:
-    """Raises UserError where a model, by its place, is not what the driver saw: what a worker has just loaded would
-    mix two models in one run.
-    """
-    for place, digest in digests.items():
-        if model_digest(place) != digest:
-            raise UserError(
-                f"the model {place!r} changed while the job ran (it was {digest}); put it back to go on, or give "
-                "another run.id"
-            )
-
-
-def _changes(before: Inputs, now: Inputs) -> str:
-    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
-    return " and ".join(_change(name, before.get(name), now.get(name)) for name in names)
-
-
-def _change(name: str, before: Any, now: Any) -> str:
-    if isinstance(before, list) and isinstance(now, list):  # of files: the first one that differs
-        before, now = (next((f for f in a if f not in b), None) for a, b in ((before, now), (now, before)))
-    return f"{name} {_short(before)} (now {_short(now)})"
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 200 else f"{text[:197]}..."
 
 
 def _now() -> str:

@@ -13,10 +13,12 @@ from ray.data.expressions import col
 from ray.train.torch import TorchTrainer
 
 from pipelines import checkpoints, pairs, ray_session
-from pipelines.inputs import on_gpu, resolved
+from pipelines.fingerprints import Inputs, versions_that_round
+from pipelines.inputs import on_gpu
+from pipelines.job_context import JobContext
 from pipelines.job_log import log
 from pipelines.progress import Progress
-from pipelines.run_directory import Inputs, RunDirectory, model_digest, versions_that_round
+from pipelines.run_directory import RunDirectory
 from pipelines.train_reward_worker import worker
 from rgtg import config_section, s3_filesystem, storage, table_files
 from rgtg.config import Config, TrainReward
@@ -28,33 +30,38 @@ STAGE = "train_reward"
 
 
 def run(config: Config) -> RunDirectory:
-    """The stage: pairs to reward_model/. The held-out accuracy by prefix length goes to the manifest."""
-    config = resolved(config, pairs=True)
-    directory = RunDirectory(config)
-    fit(config, directory, STAGE, directory.path("reward_model"))
-    return directory
+    """The stage alone."""
+    job = JobContext.open(config, pairs=True)
+    run_stage(job)
+    return job.directory
 
 
-def reward_of(config: Config, directory: RunDirectory) -> str:
+def run_stage(job: JobContext) -> None:
+    """Pairs to reward_model/. The held-out accuracy by prefix length goes to the manifest."""
+    fit(job, STAGE, job.directory.path("reward_model"))
+
+
+def reward_of(job: JobContext) -> str:
     """The reward model that the config describes, trained in this run unless it is.
 
     One run may have several: its own, and for comparisons others, which bear the name of their objective and head.
     """
-    name = _name(config.train_reward.objective, config.train_reward.head)
+    settings, directory = job.config.train_reward, job.directory
+    name = _name(settings.objective, settings.head)
     own = directory.is_done(STAGE) and name == _name_of(directory, STAGE)
     stage, target = (STAGE, "reward_model") if own else (f"{STAGE}_{name}", f"reward_model_{name}")
-    fit(config, directory, stage, directory.path(target))
+    fit(job, stage, directory.path(target))
     return directory.path(target)
 
 
 def accuracies(directory: RunDirectory) -> dict[str, dict[str, Any]]:
     """Held-out accuracy of every reward model of the run, by its name; the run's own first."""
-    stages = [stage for stage in directory.manifest["stages"] if stage.startswith(STAGE) and directory.is_done(stage)]
+    stages = [stage for stage in directory.stages if stage.startswith(STAGE) and directory.is_done(stage)]
     return {_name_of(directory, stage): directory.counts(stage)["accuracy"] for stage in sorted(stages)}
 
 
 def _name_of(directory: RunDirectory, stage: str) -> str:
-    inputs = directory.manifest["stages"][stage]["inputs"]
+    inputs = directory.inputs_of(stage)
     return _name(inputs["train_reward.objective"], inputs["train_reward.head"])
 
 
@@ -62,14 +69,14 @@ def _name(objective: str, head: str | None) -> str:
     return objective if head in (None, head_of(objective)) else f"{objective}-{head}"
 
 
-def fit(config: Config, directory: RunDirectory, stage: str, target: str) -> None:
-    """Train one reward model in `directory` as `stage`, and save it at `target`."""
-    settings = config.train_reward
+def fit(job: JobContext, stage: str, target: str) -> None:
+    """Train one reward model as `stage` of the run, and save it at `target`."""
+    config, directory, settings = job.config, job.directory, job.config.train_reward
     init = settings.init or config.models.language
     RewardModel.check(init, "train_reward.init", config.models.trust_remote_code, head=settings.head_kind)
     use_gpu = on_gpu(config.models)
-    pairs.run(config, directory, init)
-    inputs = _inputs(config, init, directory)
+    pairs.run_stage(job, init)
+    inputs = _inputs(job, init)
     place = directory.path("_train", stage)
     alike = versions_that_round() | {"train_reward.num_workers": settings.num_workers}  # each has its share
     found = checkpoints.found(place)
@@ -119,15 +126,15 @@ def fit(config: Config, directory: RunDirectory, stage: str, target: str) -> Non
     log.info(f"{stage}: held-out accuracy by part of the response  {said}")
 
 
-def _inputs(config: Config, init: str, directory: RunDirectory) -> Inputs:
+def _inputs(job: JobContext, init: str) -> Inputs:
     """Everything that the trained weights depend on."""
-    settings = config.train_reward
+    settings = job.config.train_reward
     own = config_section.inputs_of(settings)
     del own["init"]  # its digest stands for it
     return {
-        "pairs": directory.fingerprint_of(pairs.STAGE),
-        "train_reward.init": model_digest(init),
-        "run.seed": config.run.seed,
+        "pairs": job.directory.fingerprint_of(pairs.STAGE),
+        "train_reward.init": job.digests.model(init),
+        "run.seed": job.config.run.seed,
         **{f"train_reward.{name}": value for name, value in own.items()},
         "train_reward.head": settings.head_kind,
     }

@@ -11,7 +11,7 @@ from ray.data import DataContext
 from ray.train.torch import get_device
 
 from pipelines import checkpoints, pairs, ray_session
-from pipelines.run_directory import check_unchanged
+from pipelines.fingerprints import check_unchanged
 from rgtg.config import TrainReward
 from rgtg.models.reward import RewardModel
 from rgtg.training.reward_trainer import RewardTrainer, StepResult

@@ -18,7 +18,7 @@ import typer
 from pipelines import generate, prompts, ray_session, train_reward
 from pipelines.benchmarks.timing import numbers
 from pipelines.generate_actor import Generator
-from pipelines.inputs import resolved
+from pipelines.job_context import JobContext
 from rgtg import config_file, table_files
 from rgtg.config import Config, Generate
 from rgtg.decoding.decoder import Completion, Decoder
@@ -80,9 +80,10 @@ def main(
 
 def _beside_the_engine(folder: str, num_prompts: int, method: str, repeats: int) -> None:
     config = _config(folder, "sandbox", f"generate.method={method}", "train_reward.epochs=1")
-    config = resolved(config, pairs=True, prompts=True)
-    directory = prompts.run(config)
-    reward = train_reward.reward_of(config, directory) if METHODS[method].needs_reward else None
+    opened = JobContext.open(config, pairs=True, prompts=True)
+    config, directory = opened.config, opened.directory
+    prompts.run_stage(opened)
+    reward = train_reward.reward_of(opened) if METHODS[method].needs_reward else None
     torch.set_num_threads(config.generate.threads)
     decoder = Decoder.load(
         config.models.language,
@@ -95,7 +96,7 @@ def _beside_the_engine(folder: str, num_prompts: int, method: str, repeats: int)
     for turn in range(repeats):
         bare.append(_bare(decoder, config, table))
         counts = generate.complete(
-            config, reward, directory, directory.path(f"turn-{turn}"), directory.path(f"ids-{turn}"), num_prompts
+            opened, reward, directory.path(f"turn-{turn}"), directory.path(f"ids-{turn}"), num_prompts
         )
         job.append(counts["decoded_tokens"] / counts["decode_seconds"])
     ours, engine = statistics.median(job), statistics.median(bare)
@@ -148,9 +149,10 @@ def _simulated(folder: str, number: int, actors: int, actor: type[Instant]) -> t
         folder, run, f"generate.prompts={source}", f"generate.min_actors={actors}", f"generate.max_actors={actors}"
     )
     began = monotonic()
-    directory = prompts.run(config)
-    target, checkpoint = directory.path("completions"), directory.path("_checkpoint")
-    counts = generate.complete(config, None, directory, target, checkpoint, actor=actor)
+    job = JobContext.open(config, models=False, prompts=True)
+    prompts.run_stage(job)
+    target, checkpoint = job.directory.path("completions"), job.directory.path("_checkpoint")
+    counts = generate.complete(job, None, target, checkpoint, actor=actor)
     assert counts["rows"] == number
     return counts["decode_seconds"], monotonic() - began
 

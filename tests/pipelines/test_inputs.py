@@ -6,7 +6,9 @@ from types import SimpleNamespace
 import pyarrow as pa
 import pytest
 
-from pipelines.inputs import check_models
+from pipelines.fingerprints import InputDigests
+from pipelines.job_context import JobContext
+from pipelines.model_checks import check_models
 from rgtg import storage, table_files
 from rgtg.config import Config
 from rgtg.errors import UserError
@@ -28,8 +30,9 @@ def test_a_template_is_tried_before_a_night_of_messages(make_language, make_toke
     directory = SimpleNamespace(path=lambda *names: storage.join(str(tmp_path), *names), date=date(2024, 2, 29))
     settings = {"language": make_language(make_tokenizer(template=template)), "device": "cpu"}
     config = Config.model_validate({"models": settings, "generate": {"method": "unguided"}})
+    job = JobContext(config, directory, InputDigests())
     if words:
         with pytest.raises(UserError, match=words):
-            check_models(config, None, directory)
+            check_models(job, None)
     else:
-        check_models(config, None, directory)
+        check_models(job, None)

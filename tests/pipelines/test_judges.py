@@ -3,14 +3,19 @@
 import shutil
 from datetime import date
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from pipelines import evaluate
+from pipelines.fingerprints import InputDigests
+from pipelines.job_context import JobContext
 from rgtg import config_file
 from rgtg.errors import UserError
 
-DAY = date(2026, 11, 21)
+
+def job_of(*settings: str) -> JobContext:
+    return JobContext(config_file.load(None, list(settings)), SimpleNamespace(date=date(2026, 11, 21)), InputDigests())
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +29,7 @@ def replaced_by(place: Path, other: str) -> None:
 
 def test_a_judge_refuses_a_model_that_changed_since_the_driver_saw_it(make_reward, tmp_path):
     place = Path(shutil.copytree(make_reward(arch="bert", seed=5), tmp_path / "judge"))
-    judge = evaluate._by_model(config_file.load(None, ["models.device=cpu"]), str(place), DAY)
+    judge = evaluate._by_model(job_of("models.device=cpu"), str(place))
     assert len(judge(["a"], ["b"])) == 1
     replaced_by(place, make_reward(arch="bert", seed=6))
     with pytest.raises(UserError, match="judge' changed while the job ran"):
@@ -33,8 +38,7 @@ def test_a_judge_refuses_a_model_that_changed_since_the_driver_saw_it(make_rewar
 
 def test_so_does_who_says_how_likely_completions_are(make_language, tmp_path):
     place = Path(shutil.copytree(make_language(seed=5), tmp_path / "language"))
-    config = config_file.load(None, ["models.device=cpu", f"models.language={place}"])
-    logprobs = evaluate._by_language(config, DAY)
+    logprobs = evaluate._by_language(job_of("models.device=cpu", f"models.language={place}"))
     assert len(logprobs(["a"], [[5, 6]])) == 1
     replaced_by(place, make_language(seed=6))
     with pytest.raises(UserError, match="language' changed while the job ran"):

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from pipelines import pairs, train_reward
-from pipelines.run_directory import RunDirectory
+from pipelines.job_context import JobContext
 from rgtg.errors import UserError
 from rgtg.models.reward import RewardModel
 from tests.tolerance import alike
@@ -160,9 +160,9 @@ def test_many_files_of_several_schemas_and_some_that_cannot_be_read(configure, r
             "generate.max_error_rate": 0.2,
         }
     )
-    directory = RunDirectory(config)
-    pairs.run(config, directory, config.models.language)
-    counts = directory.counts(pairs.STAGE)
+    job = JobContext.open(config, pairs=True)
+    pairs.run_stage(job, config.models.language)
+    counts = job.directory.counts(pairs.STAGE)
     assert counts["train"] + counts["eval"] == 25
     assert counts["unused"] == {"scores are tied": 1}
     skipped = {name.rsplit("/", 1)[1] for name in counts["skipped_files"]}

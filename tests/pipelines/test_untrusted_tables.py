@@ -14,7 +14,9 @@ import ray
 
 from pipelines import generate, pairs, prompts, train_reward
 from pipelines.experiments import dpo
+from pipelines.job_context import JobContext
 from rgtg import table_files
+from rgtg.config import Config
 from rgtg.errors import UserError
 from rgtg.input_files import InputFile
 from tests.hostile import Trap, hostile_table
@@ -117,14 +119,22 @@ def test_tables_of_a_run(tmp_path, trap):
         table_files.check_tables(str(tmp_path))
 
 
+def taken_in(config: Config) -> JobContext:
+    """A job whose prompts are taken in."""
+    job = JobContext.open(config, prompts=True)
+    prompts.run_stage(job)
+    return job
+
+
 def test_tables_of_a_run_are_checked_before_ray_reads_them(configure, write_parquet, tmp_path, trap, monkeypatch):
     monkeypatch.setattr(ray.data, "read_parquet", lambda *_, **__: pytest.fail("Ray was to read it"))
     monkeypatch.setattr("pipelines.ray_session.start", lambda config: None)
     config = configure(**{"generate.prompts": write_parquet("a.parquet", prompt=["one"])})
-    directory = prompts.run(config)
+    job = taken_in(config)
+    directory = job.directory
     pq.write_table(hostile_table(trap, prompt_id=["a"], prompt=["x"]), directory.path("prompts", "part-00001.parquet"))
     with pytest.raises(UserError, match="extension types"):
-        generate.complete(config, None, directory, str(tmp_path / "target"), None)
+        generate.complete(job, None, str(tmp_path / "target"), None)
     pairs_place = Path(directory.path("pairs"))
     pairs_place.mkdir()
     pq.write_table(hostile_table(trap, split=["train"]), pairs_place / "part.parquet")
@@ -165,7 +175,8 @@ def hide(place: str, name: str, trap: Trap) -> None:
 
 def test_ray_reads_the_tables_that_were_checked_and_no_other(configure, write_parquet, tmp_path, trap, asked):
     config = configure(**{"generate.prompts": write_parquet("a.parquet", prompt=["one"])})
-    directory = prompts.run(config)
+    job = taken_in(config)
+    directory = job.directory
     pairs_place = Path(directory.path("pairs"))
     pairs_place.mkdir()
     pq.write_table(pa.table({"split": ["train"]}), pairs_place / "part.parquet")
@@ -173,7 +184,7 @@ def test_ray_reads_the_tables_that_were_checked_and_no_other(configure, write_pa
         hide(directory.path("prompts"), name, trap)
         hide(str(pairs_place), name, trap)
     with pytest.raises(Asked):
-        generate.complete(config, None, directory, str(tmp_path / "target"), None)
+        generate.complete(job, None, str(tmp_path / "target"), None)
     with pytest.raises(Asked):
         train_reward._dataset(str(pairs_place), "train")
     assert asked == [[directory.path("prompts", "part-00000.parquet")], [str(pairs_place / "part.parquet")]]
@@ -182,11 +193,11 @@ def test_ray_reads_the_tables_that_were_checked_and_no_other(configure, write_pa
 @pytest.mark.parametrize("name", HIDDEN)
 def test_what_ray_lists_itself_holds_nothing_but_tables(configure, write_parquet, tmp_path, trap, asked, name):
     config = configure(**{"generate.prompts": write_parquet("a.parquet", prompt=["one"])})
-    directory, checkpoint = prompts.run(config), str(tmp_path / "_checkpoint")
+    job, checkpoint = taken_in(config), str(tmp_path / "_checkpoint")
     hide(checkpoint, name, trap)
     pq.write_table(pa.table({"prompt_id": ["a"]}), Path(checkpoint, "a.pending.parquet"))
     with pytest.raises(UserError, match="is nothing that a run wrote there"):
-        generate.complete(config, None, directory, str(tmp_path / "target"), checkpoint)
+        generate.complete(job, None, str(tmp_path / "target"), checkpoint)
     assert not asked
 
 
