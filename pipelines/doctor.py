@@ -16,7 +16,8 @@ from pipelines.inputs import on_gpu, slow_settings
 from pipelines.ray_session import cores
 from pipelines.run_directory import PACKAGES
 from rgtg import storage
-from rgtg.config import SANDBOX, Config
+from rgtg.config import Config
+from rgtg.config_section import SANDBOX
 from rgtg.errors import TransientError, UserError
 from rgtg.models.loading import check_cacheable, has_fast_bfloat16, load_config, load_tokenizer, resolve_device
 from rgtg.rows import SUFFIXES

@@ -22,7 +22,8 @@ from pipelines.model_checks import check_models
 from pipelines.run_directory import RunDirectory
 from rgtg import storage, table_files
 from rgtg.chat import Prompt
-from rgtg.config import SANDBOX, Config
+from rgtg.config import Config
+from rgtg.config_section import SANDBOX
 from rgtg.endpoint import Endpoint, Wins
 from rgtg.errors import UserError
 from rgtg.evaluation.logprobs import logprobs as likelihood
@@ -198,7 +199,7 @@ def _report(config: Config, directory: RunDirectory, results: Sequence[Result], 
     samples = config.generate.samples
     notes = [
         f"{config.evaluate.num_prompts:,} prompts x {samples} completions; means over prompts ± standard error. "
-        "A reward of one's own is on a scale of its own. KL is estimated from the log-probabilities of what was "
+        "A score of one's own is on a scale of its own. KL is estimated from the log-probabilities of what was "
         "sampled. Calls are per completion: tokens that the language model decoded, prefixes that were scored.",
         *more,
     ]

@@ -82,9 +82,15 @@ def fingerprint(inputs: Inputs) -> str:
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 
 
+def changed_names(before: Inputs, now: Inputs) -> set[str]:
+    """The inputs that differ. One that a version of old did not know is the same where it is off now."""
+    return {name for name in {**before, **now} if before.get(name) != now.get(name) and (name in before or now[name])}
+
+
 def changes_between(before: Inputs, now: Inputs) -> str:
     """The inputs that differ, as part of a sentence: each with its value before and now."""
-    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    changed = changed_names(before, now)
+    names = [name for name in {**before, **now} if name in changed]
     return " and ".join(_change(name, before.get(name), now.get(name)) for name in names)
 
 

@@ -201,7 +201,7 @@ def _check_errors(config: Config, counts: dict[str, Any], target: str) -> None:
 
 def _calls_in_flight(settings: Generate) -> int:
     """Calls that keep the slots of an actor full while one of them is at its last completions."""
-    return min(16, 2 + math.ceil(settings.slots / (settings.block_rows * settings.samples)))
+    return min(16, 2 + math.ceil(settings.slots / (settings.block_rows * settings.samples_in_all)))
 
 
 def _reconcile(target: str, checkpoint: str) -> None:

@@ -108,12 +108,13 @@ class Generator:
         completions = [None if isinstance(row, str) else [asdict(c) for c in row] for row in rows]
         errors = [row if isinstance(row, str) else None for row in rows]
         done = [c for row in rows if not isinstance(row, str) for c in row]
+        scores = [c.score for c in done if c.score is not None and c.method == self.settings.method]
         self.progress.add.remote(
             rows=len(rows),
             errors=sum(error is not None for error in errors),
             tokens=sum(c.num_tokens for c in done),
-            reward=sum(c.reward for c in done if c.reward is not None),
-            scored=sum(c.reward is not None for c in done),
+            score=sum(scores),
+            scored=len(scores),
         )
         columns = {
             **{name: batch[name] for name in batch.column_names},
@@ -132,6 +133,8 @@ class Generator:
             request = self.decoder.request(
                 row["prompt"],
                 samples=self.settings.samples,
+                unguided_samples=self.settings.unguided_samples or 0,
+                opposed_samples=self.settings.opposed_samples or 0,
                 max_new_tokens=self.settings.max_new_tokens,
                 seed=self.seed,
                 prompt_id=row["prompt_id"],

@@ -5,7 +5,8 @@ import os
 import torch
 
 from rgtg import sandbox, storage
-from rgtg.config import SANDBOX, Config, Models
+from rgtg.config import Config, Models
+from rgtg.config_section import SANDBOX
 from rgtg.errors import UserError
 from rgtg.models.hub import pinned
 from rgtg.models.loading import slow_bfloat16

@@ -21,7 +21,11 @@ class JobContext:
     def open(cls, config: Config, *, models: bool = True, pairs: bool = False, prompts: bool = False) -> "JobContext":
         """Resolve the config and open its run directory. The flags say what the job reads, as for `resolved`."""
         config = resolved(config, models=models, pairs=pairs, prompts=prompts)
-        return cls(config, RunDirectory(config), InputDigests())
+        directory = RunDirectory(config)
+        begun = directory.manifest["stages"].get("generate")
+        config = config.with_strategy(before=begun and "generate.unguided_samples" not in begun["inputs"])
+        directory.config = config
+        return cls(config, directory, InputDigests())
 
     def with_sections(self, **sections: Section) -> "JobContext":
         """The same job with other sections of the config, for what a run compares itself with.

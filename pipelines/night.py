@@ -8,7 +8,8 @@ import yaml
 from pipelines.job_log import log
 from pipelines.run_directory import SUCCESS, manifest_of
 from rgtg import storage
-from rgtg.config import SANDBOX, Config
+from rgtg.config import Config
+from rgtg.config_section import SANDBOX
 from rgtg.errors import UserError
 
 NIGHT_S = 12 * 3600  # a run of yesterday that is younger goes on after midnight

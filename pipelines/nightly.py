@@ -12,10 +12,12 @@ from pipelines.job_context import JobContext
 from pipelines.model_checks import check_models, reward_place
 from pipelines.run_directory import SUCCESS, RunDirectory
 from rgtg import storage, table_files
-from rgtg.config import SANDBOX, Config
+from rgtg.config import Config
+from rgtg.config_section import SANDBOX
 from rgtg.errors import UserError
 from rgtg.evaluation.stats import Mean, gain, mean
-from rgtg.methods import METHODS
+from rgtg.methods import METHODS, STRATEGIES, Pool
+from rgtg.preferences.selection import pool_of
 from rgtg.report.summary import Comparison, Summary, as_markdown, as_table
 from rgtg.sandbox.world import true_reward
 
@@ -26,13 +28,7 @@ def run(config: Config) -> RunDirectory:
     """Run every stage that is not done, and print the summary."""
     begun = time.monotonic()
     in_sandbox = config.models.language == SANDBOX
-    # Everything that can be known to be wrong is said now, and not after the training or the night.
-    if config.generate.samples < 2 or METHODS[config.generate.method].greedy:
-        raise UserError(
-            f"a preference pair needs two completions that differ, and generate.samples is {config.generate.samples} "
-            f"by the method {config.generate.method!r}; ask for two or more by a method that samples, or run the "
-            "stages train-reward and generate alone"
-        )
+    _check_pairs_are_possible(config.with_strategy())
     job = JobContext.open(config, pairs=config.models.reward is None, prompts=True)
     config, directory = job.config, job.directory
     complete = storage.exists(directory.path(SUCCESS))
@@ -43,7 +39,7 @@ def run(config: Config) -> RunDirectory:
         if config.nightly.compare_objectives:
             _compare_objectives(job)
     generate.run_stage(job)
-    if config.nightly.baseline_prompts:
+    if config.nightly.baseline_prompts and not config.generate.unguided_samples:
         _baseline(job)
     preferences.run_stage(job)
     summary = _summary(config, directory, in_sandbox)
@@ -61,6 +57,18 @@ def run(config: Config) -> RunDirectory:
         return directory
     print(f"done in {time.monotonic() - begun:.0f} s: {directory.place}", flush=True)
     return directory
+
+
+def _check_pairs_are_possible(config: Config) -> None:
+    """Everything that can be known to be wrong is said now, and not after the training or the night."""
+    settings, strategy = config.generate, config.preferences.select
+    pools = STRATEGIES[strategy or "best-worst"]
+    if pools.rejected == "own" and (settings.samples < 2 or METHODS[settings.method].greedy):
+        raise UserError(
+            f"a pair of the strategy {strategy!r} needs two completions that differ, and generate.samples is "
+            f"{settings.samples} by the method {settings.method!r}; ask for two or more by a method that samples, or "
+            "run the stages train-reward and generate alone"
+        )
 
 
 def _compare_objectives(job: JobContext) -> None:
@@ -94,8 +102,12 @@ def _baseline(job: JobContext) -> None:
 
 
 def _summary(config: Config, directory: RunDirectory, in_sandbox: bool) -> Summary:
-    guided = _scores(directory.path("completions"), in_sandbox)
-    unguided = _scores(directory.path("completions_unguided"), in_sandbox) if directory.is_done(BASELINE) else {}
+    guided = _scores(directory.path("completions"), "own", in_sandbox)
+    if config.generate.unguided_samples:
+        unguided = _scores(directory.path("completions"), "unguided", in_sandbox)
+    else:
+        done = directory.is_done(BASELINE)
+        unguided = _scores(directory.path("completions_unguided"), "own", in_sandbox) if done else {}
     return Summary(
         run=directory.place,
         method=config.generate.method,
@@ -116,20 +128,20 @@ def _against(scores: dict[str, float], baseline: dict[str, float] | None) -> tup
     return (mean(baseline.values()), gain(scores, baseline)) if baseline else (None, None)
 
 
-def _scores(place: str, in_sandbox: bool) -> dict[str, dict[str, float]]:
-    """Mean reward of the completions of each prompt, by prompt_id; in the sandbox the true reward too."""
-    rewards: dict[str, float] = {}
+def _scores(place: str, pool: Pool, in_sandbox: bool) -> dict[str, dict[str, float]]:
+    """Mean score of one pool of each prompt's completions, by prompt_id; in the sandbox the true reward too."""
+    scores: dict[str, float] = {}
     true_rewards: dict[str, float] = {}
-    columns = ["prompt_id", "prompt", "completions.list.element.text", "completions.list.element.reward"]
-    for table in table_files.read_tables(place, columns):
+    for table in table_files.read_tables(place, preferences.COLUMNS):
         for row in table.to_pylist():
-            completions = row["completions"] or []
-            if scored := [c["reward"] for c in completions if c["reward"] is not None]:
-                rewards[row["prompt_id"]] = sum(scored) / len(scored)
+            every = preferences.completions_of(row) if row["error"] is None else []
+            completions = [c for c in every if pool_of(c, every[0]) == pool]
+            if scored := [c["score"] for c in completions if c["score"] is not None]:
+                scores[row["prompt_id"]] = sum(scored) / len(scored)
             if in_sandbox and completions:
                 true = [true_reward(row["prompt"] + c["text"]) for c in completions]
                 true_rewards[row["prompt_id"]] = sum(true) / len(true)
-    return {"reward": rewards} | ({"true reward": true_rewards} if in_sandbox else {})
+    return {"score": scores} | ({"true reward": true_rewards} if in_sandbox else {})
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Preference pairs from the run's completions: the best against the worst of each prompt; cheap to run again."""
+"""Preference pairs from the run's completions, by one of the strategies of selection; cheap to run again."""
 
 import time
 from collections import Counter
@@ -13,16 +13,22 @@ from pipelines.run_directory import RunDirectory
 from rgtg import storage, table_files
 from rgtg.config import Config
 from rgtg.errors import UserError
-from rgtg.preferences.selection import best_and_worst, fraction
+from rgtg.preferences.selection import Night, Rules, Statistics, candidates, fraction, select
 from rgtg.report.card import dataset_card
 from rgtg.schemas import preferences_schema
 
 STAGE = "preferences"
 FILE_ROWS = 100_000
-COLUMNS = [
-    *("prompt_id", "prompt", "method", "error"),
-    *("completions.list.element.text", "completions.list.element.reward"),
-]
+OF_COMPLETIONS = (
+    *("text", "token_ids", "num_tokens", "finish_reason", "reward", "score"),
+    *("logprob", "guided_logprob", "method", "beta"),
+)
+# Columns of a pair's sides, and what they are of a completion.
+OF_A_SIDE = {
+    **{name: name for name in ("index", "method", "logprob", "guided_logprob")},
+    **{"tokens": "num_tokens", "finish": "finish_reason"},
+}
+COLUMNS = ["prompt_id", "prompt", "method", "error", *(f"completions.list.element.{name}" for name in OF_COMPLETIONS)]
 
 
 def run(config: Config) -> RunDirectory:
@@ -34,7 +40,8 @@ def run(config: Config) -> RunDirectory:
 
 def run_stage(job: JobContext) -> None:
     """completions/ to preferences/, which `datasets.load_dataset` reads as it is."""
-    directory, settings = job.directory, job.config.preferences
+    directory, config, settings = job.directory, job.config, job.config.preferences
+    assert settings.select  # the job has filled it in
     if not directory.is_done(generate.STAGE):
         raise UserError(f"the run {directory.place!r} has no finished completions; run generate first")
     inputs = {"completions": directory.fingerprint_of(generate.STAGE)} | {
@@ -44,6 +51,8 @@ def run_stage(job: JobContext) -> None:
         return
     begun = time.monotonic()
     source, target = directory.path("completions"), directory.path("preferences")
+    rules = Rules(**settings.model_dump(include={"truncated", "min_margin", "max_similarity", "length"}))
+    night = _night(source, rules) if settings.length == "residual" or settings.select == "best-near" else Night()
     storage.remove(target)
     storage.make_directory(target)
     counts: Counter[str] = Counter()
@@ -56,13 +65,15 @@ def run_stage(job: JobContext) -> None:
             if row["error"] is not None:
                 counts["prompts with an error"] += 1
                 continue
-            selected = best_and_worst(row["completions"], settings.min_margin)
+            completions = completions_of(row)
+            selected = select(candidates(completions, rules), settings.select, rules, night, row["prompt_id"])
             if isinstance(selected, str):
                 counts[selected] += 1
                 continue
+            chosen, rejected = (completions[candidate.index] | {"index": candidate.index} for candidate in selected)
             # By the prompt's id alone, so that it is on the same side in every run.
             split = "test" if fraction(f"split/{row['prompt_id']}") < settings.test_fraction else "train"
-            writers[split].add(_pair(row, *selected))
+            writers[split].add(_pair(row, chosen, rejected) | {"run_id": config.run.id, "strategy": settings.select})
     for writer in writers.values():
         writer.close()
     sizes = {split: writer.total for split, writer in writers.items()}
@@ -72,9 +83,24 @@ def run_stage(job: JobContext) -> None:
         raise UserError(f"none of the {counts.total()} prompts of {source!r} has a pair; see the reasons above")
     margin = sum(writer.margin for writer in writers.values()) / sum(sizes.values())
     totals = {**sizes, "dropped": dict(counts), "mean_margin": round(margin, 4)}
-    card = dataset_card(directory.config_of(generate.STAGE), sizes)
+    card = dataset_card(directory.config_of(generate.STAGE), settings, sizes)
     storage.write_bytes(storage.join(target, "README.md"), card.encode())
     directory.finish(STAGE, totals, time.monotonic() - begun)
+
+
+def completions_of(row: dict[str, Any]) -> list[dict[str, Any]]:
+    """Those of a row of completions/; a run from before there were scores has its rewards for them."""
+    return [{"score": c["reward"], "method": row["method"], "beta": None} | c for c in row["completions"]]
+
+
+def _night(source: str, rules: Rules) -> Night:
+    """What selection needs to know of all prompts, by a pass over them."""
+    statistics = Statistics()
+    for table in table_files.read_tables(source, COLUMNS):
+        for row in table.to_pylist():
+            if row["error"] is None:
+                statistics.add(candidates(completions_of(row), rules))
+    return statistics.night()
 
 
 class _Writer:
@@ -88,7 +114,7 @@ class _Writer:
 
     def add(self, row: dict[str, Any]) -> None:
         self.rows.append(row)
-        self.margin += row["margin"]
+        self.margin += row["score_margin"]
         self.total += 1
         if len(self.rows) == FILE_ROWS:
             self._flush()
@@ -103,7 +129,7 @@ class _Writer:
         self.rows, self.num_files = [], self.num_files + 1
 
 
-def _pair(row: dict[str, Any], best: dict[str, Any], worst: dict[str, Any]) -> dict[str, Any]:
+def _pair(row: dict[str, Any], chosen: dict[str, Any], rejected: dict[str, Any]) -> dict[str, Any]:
     """TRL's columns: text continues the prompt, messages answer it with one assistant turn."""
 
     def response(text: str) -> Any:
@@ -111,13 +137,18 @@ def _pair(row: dict[str, Any], best: dict[str, Any], worst: dict[str, Any]) -> d
 
     return {
         "prompt": row["prompt"],
-        "chosen": response(best["text"]),
-        "rejected": response(worst["text"]),
-        "score_chosen": best["reward"],
-        "score_rejected": worst["reward"],
-        "margin": best["reward"] - worst["reward"],
+        "chosen": response(chosen["text"]),
+        "rejected": response(rejected["text"]),
+        "score_chosen": chosen["score"],
+        "score_rejected": rejected["score"],
+        "score_margin": chosen["score"] - rejected["score"],
         "prompt_id": row["prompt_id"],
         "method": row["method"],
+        **{
+            f"{side}_{name}": completion[column]
+            for side, completion in (("chosen", chosen), ("rejected", rejected))
+            for name, column in OF_A_SIDE.items()
+        },
     }
 
 

@@ -25,7 +25,7 @@ class ProgressActor:
         self.first: float | None = None
 
     def add(self, **amounts: float) -> None:
-        """Add to the sums of actors, rows, errors, tokens, rewards and of how many completions were scored.
+        """Add to the sums of actors, rows, errors, tokens, scores and of how many completions were scored.
 
         `seconds` in them is the time since the first actor was ready: loading models is no part of a rate.
         """
@@ -94,7 +94,7 @@ class Progress:
             f"{(self.num_rows - rows) * seconds / rows:,.0f} s left" if rows else "first rows to come",
         ]
         if scored:
-            parts.append(f"mean reward {total('reward', 0) / scored:+.3f}")
+            parts.append(f"mean score {total('score', 0) / scored:+.3f}")
         if errors:
             parts.append(f"{errors:,} with an error")
         return f"{self.name}: {', '.join(parts)}"

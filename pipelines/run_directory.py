@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import yaml
 
-from pipelines.fingerprints import Inputs, changes_between, fingerprint
+from pipelines.fingerprints import Inputs, changed_names, changes_between, fingerprint
 from pipelines.job_log import log
 from rgtg import storage
 from rgtg.config import Config
@@ -64,18 +64,19 @@ class RunDirectory:
         """
         now = json.loads(json.dumps(inputs))  # as the manifest will read
         entry = self.manifest["stages"].get(stage)
-        if entry and entry["inputs"] != now and not rerunnable:
+        same = entry is not None and not changed_names(entry["inputs"], now)
+        if entry and not same and not rerunnable:
             raise UserError(
                 f"the run {self.place!r} has {changes_between(entry['inputs'], now)} in its stage {stage!r}; "
                 "give those settings again to go on with it, or another run.id (--new-run) to start beside it"
             )
-        if entry and entry["inputs"] == now and entry["status"] == "done":
+        if entry and same and entry["status"] == "done":
             log.info(f"{stage}: already complete, skipping ({self.place})")
             return "done"
         if entry and has_work:
             self._check_alike(stage, entry, alike or {})
         storage.remove(self.path(SUCCESS))
-        if entry and entry["inputs"] == now:
+        if entry and same:
             entry["unfinished"] = alike
             self._save()
             return "resume"
@@ -107,7 +108,7 @@ class RunDirectory:
     def changed(self, stage: str, inputs: Inputs) -> set[str]:
         """The names of inputs that are not as they were when `stage` began; none where it did not."""
         before, now = self.inputs_of(stage), json.loads(json.dumps(inputs))
-        return {name for name in {**before, **now} if before.get(name) != now.get(name)} if before else set()
+        return changed_names(before, now) if before else set()
 
     def finish(self, stage: str, counts: dict[str, Any], seconds: float) -> None:
         entry = self.manifest["stages"][stage]

@@ -21,10 +21,11 @@ from pipelines.progress import Progress
 from pipelines.run_directory import RunDirectory
 from pipelines.train_reward_worker import worker
 from rgtg import config_section, s3_filesystem, storage, table_files
-from rgtg.config import Config, TrainReward
+from rgtg.config import Config
 from rgtg.errors import UserError
 from rgtg.methods import head_of
 from rgtg.models.reward import RewardModel
+from rgtg.training_settings import TrainReward
 
 STAGE = "train_reward"
 

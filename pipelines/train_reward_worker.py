@@ -12,9 +12,9 @@ from ray.train.torch import get_device
 
 from pipelines import checkpoints, pairs, ray_session
 from pipelines.fingerprints import check_unchanged
-from rgtg.config import TrainReward
 from rgtg.models.reward import RewardModel
 from rgtg.training.reward_trainer import RewardTrainer, StepResult
+from rgtg.training_settings import TrainReward
 
 LOG_EVERY_S = 5.0
 CURVE_POINTS = 1000  # of training.jsonl, at most twice as many
@@ -59,11 +59,9 @@ def worker(config: dict[str, Any]) -> None:
                     log.say(f"step {trainer.step}, accuracy by part of the response {accuracy['by_fraction']}")
             if trainer.step % settings.checkpoint_every == 0 or last:  # the last, since evaluation may fail too
                 checkpoints.report(trainer, {"step": trainer.step}, log.kept(), rank)
-    metrics = {
-        "step": trainer.step,
-        "accuracy": _evaluate(trainer, settings.micro_batch_size or share),
-        **log.totals,
-    }
+    accuracy = _evaluate(trainer, settings.micro_batch_size or share)
+    reward_model.score_way = accuracy["score"]  # in the config.json that is saved now
+    metrics = {"step": trainer.step, "accuracy": accuracy, **log.totals}
     checkpoints.report(trainer, metrics, log.kept(), rank)
 
 

@@ -1,19 +1,28 @@
 """Every setting, validated: one frozen model a stage, defaults that run, a sentence a field."""
 
-from collections.abc import Callable
 from datetime import date
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from rgtg.config_section import NO_OUTPUT, Millions, Positive, Section, Thousands
+from rgtg.config_section import (
+    NO_OUTPUT,
+    SANDBOX,
+    Judge,
+    Millions,
+    PathOrUri,
+    PathsOrUris,
+    Positive,
+    Section,
+    Thousands,
+    named,
+)
 from rgtg.decoding_settings import OF_METHOD, DecodingSettings
-from rgtg.errors import redacted
-from rgtg.methods import Head, head_of
-from rgtg.path_syntax import fault, fault_of_judge, fault_of_root, join
+from rgtg.methods import METHODS, STRATEGIES
+from rgtg.path_syntax import fault_of_root, join
+from rgtg.training_settings import TrainReward
 
-SANDBOX = "sandbox"
-"""In place of a path: the embedded world of text, its language model, pairs or prompts."""
+OTHER_SAMPLES = 4  # unguided or opposed completions of a prompt, where pairs are made of them
 
 # What a run on the sandbox's language model uses where the config says nothing: sizes for two cores and minutes.
 SANDBOX_SETTINGS: dict[str, dict[str, Any]] = {
@@ -22,25 +31,8 @@ SANDBOX_SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
-def _named(fault_of: Callable[[str], str | None]) -> AfterValidator:
-    def check(path: str) -> str:
-        if found := fault_of(path):
-            shown = redacted(path).partition("?" if "://" in path else "\0")[0]  # a query may hold anything
-            raise ValueError(f"{shown[:200]!r} {found}")
-        return path
-
-    return AfterValidator(check)
-
-
-PathOrUri = Annotated[str, _named(fault)]
-PathsOrUris = Annotated[
-    list[PathOrUri], BeforeValidator(lambda v: [v] if isinstance(v, str) else v), Field(min_length=1)
-]
-Judge = Annotated[str, _named(fault_of_judge)]
-
-
 class Run(Section):
-    root: Annotated[str, _named(fault_of_root)] = "runs"
+    root: Annotated[str, named(fault_of_root)] = "runs"
     """Where run directories are made: a local path or s3://bucket/prefix."""
     id: str = Field(
         default_factory=lambda: date.today().isoformat(), pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=128
@@ -88,96 +80,18 @@ class Models(Section):
         return [self.reward, *self.ensemble] if self.reward else []
 
 
-class TrainReward(Section):
-    pairs: PathsOrUris = Field([SANDBOX], json_schema_extra=NO_OUTPUT)
-    """Preference pairs: Parquet or JSONL files or directories, in any of the usual formats."""
-    eval_pairs: PathsOrUris | None = Field(None, json_schema_extra=NO_OUTPUT)
-    """Held-out pairs; by default a part of `pairs`."""
-    eval_fraction: float = Field(0.05, gt=0, lt=1)
-    """Part of `pairs` held out where no `eval_pairs` are given."""
-    init: PathOrUri | None = None
-    """What training starts from: a language model or a reward model; by default `models.language`."""
-    objective: str = "partial"
-    """Bradley-Terry on all prefixes (PARGS) or on whole responses alone, or another paper's: see the README."""
-    head: Head | None = None
-    """What gives rewards: one number a prefix, or one for every next token; by default as the objective has it."""
-    after_end: Literal["hold", "eos"] = "hold"
-    """Past the end of the shorter response: its final reward holds, or it is padded with EOS as published."""
-    average: Literal["prefix", "pair"] = "prefix"
-    """Mean over all prefixes of a batch as published (long pairs weigh more), or over its pairs."""
-    min_prefix: Millions = 1
-    """Prefixes shorter than this many tokens do not count."""
-    epochs: Thousands = 1
-    """Passes over the pairs."""
-    max_length: Millions = 512
-    """Tokens of prompt and response together."""
-    overlong: Literal["truncate", "drop"] = "truncate"
-    """What happens to a longer pair: its responses are cut on the right, or it is left out."""
-    batch_size: Millions = 32
-    """Pairs of an optimizer step, over all workers."""
-    micro_batch_size: Millions | None = Field(None, json_schema_extra=NO_OUTPUT)
-    """Pairs of one forward, of similar length; fewer save memory, the result is the same. Default: 8,192 tokens."""
-    lora_rank: Thousands | None = None
-    """Train low-rank adapters (LoRA) of this rank instead of all weights; they are merged where the model is saved."""
-    lora_alpha: float = Field(16.0, gt=0)
-    """Adapters count `lora_alpha / lora_rank` times."""
-    gradient_checkpointing: bool = Field(False, json_schema_extra=NO_OUTPUT)
-    """Compute activations again in the backward pass instead of keeping them: less memory, a third more work."""
-    learning_rate: float = Field(1e-5, gt=0)
-    """Peak learning rate."""
-    warmup: float = Field(0.05, ge=0, lt=1)
-    """Part of the steps over which the learning rate rises; it falls to a tenth by a cosine after that."""
-    weight_decay: float = Field(0.0, ge=0)
-    """Decoupled weight decay of AdamW."""
-    max_grad_norm: float = Field(1.0, gt=0)
-    """Gradients are clipped to this norm."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of forward and backward; weights stay float32. `auto` is bfloat16 where the device is made for it."""
-    num_workers: Thousands = Field(1, json_schema_extra=NO_OUTPUT)
-    """Training workers, one device each."""
-    strategy: Literal["ddp", "fsdp"] = Field("ddp", json_schema_extra=NO_OUTPUT)
-    """Whole copies of the model on every worker (DDP), or sharded ones (FSDP2)."""
-    threads: Thousands | None = Field(None, json_schema_extra=NO_OUTPUT)
-    """CPU threads of a worker; by default the cores of its machine divided by the workers."""
-    checkpoint_every: Positive = Field(500, json_schema_extra=NO_OUTPUT)
-    """Optimizer steps between checkpoints."""
-    eval_every: Positive | None = Field(None, json_schema_extra=NO_OUTPUT)
-    """Optimizer steps between evaluations on the held-out pairs; by default there is one, at the end."""
-    max_failures: int = Field(3, ge=0, le=10**6, json_schema_extra=NO_OUTPUT)
-    """How often training goes on from its last checkpoint after a worker died."""
-
-    @property
-    def head_kind(self) -> Head:
-        return head_of(self.objective, self.head)
-
-    @field_validator("objective")
-    @classmethod
-    def _known(cls, objective: str) -> str:
-        head_of(objective)
-        return objective
-
-    @model_validator(mode="after")
-    def _head_fits(self) -> "TrainReward":
-        head_of(self.objective, self.head)
-        return self
-
-    @model_validator(mode="after")
-    def _batches_divide(self) -> "TrainReward":
-        micro = self.num_workers * (self.micro_batch_size or 1)
-        if self.batch_size % micro:
-            raise ValueError(
-                f"batch_size ({self.batch_size}) is not a multiple of num_workers x micro_batch_size ({micro})"
-            )
-        return self
-
-
 class Generate(DecodingSettings):
     prompts: PathsOrUris = Field([SANDBOX], json_schema_extra=NO_OUTPUT)
     """Prompts: Parquet or JSONL files or directories with a column `prompt` (text or messages)."""
     beta: float | None = Field(None, ge=0)
     """Multiplier of the reward; by default the method's published value."""
     samples: Thousands = 4
-    """Completions of a prompt."""
+    """Completions of a prompt by the method."""
+    unguided_samples: int | None = Field(None, ge=0, le=10_000)
+    """More completions of it by the language model itself, in the same batches; by default 4 where pairs are made of
+    both (preferences.select)."""
+    opposed_samples: int | None = Field(None, ge=0, le=10_000)
+    """More of them under -beta, towards the opposite; by default 4 where pairs are made of both."""
     max_new_tokens: Millions = 64
     """Longest completion in tokens."""
     max_prompt_tokens: Millions = 2048
@@ -198,8 +112,22 @@ class Generate(DecodingSettings):
     """CPU threads, and so cores, of an actor. Another number rounds differently; above two, so does another place."""
 
     def by(self, method: str, **changes: Any) -> "Generate":
-        """The same by another method, whose own settings are its defaults but for `changes`."""
-        return Generate.model_validate(self.model_dump() | dict.fromkeys(OF_METHOD) | {"method": method} | changes)
+        """The same by another method alone, whose own settings are its defaults but for `changes`."""
+        alone = dict.fromkeys(OF_METHOD) | {"unguided_samples": 0, "opposed_samples": 0}
+        return Generate.model_validate(self.model_dump() | alone | {"method": method} | changes)
+
+    @property
+    def samples_in_all(self) -> int:
+        return self.samples + (self.unguided_samples or 0) + (self.opposed_samples or 0)
+
+    @model_validator(mode="after")
+    def _samples_differ(self) -> "Generate":
+        preset = METHODS[self.method]
+        if self.unguided_samples and not preset.needs_reward:
+            raise ValueError(f"the method {self.method!r} is unguided already: raise samples, not unguided_samples")
+        if self.opposed_samples and (preset.guidance == "none" or preset.segments):
+            raise ValueError(f"the method {self.method!r} has no opposite; opposed_samples are for guidance of tokens")
+        return self
 
     @model_validator(mode="after")
     def _actors_in_order(self) -> "Generate":
@@ -209,8 +137,18 @@ class Generate(DecodingSettings):
 
 
 class Preferences(Section):
+    select: Literal[*STRATEGIES] | None = None  # type: ignore[valid-type]
+    """Which completions make a pair: see the table in rgtg/preferences/README.md. By default the best guided one and
+    the worst unguided one (`guided-unguided`); `best-worst` where the method is unguided."""
+    truncated: Literal["never-chosen", "drop", "keep"] = "never-chosen"
+    """Completions that were cut off at max_new_tokens: never chosen, left out, or taken as any other."""
     min_margin: float = Field(0.0, ge=0)
-    """Pairs whose rewards differ by no more than this are dropped; ties always are."""
+    """Pairs whose scores differ by no more than this are dropped; ties always are."""
+    max_similarity: float = Field(0.9, ge=0, le=1)
+    """Pairs of which a larger part of the tokens agrees are dropped: they teach a policy to avoid both texts."""
+    length: Literal["free", "matched", "residual"] = "free"
+    """`matched` pairs completions whose lengths differ by at most a fifth; `residual` ranks by the score without what
+    its slope on log(tokens) explains."""
     test_fraction: float = Field(0.05, ge=0, lt=1)
     """Part of the prompts that goes to the test split."""
 
@@ -248,3 +186,33 @@ class Config(Section):
     preferences: Preferences = Preferences()
     evaluate: Evaluate = Evaluate()
     nightly: Nightly = Nightly()
+
+    @model_validator(mode="after")
+    def _pairs_have_completions(self) -> "Config":
+        select = self.preferences.select
+        pools = {STRATEGIES[select].chosen, STRATEGIES[select].rejected} if select else set()
+        for pool in ("unguided", "opposed"):
+            if pool in pools and getattr(self.generate, f"{pool}_samples") == 0:
+                raise ValueError(f"preferences.select={select} needs generate.{pool}_samples above 0")
+        return self
+
+    def with_strategy(self, *, before: bool = False) -> "Config":
+        """With what follows from other settings: which completions make a pair, and how many of each kind that takes.
+
+        `before`: as runs were before there was a choice.
+        """
+        select = self.preferences.select
+        if select is None:
+            guided = METHODS[self.generate.method].needs_reward and self.generate.unguided_samples != 0
+            select = "guided-unguided" if guided and not before else "best-worst"
+        pools = STRATEGIES[select]
+        samples = {
+            f"{pool}_samples": (OTHER_SAMPLES if pool in pools else 0) if given is None else given
+            for pool, given in (
+                ("unguided", self.generate.unguided_samples),
+                ("opposed", self.generate.opposed_samples),
+            )
+        }
+        generate = Generate.model_validate(self.generate.model_dump() | samples)
+        preferences = self.preferences.model_copy(update={"select": select})
+        return self.model_copy(update={"generate": generate, "preferences": preferences})

@@ -7,8 +7,8 @@ import yaml
 from pydantic import ValidationError
 
 from rgtg import storage, yaml_text
-from rgtg.config import SANDBOX, SANDBOX_SETTINGS, Config
-from rgtg.config_section import message_of
+from rgtg.config import SANDBOX_SETTINGS, Config
+from rgtg.config_section import SANDBOX, message_of
 from rgtg.errors import UserError
 
 MAX_BYTES = 1 << 20  # of a config file
@@ -54,7 +54,7 @@ def as_yaml() -> str:
             value = _plain(getattr(defaults, name))
             own = SANDBOX_SETTINGS.get(section, {}).get(name)
             sandbox = "" if own is None else f" (With the sandbox's language model: {_plain(own)}.)"
-            lines.append(f"  # {setting.description}{sandbox}")
+            lines.append(f"  # {' '.join((setting.description or '').split())}{sandbox}")
             lines.append(f"  #{name}: {value}")
         lines.append("")
     return "\n".join(lines).rstrip()

@@ -1,15 +1,37 @@
 """What all sections of settings share: strict, frozen models, numbers with bounds, one message for a mistake."""
 
+from collections.abc import Callable
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from rgtg.errors import redacted
+from rgtg.path_syntax import fault, fault_of_judge
+
+SANDBOX = "sandbox"
+"""In place of a path: the embedded world of text, its language model, pairs or prompts."""
 
 # A number that no machine has room for is a slip of the hand, and would be found out after hours.
 Positive = Annotated[int, Field(ge=1, le=10**9)]
 Thousands = Annotated[int, Field(ge=1, le=10_000)]  # processes, threads, and rows of a batch on one device
 Millions = Annotated[int, Field(ge=1, le=1_000_000)]  # tokens of a text, rows of a block
+
+
+def named(fault_of: Callable[[str], str | None]) -> AfterValidator:
+    def check(path: str) -> str:
+        if found := fault_of(path):
+            shown = redacted(path).partition("?" if "://" in path else "\0")[0]  # a query may hold anything
+            raise ValueError(f"{shown[:200]!r} {found}")
+        return path
+
+    return AfterValidator(check)
+
+
+PathOrUri = Annotated[str, named(fault)]
+PathsOrUris = Annotated[
+    list[PathOrUri], BeforeValidator(lambda v: [v] if isinstance(v, str) else v), Field(min_length=1)
+]
+Judge = Annotated[str, named(fault_of_judge)]
 
 
 # Of a field: a stage may be resumed with another value. It leaves every row as it is or only rounds differently, or it

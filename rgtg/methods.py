@@ -1,4 +1,6 @@
-"""The methods of the field and the objectives of reward models, a row of a table each, and which fits which.
+"""The methods of the field, the objectives of reward models and the strategies of selection, a row of a table each.
+
+Here stands also which fits which.
 
 A config names them before torch is loaded, so this module imports nothing heavy.
 """
@@ -100,6 +102,42 @@ METHODS: dict[str, Method] = {
     # Controlled decoding, arXiv 2310.17022: a value function of prefixes, tokenwise and by blocks.
     "cd": Method("candidates", False, 1.0, 10, "cd"),
     "cd-blockwise": Method("none", False, 0.0, 10, "cd", segments=Segments("length", "best", 4, 16)),
+}
+
+
+# Completions of a prompt by how they were decoded: as the run says, by the language model alone, or under -beta.
+Pool = Literal["own", "unguided", "opposed"]
+
+
+class Strategy(NamedTuple):
+    """Which completions of a prompt become chosen and rejected."""
+
+    chosen: Pool
+    rejected: Pool
+    key: str  # a function of preferences/selection.py: of all pairs the one with the smallest key is taken
+    says: str  # what a pair is, for its card
+
+
+STRATEGIES: dict[str, Strategy] = {
+    # The best against the worst, against the one nearest to two deviations below the mean (arXiv 2502.16825), and
+    # against any other one.
+    "best-worst": Strategy("own", "own", "widest", "the completion of highest and the one of lowest score"),
+    "best-near": Strategy(
+        *("own", "own", "near"), "the completion of highest score and the one nearest to two deviations below the mean"
+    ),
+    "best-random": Strategy("own", "own", "any_rejected", "the completion of highest score and another at random"),
+    # A guided one against one of the language model itself.
+    "guided-unguided": Strategy(
+        *("own", "unguided", "widest"), "the guided completion of highest and the unguided one of lowest score"
+    ),
+    "guided-unguided-random": Strategy(
+        *("own", "unguided", "any_pair"),
+        "a guided and an unguided completion at random, if the score confirms them",
+    ),
+    # Guided against guided towards the opposite.
+    "opposed": Strategy(
+        *("own", "opposed", "widest"), "the completion of highest score and, under -beta, the one of lowest"
+    ),
 }
 
 

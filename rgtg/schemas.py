@@ -11,11 +11,14 @@ COMPLETION = pa.struct(
         ("num_tokens", pa.int32()),
         ("finish_reason", pa.string()),
         ("reward", pa.float32()),
+        ("score", pa.float32()),
         ("token_rewards", pa.list_(pa.float32())),
         ("logprob", pa.float64()),
         ("guided_logprob", pa.float64()),
         ("language_calls", pa.int32()),
         ("reward_calls", pa.int32()),
+        ("method", pa.string()),
+        ("beta", pa.float64()),
     ]
 )
 
@@ -45,7 +48,18 @@ def completions_schema(prompts: pa.Schema) -> pa.Schema:
 
 
 def preferences_schema(prompt: pa.DataType) -> pa.Schema:
-    """preferences/: the columns of TRL, text or messages alike in all three, and where the pair comes from."""
+    """preferences/: the columns of TRL, text or messages alike in all three, and where the pair comes from.
+
+    None is called `margin`, which trainers subtract inside their loss.
+    """
+    sides = [
+        ("index", pa.int32()),  # in the row of completions/
+        ("method", pa.string()),
+        ("tokens", pa.int32()),
+        ("finish", pa.string()),
+        ("logprob", pa.float64()),
+        ("guided_logprob", pa.float64()),
+    ]
     return pa.schema(
         [
             ("prompt", prompt),
@@ -53,8 +67,11 @@ def preferences_schema(prompt: pa.DataType) -> pa.Schema:
             ("rejected", prompt),
             ("score_chosen", pa.float32()),
             ("score_rejected", pa.float32()),
-            ("margin", pa.float32()),
+            ("score_margin", pa.float32()),
             ("prompt_id", pa.string()),
+            ("run_id", pa.string()),
             ("method", pa.string()),
+            ("strategy", pa.string()),
+            *((f"{side}_{name}", kind) for side in ("chosen", "rejected") for name, kind in sides),
         ]
     )

@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from rgtg import config_file
-from rgtg.config import SANDBOX
+from rgtg.config_section import SANDBOX
 
 ROOT = Path(__file__).parents[1]
 CLUSTER = ROOT / "cluster"

@@ -7,9 +7,10 @@ import yaml
 from pydantic import ValidationError
 
 from rgtg import config_file
-from rgtg.config import SANDBOX_SETTINGS, Config, Generate, TrainReward
+from rgtg.config import SANDBOX_SETTINGS, Config, Generate
 from rgtg.config_section import inputs_of
 from rgtg.errors import UserError
+from rgtg.training_settings import TrainReward
 
 
 @pytest.fixture

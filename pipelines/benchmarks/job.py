@@ -42,9 +42,11 @@ class Instant(Generator):
         with self.device:
             threading.Event().wait(self.wait)
         ids = list(range(TOKENS))
-        same = Completion("text", ids, TOKENS, "length", 0.0, [0.0] * TOKENS, 0.0, 0.0, TOKENS, TOKENS)
+        same = Completion(
+            *("text", ids, TOKENS, "length", 0.0, 0.0, [0.0] * TOKENS, 0.0, 0.0, TOKENS, TOKENS, "pargs", 2.0)
+        )
         future: Future = Future()
-        future.set_result([same] * self.settings.samples)
+        future.set_result([same] * self.settings.samples_in_all)
         return future
 
 

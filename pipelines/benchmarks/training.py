@@ -15,12 +15,12 @@ from rich.table import Table
 
 from pipelines.benchmarks import models
 from pipelines.benchmarks.timing import Seconds, measure
-from rgtg.config import TrainReward
 from rgtg.models.loading import resolve_device
 from rgtg.models.reward import RewardModel
 from rgtg.preferences.tokenized import TokenizedPair
 from rgtg.report.printing import print_table
 from rgtg.training.reward_trainer import RewardTrainer
+from rgtg.training_settings import TrainReward
 
 
 def main(

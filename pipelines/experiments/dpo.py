@@ -17,7 +17,7 @@ import typer
 
 from pipelines.launch import guarded
 from rgtg import sandbox
-from rgtg.config import SANDBOX
+from rgtg.config_section import SANDBOX
 from rgtg.errors import UserError
 from rgtg.models.loading import load_tokenizer, load_weights
 from rgtg.parquet import open_parquet

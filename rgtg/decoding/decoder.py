@@ -12,7 +12,7 @@ from rgtg.decoding.engine import Engine
 from rgtg.decoding.request import Request, Sequence
 from rgtg.decoding.scorer import Scorer, TextScorer, TokenScorer
 from rgtg.decoding.search import SearchEngine
-from rgtg.decoding.token_rule import Rule
+from rgtg.decoding.token_rule import UNGUIDED, Rule, Steering
 from rgtg.decoding_settings import DecodingSettings
 from rgtg.errors import RowError, UserError
 from rgtg.methods import METHODS
@@ -23,6 +23,7 @@ from rgtg.models.packed import pack
 from rgtg.models.reward import RewardModel, check_trained
 from rgtg.models.shapes import SLOT_MULTIPLE, round_up
 from rgtg.models.text_reward import TextReward
+from rgtg.scores import FINAL, score
 
 
 @dataclass(frozen=True)
@@ -34,11 +35,14 @@ class Completion:
     num_tokens: int
     finish_reason: str  # "stop" at an EOS, "length" at the limit
     reward: float | None  # of the whole completion: the last of token_rewards; None without a reward model
+    score: float | None  # what ranks it: one number of all its token_rewards, see scores.py
     token_rewards: list[float] | None  # r(x, y[:i]) for i = 1..num_tokens; None where each would cost a forward
     logprob: float  # log p(y | x) of the language model, in nats
     guided_logprob: float | None  # log pi(y | x) of the sampling policy; 0 where greedy, None above a search
     language_calls: int  # tokens decoded for it, kept or not
     reward_calls: int  # prefixes that the reward model was asked for on the way
+    method: str  # by which this one was decoded, with this multiplier of the reward
+    beta: float
 
 
 class Decoder:
@@ -79,6 +83,9 @@ class Decoder:
             vocabulary=vocabulary,
         )
         self.segments = settings.segments
+        self.score_way = FINAL
+        if scorer and not scorer.adds_up:
+            self.score_way = settings.score or scorer.score_way
         self.context = min(n for n in (language.context, scorer.context if scorer else None) if n)
         self.engine = self.new_engine(settings.slots)
 
@@ -87,7 +94,7 @@ class Decoder:
         slots = round_up(slots, SLOT_MULTIPLE) if slots > 1 else slots
         guidance = self.scorer.guidance(self.method, slots, self.rule.k) if self.scorer else None
         engine = (
-            SearchEngine(self.language, guidance, self.rule, slots, self.segments, self.scorer)
+            SearchEngine(self.language, guidance, self.rule, slots, self.segments, self.scorer, self.score_way)
             if self.segments and self.scorer
             else Engine(self.language, guidance, self.rule, slots)
         )
@@ -157,26 +164,49 @@ class Decoder:
         return cls(model, scorer, method, day=day, **options)
 
     def generate(
-        self, prompts: list[Prompt], *, samples: int = 1, max_new_tokens: int = 64, seed: int = 0
+        self,
+        prompts: list[Prompt],
+        *,
+        samples: int = 1,
+        unguided_samples: int = 0,
+        opposed_samples: int = 0,
+        max_new_tokens: int = 64,
+        seed: int = 0,
     ) -> list[list[Completion]]:
-        """`samples` completions of each prompt. Equal prompts get equal completions: the noise is theirs."""
+        """`samples` completions of each prompt. Equal prompts get equal completions: the noise is theirs.
+
+        Behind them come `unguided_samples` of the language model itself, and `opposed_samples` under -beta.
+        """
         if isinstance(prompts, str):
             raise UserError("prompts is one text; give a list of prompts")
         if samples < 1 or max_new_tokens < 1:
             raise UserError(f"samples ({samples}) and max_new_tokens ({max_new_tokens}) must be at least 1")
+        asked: dict[str, Any] = {"samples": samples, "max_new_tokens": max_new_tokens, "seed": seed}
+        asked |= {"unguided_samples": unguided_samples, "opposed_samples": opposed_samples}
         requests = []
         for i, prompt in enumerate(prompts):
             try:
-                requests.append(self.request(prompt, samples=samples, max_new_tokens=max_new_tokens, seed=seed))
+                requests.append(self.request(prompt, **asked))
             except UserError as error:
                 raise UserError(f"prompt {i}: {error}") from error
         self.engine.run(requests)
         return [self.completions(request) for request in requests]
 
     def request(
-        self, prompt: Any, *, samples: int, max_new_tokens: int, seed: int, prompt_id: str | None = None
+        self,
+        prompt: Any,
+        *,
+        samples: int,
+        unguided_samples: int = 0,
+        opposed_samples: int = 0,
+        max_new_tokens: int,
+        seed: int,
+        prompt_id: str | None = None,
     ) -> Request:
         """A prompt as the engine takes it. Raises RowError for what is no prompt, or leaves no room in the context."""
+        steering = [Steering(self.rule.beta, self.rule.greedy)] * samples
+        steering += [UNGUIDED] * unguided_samples
+        steering += [Steering(-self.rule.beta, self.rule.greedy)] * opposed_samples
         if reason := check_prompt(prompt):
             raise RowError(reason)
         ids = encode_prompt(self.language.tokenizer, prompt, self.day)
@@ -199,10 +229,11 @@ class Decoder:
             prompt_id=prompt_id or id_of_prompt(prompt),
             prompt_ids=ids,
             reward_prompt_ids=reward_ids,
-            samples=samples,
+            samples=len(steering),
             max_new_tokens=min(max_new_tokens, room),
             seed=seed,
             reward_text=reward_text,
+            steering=tuple(steering),
         )
 
     def completions(self, request: Request) -> list[Completion]:
@@ -216,7 +247,10 @@ class Decoder:
             rewards = [s.token_rewards for s in sequences]
         if not all(isfinite(reward) for row in rewards for reward in row):
             raise RowError("the reward model gave a reward that is not finite (NaN or infinite weights?)")
-        return [self._completion(request, s, r) for s, r in zip(sequences, rewards, strict=True)]
+        return [
+            self._completion(request, sample, sequence, row)
+            for sample, (sequence, row) in enumerate(zip(sequences, rewards, strict=True))
+        ]
 
     def token_rewards(
         self, prompts: list[Prompt], completions: list[str], *, complete: bool = False
@@ -233,16 +267,20 @@ class Decoder:
 
     score = token_rewards  # its former name
 
-    def _completion(self, request: Request, sequence: Sequence, rewards: list[float]) -> Completion:
+    def _completion(self, request: Request, sample: int, sequence: Sequence, rewards: list[float]) -> Completion:
+        steering = request.steering_of(sample)
         return Completion(
             text=decode_response(self.language.tokenizer, request.prompt_ids, sequence.token_ids),
             token_ids=sequence.token_ids,
             num_tokens=len(sequence.token_ids),
             finish_reason=sequence.finish_reason,
             reward=rewards[-1] if rewards else None,
+            score=score(rewards, self.score_way) if rewards else None,
             token_rewards=rewards if len(rewards) == len(sequence.token_ids) else None,
             logprob=sequence.logprob,
             guided_logprob=sequence.guided_logprob,
             language_calls=sequence.language_calls,
             reward_calls=sequence.reward_calls,
+            method="unguided" if steering == UNGUIDED else self.method,
+            beta=steering.beta if steering else self.rule.beta,
         )

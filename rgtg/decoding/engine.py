@@ -39,6 +39,9 @@ class Engine:
         self.steps, self.keys, self.limits = (
             torch.zeros(slots, dtype=torch.long, device=self.device) for _ in range(3)
         )
+        # How it is steered: the multiplier of its reward, and whether it takes the mode.
+        self.betas = torch.full((slots,), rule.beta, dtype=torch.float64, device=self.device)
+        self.greedy = torch.full((slots,), rule.greedy, device=self.device)
         # Whether it is at work; if not, whether it ended with an EOS, or broken.
         self.running, self.stopped, self.broken = (
             torch.zeros(slots, dtype=torch.bool, device=self.device) for _ in range(3)
@@ -137,8 +140,8 @@ class Engine:
         ]
 
     def _choose(self, logprobs: Tensor, rewards: Tensor | None, tokens: Tensor) -> Choice:
-        noise = None if self.rule.greedy else gumbel(self.keys, self.steps, tokens)
-        return choose(logprobs, rewards, self.rule, noise)
+        noise = gumbel(self.keys, self.steps, tokens)
+        return choose(logprobs, rewards, self.rule, noise, self.betas, self.greedy)
 
     def _record(self, tokens: Tensor, rewards: Tensor | None, choice: Choice) -> Tensor:
         """Write down what was chosen, (B,) tokens, and return it. A slot that does not run has room for one more."""
@@ -201,6 +204,9 @@ class Engine:
         self.owners[slot] = (request, request.started)
         self.keys[slot] = row_key(request.seed, request.prompt_id, request.started)
         self.steps[slot], self.limits[slot] = 0, request.max_new_tokens
+        steering = request.steering_of(request.started)
+        self.betas[slot] = steering.beta if steering else self.rule.beta
+        self.greedy[slot] = steering.greedy if steering else self.rule.greedy
         self.running[slot], self.stopped[slot], self.broken[slot] = True, False, False
         request.started += 1
         coming = list(islice(self.queue, 1, AHEAD + 1))

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from rgtg.decoding.token_rule import Steering
+
 
 @dataclass
 class Sequence:
@@ -28,6 +30,7 @@ class Request:
     max_new_tokens: int
     seed: int
     reward_text: str = ""  # that prompt as text, for a reward model that reads text
+    steering: tuple[Steering, ...] = ()  # of each sample, where it is not that of the engine's rule
     prompt_reward: float | None = None  # r(x), where a search has asked for it
     sequences: dict[int, Sequence] = field(default_factory=dict)
     started: int = 0  # samples that have or had a row
@@ -35,6 +38,10 @@ class Request:
     def reset(self) -> None:
         """Forget what was decoded of it."""
         self.sequences, self.started = {}, 0
+
+    def steering_of(self, sample: int) -> Steering | None:
+        """How a sample is steered; None as the engine's rule says."""
+        return self.steering[sample] if self.steering else None
 
     @property
     def length(self) -> int:

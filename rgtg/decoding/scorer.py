@@ -24,6 +24,7 @@ from rgtg.models.loading import num_embeddings
 from rgtg.models.reward import RewardModel, check_same_tokens
 from rgtg.models.shapes import round_up
 from rgtg.models.text_reward import TextReward
+from rgtg.scores import FINAL
 
 BATCH, WIDTH_MULTIPLE = 32, 32
 
@@ -32,6 +33,9 @@ class Scorer(Protocol):
     calls: int  # reward models that are asked for a prefix
     context: int | None  # tokens of a prompt and its completion together, at most; None where longer ones are cut
     vocabulary: int | None  # ids below it can be scored
+    score_way: str  # how the rewards of a text's prefixes become its score
+
+    adds_up: bool  # whether the reward of a text is a sum over its tokens
 
     def read(self, prompt: Prompt) -> tuple[list[int], str]:
         """A prompt as a request carries it: token ids, or text. Raises RowError for one that cannot be tokenised."""
@@ -69,6 +73,9 @@ class TokenScorer:
         self.tokenizer = models[0].tokenizer
         self.context: int | None = min(model.context for model in models)
         self.vocabulary: int | None = min(num_embeddings(model.model) for model in models)
+        ways = {model.score_way for model in models}
+        self.score_way = ways.pop() if len(ways) == 1 else FINAL
+        self.adds_up = any(model.adds_up for model in models)
 
     def read(self, prompt: Prompt) -> tuple[list[int], str]:
         return encode_prompt(self.tokenizer, prompt, self.day), ""
@@ -89,7 +96,7 @@ class TokenScorer:
         return self._score([request.reward_prompt_ids] * len(completions), completions)
 
     def prompt_reward(self, request: Request) -> float:
-        if any(model.adds_up for model in self.models):
+        if self.adds_up:
             return 0.0  # of a prompt, nothing has been added up yet
         *before, last = request.reward_prompt_ids
         return self._score([before], [[last]])[0][0]
@@ -131,6 +138,8 @@ class TextScorer:
     calls = 1
     context: int | None = None
     vocabulary: int | None = None
+    score_way = FINAL
+    adds_up = False
 
     def __init__(self, reward: TextReward, language: PreTrainedTokenizerBase) -> None:
         self.reward, self.language = reward, language

@@ -28,6 +28,9 @@ from rgtg.decoding.token_rule import Choice, Rule, row_key, uniform
 from rgtg.errors import RowError
 from rgtg.methods import Segments
 from rgtg.models.language import LanguageModel
+from rgtg.scores import FINAL, score
+
+NO_SEARCH = Segments("end", "best", 1)  # a sample that is left out of it: the first proposal is kept
 
 Verdict = Literal["accept", "retry", "best"]
 
@@ -38,13 +41,10 @@ class Proposal:
 
     token_ids: list[int]
     token_rewards: list[float]  # r(x, y[:i]) of all of them, or of the whole alone
+    score: float  # what it is judged by
     logprob: float
-    stopped: bool  # by an EOS
-    ended: bool  # by an EOS or the limit: there is no next segment
-
-    @property
-    def reward(self) -> float:
-        return self.token_rewards[-1]
+    stopped: bool = False  # by an EOS
+    ended: bool = False  # by an EOS or the limit: there is no next segment
 
 
 @dataclass
@@ -64,7 +64,7 @@ class Draft:
         """Keep the proposal, try again, or go on with the best one so far. `chance` is uniform in (0, 1)."""
         self.attempts += 1
         self.judged += 1
-        if self.best is None or proposal.reward > self.best.reward:
+        if self.best is None or proposal.score > self.best.score:
             self.best = proposal
         if self.segments.accept == "threshold" and chance < self.acceptance(proposal):
             return "accept"
@@ -81,7 +81,7 @@ class Draft:
         target, alpha = self.segments.target or 0.0, self.segments.alpha
         first = (1 - alpha) * self.prompt_reward + alpha * target
         tau = min(target, first + len(proposal.token_ids) * (target - first) / self.max_new_tokens)
-        return 1.0 if proposal.reward >= tau else exp((proposal.reward - tau) / self.segments.scale)
+        return 1.0 if proposal.score >= tau else exp((proposal.score - tau) / self.segments.scale)
 
 
 class SearchEngine(Engine):
@@ -95,10 +95,14 @@ class SearchEngine(Engine):
         slots: int,
         segments: Segments,
         scorer: Scorer,
+        score_way: str = FINAL,
     ) -> None:
-        """Segments are judged by the rewards of the guidance, or by the scorer where there is none."""
+        """Proposals are judged by the rewards of the guidance, or by the scorer where there is none: whole completions
+        by their score, segments by the reward where they end, as published.
+        """
         super().__init__(language, guidance, rule, slots)
         self.segments, self.scorer = segments, scorer
+        self.score_way = score_way if segments.until == "end" else FINAL
         self.drafts = [Draft(segments, 1) for _ in range(slots)]
         # Tokens of a proposal that is decoded again because a worse one came after it; -1 is a free choice.
         self.forced = torch.zeros(slots, 0, dtype=torch.long, device=self.device)
@@ -107,10 +111,12 @@ class SearchEngine(Engine):
         super().use_graphs(capture, 1)  # every token may end a segment
 
     def _assign(self, slot: int, request: Request) -> None:
+        steering = request.steering_of(request.started)
         super()._assign(slot, request)
-        if self.segments.accept == "threshold" and request.prompt_reward is None:
+        segments = NO_SEARCH if steering and not steering.search else self.segments
+        if segments.accept == "threshold" and request.prompt_reward is None:
             request.prompt_reward = self.scorer.prompt_reward(request)
-        self.drafts[slot] = Draft(self.segments, request.max_new_tokens, request.prompt_reward or 0.0)
+        self.drafts[slot] = Draft(segments, request.max_new_tokens, request.prompt_reward or 0.0)
         self.forced[slot] = -1
 
     def reserve(self, length: int, new: int) -> None:
@@ -143,11 +149,14 @@ class SearchEngine(Engine):
             if breaks[slot]:
                 finished += self._finish(slot, self._sequence(slot))
                 continue
-            ended_before = uncertain[slot] and length - 1 - draft.start >= self.segments.shortest
+            segments = draft.segments
+            ended_before = (
+                uncertain[slot] and segments.until == "entropy" and length - 1 - draft.start >= segments.shortest
+            )
             # If the segment is kept, this step's token is the first of the next one.
             if ended_before and not self._goes_on(slot, self._proposal(slot, length - 1), finished):
                 continue
-            if ends[slot] or length - draft.start == self.segments.length:
+            if ends[slot] or length - draft.start == segments.length:
                 self._goes_on(slot, self._proposal(slot, length, stops[slot], ends[slot]), finished)
         return finished
 
@@ -157,7 +166,8 @@ class SearchEngine(Engine):
         tokens = self.tokens[slot, :length].tolist()
         own = self.rewards[slot, :length].tolist() if self.guidance else None
         rewards = own or self._scored(owner[0], tokens)
-        return Proposal(tokens, rewards, fsum(self.logprobs[slot, :length].tolist()), stopped, ended)
+        logprob = fsum(self.logprobs[slot, :length].tolist())
+        return Proposal(tokens, rewards, score(rewards, self.score_way), logprob, stopped, ended)
 
     def _scored(self, request: Request, tokens: list[int]) -> list[float]:
         """Of a text that a tokenizer fails on the reward is NaN, which ends the slot and no other one."""
@@ -175,8 +185,8 @@ class SearchEngine(Engine):
         key = request.seed, request.prompt_id, sample, draft.judged + 1
         verdict = draft.judge(proposal, uniform(*key))
         kept = draft.best if verdict == "best" and draft.best else proposal
-        if not isfinite(proposal.reward) or (verdict != "retry" and kept.ended):
-            finished += self._finish(slot, self._kept(slot, kept if isfinite(proposal.reward) else proposal))
+        if not isfinite(proposal.score) or (verdict != "retry" and kept.ended):
+            finished += self._finish(slot, self._kept(slot, kept if isfinite(proposal.score) else proposal))
             return False
         if verdict == "accept":
             draft.advance(len(proposal.token_ids))
@@ -204,7 +214,7 @@ class SearchEngine(Engine):
         """The completion that a slot ends with."""
         draft = self.drafts[slot]
         decoded = int(self.steps[slot]) + draft.discarded
-        scored = self.scorer.calls * (draft.judged + (self.segments.accept == "threshold"))
+        scored = self.scorer.calls * (draft.judged + (draft.segments.accept == "threshold"))
         return Sequence(
             token_ids=proposal.token_ids,
             token_rewards=proposal.token_rewards,

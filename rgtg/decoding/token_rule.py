@@ -51,23 +51,49 @@ class Rule:
     vocabulary: int | None = None  # only ids below it can be chosen: what both models have embeddings for
 
 
-def choose(logprobs: Tensor, rewards: Tensor | None, rule: Rule, noise: Tensor | None) -> Choice:
+class Steering(NamedTuple):
+    """What a rule says of one sample: several samples of a prompt may differ by it in one batch."""
+
+    beta: float
+    greedy: bool = False
+    search: bool = True  # whether segments are searched for it, where the method does that
+
+
+UNGUIDED = Steering(0.0, search=False)  # the language model itself, restricted to the candidates
+
+
+def choose(
+    logprobs: Tensor,
+    rewards: Tensor | None,
+    rule: Rule,
+    noise: Tensor | None,
+    betas: Tensor | None = None,
+    greedy: Tensor | None = None,
+) -> Choice:
     """Sample from the tilted policy by the Gumbel-max rule, or take its mode where `noise` is None.
 
-    logprobs, rewards, noise: (B, k), the likeliest candidate first; rewards None is the language model itself. A
-    candidate whose reward is not finite cannot be chosen; where none can, `guided_logprob` is NaN.
+    logprobs, rewards, noise: (B, k), the most probable candidate first; rewards None is the language model itself. A
+    candidate whose reward is not finite cannot be chosen; where none can, `guided_logprob` is NaN. `betas` (B,) and
+    `greedy` (B,) stand in for those of the rule, row by row; a row whose beta is 0 does not see its rewards.
     """
     tilted = logprobs.double()
     if rewards is not None:
         rewards = transformed(rewards.double(), rule.reward_transform)
-        tilted = torch.where(rewards.isfinite(), tilted + rule.beta * rewards, -torch.inf)
+        beta = rule.beta if betas is None else betas[:, None]
+        guided = torch.where(rewards.isfinite(), tilted + beta * rewards, -torch.inf)
+        tilted = guided if betas is None else torch.where(betas[:, None] == 0, tilted, guided)
     tilted = tilted / rule.temperature
     if rule.top_p < 1:
         probs = (logprobs.double() / rule.temperature).softmax(-1)
         tilted = tilted.masked_fill(probs.cumsum(-1) - probs >= rule.top_p, -torch.inf)
+    if noise is not None and greedy is not None:
+        noise = noise.masked_fill(greedy[:, None], 0.0)
     index = (tilted if noise is None else tilted + noise).argmax(-1, keepdim=True)
     best = tilted.gather(-1, index)[:, 0]
-    guided = torch.where(best.isfinite(), 0.0, torch.nan) if noise is None else best - tilted.logsumexp(-1)
+    mode = torch.where(best.isfinite(), 0.0, torch.nan)
+    guided = mode if noise is None else best - tilted.logsumexp(-1)
+    if noise is not None and greedy is not None:
+        guided = torch.where(greedy, mode, guided)
     return Choice(index[:, 0], logprobs.gather(-1, index)[:, 0], guided)
 
 

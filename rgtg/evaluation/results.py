@@ -17,7 +17,7 @@ class Result:
     name: str
     family: str
     beta: float
-    scores: dict[str, Mean | None]  # by who scored; `reward` is by the guiding model, on a scale of its own
+    scores: dict[str, Mean | None]  # by who scored; `score` is by the guiding model, on a scale of its own
     kl: Mean | None  # KL(pi || p) of whole completions, in nats; None where pi has no known probabilities: a search
     tokens: float  # of a completion; and of these per completion:
     language_calls: float
@@ -56,7 +56,7 @@ def measure(
         [c["guided_logprob"] - p for c, p in zip(cs, ps, strict=True) if c["guided_logprob"] is not None]
         for cs, ps in zip(good, logprobs, strict=True)
     ]
-    scores = {"reward": [[c["reward"] for c in cs if c["reward"] is not None] for cs in good], **judged}
+    scores = {"score": [[c["score"] for c in cs if c["score"] is not None] for cs in good], **judged}
     rouges = [score for cs in good if (score := self_rouge_l([c["text"] for c in cs])) is not None]
 
     def average(name: str) -> float:

@@ -18,7 +18,7 @@ from rgtg.path_syntax import fault
 # What an entry may say: settings of `generate` that are the method's; and how its reward model is trained, or which
 # language model stands in for the run's.
 OTHERS = ("objective", "head", "language")
-KEYS = (*OF_METHOD, "temperature", "top_p", *OTHERS)
+KEYS = (*OF_METHOD, "temperature", "top_p", "score", *OTHERS)
 
 
 MAX_LENGTH, MAX_VARIANTS = 1000, 500  # of an entry, and of all of them: each completes all the prompts

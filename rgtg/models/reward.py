@@ -11,13 +11,10 @@ Three heads, told apart by the model's config:
 * `log-probability`: the same with log-probabilities, which add up over the response (GenARM, arXiv 2410.08193).
 """
 
-import copy
-import json
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
-from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
@@ -25,7 +22,6 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
 )
 from transformers.utils import logging as hf_logging
 
@@ -42,10 +38,11 @@ from rgtg.models.loading import (
     load_weights,
 )
 from rgtg.models.packed import pack, packed
+from rgtg.models.pad_token import ADDED_PAD, with_pad_token, without_pad_token
+from rgtg.scores import FINAL, check_way
 
 HEAD = "rgtg_reward_head"  # in config.json of a causal language model that is a reward model
-ADDED_PAD = "rgtg_added_pad_token"  # there too: the tokenizer's last token is PAD_TOKEN, and no text may have it
-PAD_TOKEN = "<|pad|>"
+SCORE = "rgtg_score"  # there too: how the rewards of a text's prefixes become its score; see scores.py
 
 
 class RewardModel(nn.Module):
@@ -87,6 +84,10 @@ class RewardModel(nn.Module):
             raise UserError(f"{what}: {path!r} is a reward model with a {found} head, and a {head} head is asked for")
         if (found or head or "scalar") == "scalar":
             _check_scores_every_position(config, what, trust_remote_code)
+        try:
+            check_way(getattr(config, SCORE, FINAL))
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{what}: the config.json of {path!r} is wrong: {error}") from error
         return found
 
     @classmethod
@@ -128,10 +129,10 @@ class RewardModel(nn.Module):
         if not found:
             _new_head(model, kind)
         padded = getattr(model.config, ADDED_PAD, False)
-        reward_model = cls(model, _without_pad_token(tokenizer) if padded else tokenizer, kind)
+        reward_model = cls(model, without_pad_token(tokenizer) if padded else tokenizer, kind)
         reward_model.saved_tokenizer = tokenizer
         if kind == "scalar" and (head or not found):  # to be trained and saved
-            reward_model.saved_tokenizer = _with_pad_token(model, tokenizer)
+            reward_model.saved_tokenizer = with_pad_token(model, tokenizer)
         return reward_model
 
     @property
@@ -151,6 +152,15 @@ class RewardModel(nn.Module):
         pack(self.backbone)
         if self.adds_up:  # single columns of the head are read beside it
             self.packed_head = packed(self.head)
+
+    @property
+    def score_way(self) -> str:
+        """How the rewards of a text's prefixes become its score. Sums have counted every token already."""
+        return FINAL if self.adds_up else getattr(self.model.config, SCORE, FINAL)
+
+    @score_way.setter
+    def score_way(self, way: str) -> None:
+        setattr(self.model.config, SCORE, check_way(way))
 
     @property
     def adds_up(self) -> bool:
@@ -261,32 +271,3 @@ def _new_head(model: Any, kind: Head) -> None:
     model.set_output_embeddings(head)
     model.config.tie_word_embeddings = False
     setattr(model.config, HEAD, kind)
-
-
-def _with_pad_token(model: Any, tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """A tokenizer whose padding token is no EOS, so that the saved model scores a finished text alike in plain
-    transformers; the model gets a row of zeros for it where it has none.
-    """
-    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
-        tokenizer = copy.deepcopy(tokenizer)
-        if tokenizer.add_special_tokens({"pad_token": PAD_TOKEN}):
-            setattr(model.config, ADDED_PAD, True)
-    known = model.get_input_embeddings().num_embeddings
-    if len(tokenizer) > known:
-        with torch.random.fork_rng(devices=[]), torch.no_grad():  # it draws the rows
-            model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-            model.get_input_embeddings().weight[known:] = 0
-    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
-    return tokenizer
-
-
-def _without_pad_token(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """The tokenizer that the model was trained by: to it, the text of the padding token is as any other."""
-    if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        return tokenizer
-    state = json.loads(tokenizer.backend_tokenizer.to_str())
-    state["added_tokens"] = [token for token in state["added_tokens"] if token["content"] != PAD_TOKEN]
-    tokenizer = copy.deepcopy(tokenizer)
-    tokenizer.pad_token = None
-    tokenizer._tokenizer = Tokenizer.from_str(json.dumps(state))  # type: ignore[assignment]
-    return tokenizer

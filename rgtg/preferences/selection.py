@@ -1,33 +1,183 @@
-"""Which completions of a prompt become chosen and rejected, and which side of a split something is on."""
+"""Which two completions of a prompt become chosen and rejected: a strategy is a function, and a row of STRATEGIES.
+
+Every choice is a function of one prompt's completions and of `Night`, what a first pass over all of them has found.
+"""
 
 import hashlib
-from math import isfinite
-from typing import Any
+import unicodedata
+from dataclasses import dataclass, replace
+from difflib import SequenceMatcher
+from math import isfinite, log, sqrt
+from typing import Any, Literal
 
-TIED = "all completions of the prompt have the same reward"
-IDENTICAL = "the best and the worst completion are the same text"
-FEW = "the prompt has fewer than two completions with a finite reward"
-CLOSE = "the margin is too small"
+from rgtg.methods import STRATEGIES, Pool
+
+FEW = "too few completions with a text and a finite score"
+TRUNCATED = "all that could be chosen were cut off at max_new_tokens (raise it, or set preferences.truncated=keep)"
+TIED = "all completions have the same score"
+CLOSE = "no chosen completion has a higher score by more than min_margin"
+LENGTH = "no two completions are of similar length"
+IDENTICAL = "the completions are the same text"
+SIMILAR = "the completions are too similar"
+
+MATCHED = 0.2  # lengths match if they differ by no more than this part of the longer one
+NEAR = 2.0  # best-near: standard deviations below the mean (arXiv 2502.16825)
+FEW_FOR_DEVIATION = 8  # with fewer samples a prompt's own deviation says little: the night's is taken
 
 
-def best_and_worst(completions: list[dict[str, Any]], min_margin: float = 0.0) -> tuple[dict, dict] | str:
-    """The completions of highest and of lowest reward, or the reason why they make no pair.
+@dataclass(frozen=True)
+class Candidate:
+    """A completion that may take part in a pair; `score` is what it is ranked by."""
 
-    A tie carries no preference and identical texts differ by nothing: neither is ever a pair.
+    index: int  # in the completions of its prompt
+    text: str
+    token_ids: list[int]
+    score: float
+    truncated: bool
+    pool: Pool
+
+
+@dataclass(frozen=True)
+class Night:
+    """Of all prompts: the score's slope on log(tokens) and its standard deviation, both within a prompt's pool."""
+
+    slope: float = 0.0
+    deviation: float = 0.0
+
+
+class Statistics:
+    """Adds up what `Night` needs, prompt by prompt."""
+
+    def __init__(self) -> None:
+        self.count, self.xx, self.xy, self.yy = 0, 0.0, 0.0, 0.0  # sums of squares within pools
+
+    def add(self, candidates: list[Candidate]) -> None:
+        for pool in {c.pool for c in candidates}:
+            points = [(log(len(c.token_ids)), c.score) for c in candidates if c.pool == pool]
+            x, y = (sum(values) / len(points) for values in zip(*points, strict=True))
+            self.count += len(points) - 1
+            self.xx += sum((a - x) ** 2 for a, _ in points)
+            self.xy += sum((a - x) * (b - y) for a, b in points)
+            self.yy += sum((b - y) ** 2 for _, b in points)
+
+    def night(self) -> Night:
+        slope = self.xy / self.xx if self.xx else 0.0
+        return Night(slope, sqrt(self.yy / self.count) if self.count else 0.0)
+
+
+# Keys: of all pairs (chosen, rejected) the one with the smallest is taken. `scores` are those of the rejected's pool.
+
+
+def widest(chosen: Candidate, rejected: Candidate, scores: list[float], night: Night, prompt_id: str) -> tuple:
+    """The best chosen and the worst rejected one."""
+    return (rejected.score - chosen.score,)
+
+
+def near(chosen: Candidate, rejected: Candidate, scores: list[float], night: Night, prompt_id: str) -> tuple:
+    """The best, and the one nearest to two deviations below the mean: of many samples the worst are broken."""
+    mean = sum(scores) / len(scores)
+    deviation = night.deviation
+    if len(scores) >= FEW_FOR_DEVIATION:
+        deviation = sqrt(sum((score - mean) ** 2 for score in scores) / (len(scores) - 1))
+    return -chosen.score, abs(rejected.score - (mean - NEAR * deviation))
+
+
+def any_rejected(chosen: Candidate, rejected: Candidate, scores: list[float], night: Night, prompt_id: str) -> tuple:
+    """The best, and another one at random."""
+    return -chosen.score, fraction(f"rejected/{prompt_id}/{rejected.index}")
+
+
+def any_pair(chosen: Candidate, rejected: Candidate, scores: list[float], night: Night, prompt_id: str) -> tuple:
+    """Two at random that the score confirms."""
+    return (fraction(f"pair/{prompt_id}/{chosen.index}/{rejected.index}"),)
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Which completions and pairs a selection may take."""
+
+    truncated: Literal["never-chosen", "drop", "keep"] = "never-chosen"
+    min_margin: float = 0.0
+    max_similarity: float = 1.0  # of token sequences, from 0 to 1
+    length: Literal["free", "matched", "residual"] = "free"
+
+
+def candidates(completions: list[dict[str, Any]], rules: Rules) -> list[Candidate]:
+    """The completions of a prompt that may take part: with a text that is not blank, and a finite score.
+
+    `completions` as in completions/: the first one is by the run's own method and beta.
     """
-    scored = [c for c in completions if c["reward"] is not None and isfinite(c["reward"])]
-    if len(scored) < 2:
+    found = []
+    for index, c in enumerate(completions):
+        truncated = c["finish_reason"] == "length" and rules.truncated != "keep"
+        if c["score"] is None or not isfinite(c["score"]) or not c["text"].strip():
+            continue
+        if truncated and rules.truncated == "drop":
+            continue
+        pool = pool_of(c, completions[0])
+        found.append(Candidate(index, c["text"], c["token_ids"], c["score"], truncated, pool))
+    return found
+
+
+def pool_of(completion: dict[str, Any], first: dict[str, Any]) -> Pool:
+    """Which pool a completion is of; `first` is the prompt's first one, by the run's own method and beta."""
+    if (completion["method"], completion["beta"]) == (first["method"], first["beta"]):
+        return "own"
+    return "unguided" if completion["method"] == "unguided" else "opposed"
+
+
+def select(
+    found: list[Candidate], strategy: str, rules: Rules, night: Night, prompt_id: str
+) -> tuple[Candidate, Candidate] | str:
+    """The chosen and the rejected one of a prompt's candidates, or the reason why there is no pair.
+
+    A tie carries no preference and equal texts differ by nothing: neither is ever a pair.
+    """
+    row = STRATEGIES[strategy]
+    if rules.length == "residual":
+        found = [replace(c, score=c.score - night.slope * log(len(c.token_ids))) for c in found]
+    above, below = ([c for c in found if c.pool == pool] for pool in (row.chosen, row.rejected))
+    if not above or not below or len({c.index for c in above + below}) < 2:
         return FEW
-    best, worst = max(scored, key=lambda c: c["reward"]), min(scored, key=lambda c: c["reward"])
-    if best["reward"] == worst["reward"]:
+    if len({c.score for c in above + below}) == 1:
         return TIED
-    if best["text"] == worst["text"]:
-        return IDENTICAL
-    if best["reward"] - worst["reward"] <= min_margin:
+    pairs = [(c, r) for c in above if not c.truncated for r in below if c.index != r.index]
+    if not pairs:
+        return TRUNCATED
+    pairs = [(c, r) for c, r in pairs if c.score - r.score > rules.min_margin]
+    if not pairs:
         return CLOSE
-    return best, worst
+    if rules.length == "matched":
+        pairs = [(c, r) for c, r in pairs if _lengths_match(c, r)]
+        if not pairs:
+            return LENGTH
+    scores = [c.score for c in below]
+    key = globals()[row.key]
+    pairs.sort(key=lambda pair: key(*pair, scores, night, prompt_id))
+    first = _alike(*pairs[0], rules.max_similarity)
+    return first or pairs[0]
 
 
 def fraction(key: str) -> float:
     """Where in [0, 1) a key falls: the same in every run, evenly over many keys."""
     return int.from_bytes(hashlib.sha256(key.encode(errors="surrogatepass")).digest()[:8], "big") / 2**64
+
+
+def _lengths_match(a: Candidate, b: Candidate) -> bool:
+    shorter, longer = sorted((len(a.token_ids), len(b.token_ids)))
+    return longer - shorter <= MATCHED * longer
+
+
+def _alike(a: Candidate, b: Candidate, most: float) -> str | None:
+    """Why two completions are too much alike to differ by a preference; None where they are not."""
+    if _normal(a.text) == _normal(b.text):
+        return IDENTICAL
+    matcher = SequenceMatcher(None, a.token_ids, b.token_ids, autojunk=False)
+    if most < 1 and matcher.real_quick_ratio() > most and matcher.quick_ratio() > most and matcher.ratio() > most:
+        return SIMILAR
+    return None
+
+
+def _normal(text: str) -> str:
+    """A text without what no reader sees: form of composition, kind and number of white space."""
+    return " ".join(unicodedata.normalize("NFC", text).split())

@@ -2,11 +2,15 @@
 
 import yaml
 
-from rgtg.config import Config
+from rgtg.config import Config, Generate, Preferences
+from rgtg.methods import METHODS, STRATEGIES
 
 
-def dataset_card(config: Config, sizes: dict[str, int]) -> str:
-    """README.md of preferences/: front matter for the hub, then how to load and how it was made."""
+def dataset_card(config: Config, selection: Preferences, sizes: dict[str, int]) -> str:
+    """README.md of preferences/: front matter for the hub, then how to load and how it was made.
+
+    `config` is that of the completions, `selection` the settings by which pairs were made of them.
+    """
     # No `configs` here: the files' names tell the splits, and with a list of them `datasets` caches by the list alone
     # and gives one run's pairs for another's.
     front = {
@@ -20,17 +24,24 @@ def dataset_card(config: Config, sizes: dict[str, int]) -> str:
 
 # Preferences of the run {config.run.id}
 
-{sizes["train"]} pairs to train on and {sizes["test"]} to test on, split by prompt. Of the {settings.samples}
-completions of a prompt, `chosen` is the one of highest and `rejected` the one of lowest reward; `margin` is the
-difference. Columns are those of TRL, and `datasets.load_dataset(DIRECTORY)` reads them.
+{sizes["train"]} pairs to train on and {sizes["test"]} to test on, split by prompt. `chosen` and `rejected` are
+{STRATEGIES[selection.select or "best-worst"].says} (`{selection.select}`), of {_counts(settings)}.
+The score is the reward model's; `score_margin` is the difference. Columns are those of TRL, and
+`datasets.load_dataset(DIRECTORY)` reads them.
 
 The completions are the language model's own, steered while it decoded (method `{settings.method}`); the model was not
 trained. To make this again:
 
 ```yaml
-{yaml.safe_dump(config.model_dump(), sort_keys=False).strip()}
+{yaml.safe_dump(config.model_dump() | {"preferences": selection.model_dump()}, sort_keys=False).strip()}
 ```
 """
+
+
+def _counts(settings: Generate) -> str:
+    kinds = {"guided" if METHODS[settings.method].needs_reward else "unguided": settings.samples}
+    kinds |= {"further unguided": settings.unguided_samples or 0, "opposed": settings.opposed_samples or 0}
+    return " and ".join(f"{n} {kind}" for kind, n in kinds.items() if n) + " completions of each prompt"
 
 
 def _size_category(n: int) -> str:

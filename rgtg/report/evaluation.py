@@ -12,9 +12,9 @@ from rgtg.evaluation.stats import Mean
 
 
 def header(results: Sequence[Result]) -> list[str]:
-    scorers = [name for name in results[0].scores if name != "reward"]
+    scorers = [name for name in results[0].scores if name != "score"]
     return [
-        *("method", "own reward", *scorers, "KL"),
+        *("method", "own score", *scorers, "KL"),
         *("tokens", "distinct-2", "self-ROUGE-L", "LM calls", "RM calls", "seconds", "tokens/s", "errors"),
     ]
 
@@ -24,7 +24,7 @@ def rows(results: Sequence[Result]) -> list[list[str]]:
     return [
         [
             r.name,
-            *(_mean(r.scores[name]) for name in ("reward", *(n for n in results[0].scores if n != "reward"))),
+            *(_mean(r.scores[name]) for name in ("score", *(n for n in results[0].scores if n != "score"))),
             f"{r.kl.value:.1f}" if r.kl else "",
             f"{r.tokens:.1f}",
             f"{r.distinct_2:.2f}",
@@ -44,7 +44,7 @@ def at_equal_kl(results: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
     lines = []
     kls = kl_grid(results)
     for family, members in families(results).items():
-        for scorer in [name for name in results[0].scores if name != "reward"] or ["reward"]:
+        for scorer in [name for name in results[0].scores if name != "score"] or ["score"]:
             values = [at_kl(members, scorer, kl) for kl in kls]
             if any(values):
                 lines.append([family, scorer, *map(_mean, values)])
@@ -109,7 +109,7 @@ def picture(results: Sequence[Result], cost: str) -> bytes:
     from matplotlib.figure import Figure
 
     label, figure_of = COSTS[cost]
-    scorers = [name for name in results[0].scores if name != "reward"] or ["reward"]
+    scorers = [name for name in results[0].scores if name != "score"] or ["score"]
     figure = Figure(figsize=(7 * len(scorers), 5), layout="constrained")
     for axes, scorer in zip(figure.subplots(1, len(scorers), squeeze=False)[0], scorers, strict=True):
         for family, members in families(results).items():

@@ -76,7 +76,7 @@ def rows(summary: Summary) -> list[tuple[str, str]]:
         (
             "preferences",
             f"{preferences['train']:,} train, {preferences['test']:,} test, {dropped:,} prompts without a pair, "
-            f"mean margin {preferences['mean_margin']:.3f}",
+            f"mean score margin {preferences['mean_margin']:.3f}",
         )
     )
     lines.append(("seconds", ", ".join(f"{stage} {seconds:.0f}" for stage, seconds in summary.seconds.items())))

@@ -1,42 +1,70 @@
-"""How often a reward model prefers the chosen response when it has seen only a part of both."""
+"""How often a reward model prefers the chosen response when it has seen only a part of both, and by which score."""
 
-from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from rgtg.scores import WAYS, prefix_scores
 
 LENGTHS = (1, 2, 5, 10, 20, 40, 80, 160, 320, 640, 1280)
 FRACTIONS = (0.1, 0.25, 0.5, 0.75, 1.0)
 
 
-@dataclass
 class PrefixAccuracy:
     """Counts of pairs ranked rightly (a tie is half), by prefix length in tokens and by part of the longer response.
 
-    A pair counts at a length only if its prefixes differ there, and at a length in tokens only up to its longer end.
+    A prefix is ranked by its score, as a text of its own is. A pair counts at a length only if its prefixes differ
+    there, and at a length in tokens only up to its longer end.
     """
 
-    right: Tensor = field(default_factory=lambda: torch.zeros(len(LENGTHS) + len(FRACTIONS), dtype=torch.float64))
-    total: Tensor = field(default_factory=lambda: torch.zeros(len(LENGTHS) + len(FRACTIONS), dtype=torch.float64))
+    def __init__(self, ways: tuple[str, ...] = WAYS) -> None:
+        """`ways` are those in which rewards become scores: each is counted."""
+        self.ways = ways
+        self.right = torch.zeros(len(ways), len(LENGTHS) + len(FRACTIONS), dtype=torch.float64)
+        self.total = torch.zeros(len(LENGTHS) + len(FRACTIONS), dtype=torch.float64)
 
-    def add(self, chosen: Tensor, rejected: Tensor, longer: Tensor, common: Tensor) -> None:
-        """Rewards of all prefixes (B, T) on both sides; tokens (B,) of the longer response, and in common."""
+    def add(
+        self, chosen: Tensor, rejected: Tensor, chosen_lengths: Tensor, rejected_lengths: Tensor, common: Tensor
+    ) -> None:
+        """Rewards of all prefixes (B, T) on both sides; tokens (B,) of each response, and in common."""
+        longer = torch.maximum(chosen_lengths, rejected_lengths)
         lengths = torch.tensor(LENGTHS, device=chosen.device).expand(len(chosen), -1)
         parts = torch.ceil(torch.tensor(FRACTIONS, device=chosen.device) * longer[:, None]).long()
         at = torch.cat([lengths, parts], dim=1)
         counts = (at <= longer[:, None]) & (at > common[:, None])
-        index = (at - 1).clamp(0, chosen.shape[1] - 1)
-        difference = chosen.gather(1, index) - rejected.gather(1, index)
-        right = (difference > 0).double() + 0.5 * (difference == 0).double()
-        self.right += (right * counts).sum(0).cpu()
+
+        def scores(rewards: Tensor, own: Tensor, way: str) -> Tensor:
+            """(B, N); a response that has ended keeps its score."""
+            return prefix_scores(rewards, way).gather(1, torch.minimum(at, own[:, None]) - 1)
+
+        for right, way in zip(self.right, self.ways, strict=True):
+            difference = scores(chosen, chosen_lengths, way) - scores(rejected, rejected_lengths, way)
+            ranked = (difference > 0).double() + 0.5 * (difference == 0).double()
+            right += (ranked * counts).sum(0).cpu()
         self.total += counts.double().sum(0).cpu()
 
-    def summary(self) -> dict[str, dict[str, float]]:
-        """`by_length` and `by_fraction`: accuracy where at least one pair counted; `pairs` counted in full."""
-        accuracy = [r / t if t else None for r, t in zip(self.right.tolist(), self.total.tolist(), strict=True)]
+    @property
+    def best(self) -> str:
+        """The way that ranks most whole responses rightly; of equals the first."""
+        return self.ways[int(self.right[:, -1].argmax())]
+
+    def summary(self, way: str | None = None) -> dict[str, Any]:
+        """`by_length` and `by_fraction`: accuracy by the score `way`, where at least one pair counted; `by_score`: of
+        whole responses, in every way; `score`: the way, by default the best one; `pairs` counted in full.
+        """
+        way = way or self.best
+        right = self.right / self.total
+        accuracy = right[self.ways.index(way)].tolist()
         by_length, by_fraction = accuracy[: len(LENGTHS)], accuracy[len(LENGTHS) :]
         return {
-            "by_length": {str(n): round(a, 4) for n, a in zip(LENGTHS, by_length, strict=True) if a is not None},
-            "by_fraction": {str(f): round(a, 4) for f, a in zip(FRACTIONS, by_fraction, strict=True) if a is not None},
+            "by_length": _where_counted(LENGTHS, by_length),
+            "by_fraction": _where_counted(FRACTIONS, by_fraction),
+            "by_score": _where_counted(self.ways, right[:, -1].tolist()),
+            "score": way,
             "pairs": {"full": int(self.total[-1])},
         }
+
+
+def _where_counted(names: tuple[Any, ...], accuracies: list[float]) -> dict[str, float]:
+    return {str(n): round(a, 4) for n, a in zip(names, accuracies, strict=True) if a == a}  # none counted: NaN

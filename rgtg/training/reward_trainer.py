@@ -10,15 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rgtg.config import TrainReward
 from rgtg.methods import OBJECTIVES
 from rgtg.models.reward import RewardModel
 from rgtg.models.shapes import round_up
 from rgtg.preferences.tokenized import TokenizedPair
+from rgtg.scores import FINAL, WAYS
 from rgtg.training.batch import Batch, collate
 from rgtg.training.distributed import DistributedModel
 from rgtg.training.losses import Prefixes, loss_of, prefix_mask, prefix_rewards
 from rgtg.training.prefix_accuracy import PrefixAccuracy
+from rgtg.training_settings import TrainReward
 
 # For a worker that has run out of pairs before the others: it must take part, and this one has no gradient.
 NO_PAIR = TokenizedPair(prompt_ids=[0], chosen_ids=[0], rejected_ids=[0], common=1)
@@ -91,20 +92,23 @@ class RewardTrainer:
         return StepResult(value, grad_norm, *map(int, totalled))
 
     @torch.no_grad()
-    def evaluate(self, batches: Iterable[list[TokenizedPair]]) -> dict[str, dict[str, float]]:
-        """Held-out accuracy by prefix length over the pairs of all workers."""
+    def evaluate(self, batches: Iterable[list[TokenizedPair]]) -> dict[str, Any]:
+        """Held-out accuracy by prefix length over the pairs of all workers, and the best score: see PrefixAccuracy."""
         self.distributed.model.eval()
-        accuracy = PrefixAccuracy()
+        own = self.settings.score
+        ways = (FINAL,) if self.reward_model.adds_up else WAYS if own in (None, *WAYS) else (*WAYS, own)
+        accuracy = PrefixAccuracy(ways)
         for pairs in batches:
             batch = collate(pairs, "hold", None, self._width(pairs)).to(self.device)
             with self.distributed.autocast():
                 prefixes = self._prefixes(batch, self._mask(batch), self.reward_model)
-            longer = torch.maximum(batch.chosen_lengths, batch.rejected_lengths)
-            accuracy.add(prefixes.chosen, prefixes.rejected, longer, batch.common)
+            accuracy.add(
+                prefixes.chosen, prefixes.rejected, batch.chosen_lengths, batch.rejected_lengths, batch.common
+            )
         self.distributed.model.train()
         accuracy.right = self.distributed.sum(accuracy.right.to(self.device)).cpu()
         accuracy.total = self.distributed.sum(accuracy.total.to(self.device)).cpu()
-        return accuracy.summary()
+        return accuracy.summary(own if own in ways else None)
 
     def state(self) -> dict[str, Any]:
         """Everything to resume from, in full on the CPU of worker 0. A collective call."""

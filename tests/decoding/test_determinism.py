@@ -123,3 +123,29 @@ def test_greedy_samples_are_one_and_the_same(language_dir, reward_dir):
     for row in decoder.generate(PROMPTS, **OPTIONS):
         assert row == [row[0]] * 3
         assert row[0].guided_logprob == 0.0
+
+
+@pytest.mark.parametrize("method", ["pargs", "pargs-greedy", "best-of-n", "cards", "cd-blockwise", "pargs-best-of-n"])
+def test_a_sample_is_the_same_beside_samples_that_are_steered_otherwise(language_dir, reward_dir, method):
+    """Guided ones as without the others; unguided ones as the samples of these numbers of an unguided run."""
+    options = {"target_reward": 0.0} if method == "cards" else {}
+    decoder = Decoder.load(language_dir, reward_dir, method, slots=5, k=10, **options)
+    length = {"max_new_tokens": 12, "seed": 0}
+    mixed = decoder.generate(PROMPTS, samples=2, unguided_samples=3, **length)
+    alone = decoder.generate(PROMPTS, samples=2, **length)
+    plain = Decoder.load(language_dir, reward_dir, "unguided", slots=5, k=10).generate(PROMPTS, samples=5, **length)
+    for row, own, unguided in zip(mixed, alone, plain, strict=True):
+        assert row[:2] == own
+        assert [(c.token_ids, c.logprob) for c in row[2:]] == [(c.token_ids, c.logprob) for c in unguided[2:]]
+        assert [(c.method, c.beta) for c in row[2:]] == [("unguided", 0.0)] * 3
+        assert {c.method for c in row[:2]} == {method}
+    assert any(a.token_ids != b.token_ids for row in mixed for a, b in [(row[0], row[2])])
+
+
+def test_an_opposed_sample_is_that_of_the_opposite_beta(language_dir, reward_dir):
+    decoder = Decoder.load(language_dir, reward_dir, "pargs", slots=5, beta=3.0)
+    mixed = decoder.generate(PROMPTS, samples=1, opposed_samples=2, max_new_tokens=12, seed=0)
+    opposite = Decoder.load(language_dir, reward_dir, "pargs", slots=5, beta=-3.0)
+    for row, other in zip(mixed, opposite.generate(PROMPTS, samples=3, max_new_tokens=12, seed=0), strict=True):
+        assert row[1:] == other[1:]
+        assert [c.beta for c in row] == [3.0, -3.0, -3.0]

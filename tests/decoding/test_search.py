@@ -127,7 +127,7 @@ def test_best_of_one_is_the_language_model(language_dir, reward_dir):
 
 
 def proposal(reward, length=10):
-    return Proposal([5] * length, [0.0] * (length - 1) + [reward], 0.0, stopped=False, ended=False)
+    return Proposal([5] * length, [0.0] * (length - 1) + [reward], score=reward, logprob=0.0)
 
 
 def test_the_threshold_of_cards_rises_from_between_prompt_and_target():

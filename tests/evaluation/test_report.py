@@ -17,7 +17,7 @@ def test_families_are_compared_at_kls_that_they_reach():
     assert kl_grid(results((0.5, 1.0), (32.0, 2.0))) == [1.0, 2.0, 4.0, 8.0, 16.0]
     names, (line,) = at_equal_kl(results((0.5, 1.0), (32.0, 2.0)))
     assert names[2:] == ["KL 1", "KL 2", "KL 4", "KL 8", "KL 16"]
-    assert line[:2] == ["pargs", "reward"]
+    assert line[:2] == ["pargs", "score"]
     assert line[-1].startswith("+1.492")
 
 

@@ -8,11 +8,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from rgtg.config import TrainReward
 from rgtg.errors import UserError
 from rgtg.models.language import LanguageModel
 from rgtg.models.reward import RewardModel
 from rgtg.training.reward_trainer import RewardTrainer
+from rgtg.training_settings import TrainReward
 from tests.tolerance import assert_alike
 from tests.training.test_reward_trainer import make_pairs
 

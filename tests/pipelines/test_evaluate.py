@@ -40,7 +40,7 @@ def test_methods_side_by_side_with_a_judge_and_the_next_start_decodes_nothing(
     assert by_name["unguided"].reward_calls == 0
     assert by_name["pargs beta=1"].reward_calls == 10 * by_name["pargs beta=1"].language_calls
     assert by_name["best-of-n proposals=3"].reward_calls == 3
-    assert by_name["pargs beta=3"].scores["reward"].value > by_name["unguided"].scores["reward"].value
+    assert by_name["pargs beta=3"].scores["score"].value > by_name["unguided"].scores["score"].value
     assert by_name["pargs beta=3"].kl.value > by_name["pargs beta=1"].kl.value > by_name["unguided"].kl.value
 
     assert by_name[f"unguided language={tuned}"].kl.value > 10, "what the run's own language model thinks of it"

@@ -39,10 +39,11 @@ def job(configure, write_parquet, reward_dir, ray_here):
 
 
 def test_rows_are_those_of_the_library(job, read_rows, language_dir, reward_dir):
-    directory = generate.run(job())
+    directory = generate.run(job(**{"generate.unguided_samples": 1, "generate.opposed_samples": 1}))
     rows = read_rows(directory.path("completions"))
     decoder = Decoder.load(language_dir, reward_dir, "pargs", device="cpu", slots=6)
-    expected = dict(zip(PROMPTS, decoder.generate(PROMPTS, samples=2, max_new_tokens=8), strict=True))
+    asked = {"samples": 2, "unguided_samples": 1, "opposed_samples": 1, "max_new_tokens": 8}
+    expected = dict(zip(PROMPTS, decoder.generate(PROMPTS, **asked), strict=True))
     assert {row["prompt"] for row in rows} == set(PROMPTS)
     assert len(rows) == len(PROMPTS)
     for row in rows:
@@ -51,7 +52,7 @@ def test_rows_are_those_of_the_library(job, read_rows, language_dir, reward_dir)
         assert row["topic"] == f"topic of {row['prompt']}"
         for written, completion in zip(row["completions"], expected[row["prompt"]], strict=True):
             exact = asdict(completion)
-            exact["reward"] = float(np.float32(exact["reward"]))
+            exact |= {name: float(np.float32(exact[name])) for name in ("reward", "score")}
             exact["token_rewards"] = [float(np.float32(reward)) for reward in exact["token_rewards"]]
             assert written == exact
 

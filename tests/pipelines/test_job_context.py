@@ -46,8 +46,8 @@ class Completing:
         return self
 
     def write_parquet(self, path: str, **options) -> None:
-        completion = {"num_tokens": 1, "finish_reason": "stop"}
-        both = [completion | {"text": "a", "reward": 0.0}, completion | {"text": "b", "reward": 1.0}]
+        completion = {"num_tokens": 1, "finish_reason": "stop", "method": "pargs", "beta": 2.0}
+        both = [completion | {"text": text, "token_ids": [i], "score": float(i)} for i, text in enumerate("ab")]
         rows = [row | {"completions": both, "method": "pargs"} for row in self.prompts.to_pylist()]
         schema = completions_schema(self.prompts.schema)
         pq.write_table(pa.Table.from_pylist(rows, schema=schema), f"{path}/part.parquet")

@@ -69,8 +69,8 @@ def test_a_night_ends_with_everything_and_the_next_start_does_nothing(job, ray_h
     assert manifest["stages"]["prompts"]["counts"]["rows"] == manifest["stages"]["generate"]["counts"]["rows"] == 11
     summary = json.loads((place / "report" / "summary.json").read_text())
     assert summary["guided"]["completions"] == 20
-    assert list(summary["scores"]) == ["reward"]  # the true reward is the sandbox's alone
-    score, baseline, gain = summary["scores"]["reward"]
+    assert list(summary["scores"]) == ["score"]  # the true reward is the sandbox's alone
+    score, baseline, gain = summary["scores"]["score"]
     assert (score[2], baseline[2], gain[2]) == (10, 4, 4)  # paired on the prompts that both have
 
     written = {

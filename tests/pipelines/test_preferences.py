@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import datasets
@@ -9,22 +10,31 @@ from pipelines import generate, preferences
 from pipelines.run_directory import RunDirectory
 from rgtg import storage
 from rgtg.errors import UserError
+from rgtg.preferences import selection
 from rgtg.schemas import MESSAGES, completions_schema, prompts_schema
+
+
+def completion(text, score, method="pargs", beta=2.0, finish="stop"):
+    return {
+        **{"text": text, "token_ids": list(text.encode()), "num_tokens": len(text), "finish_reason": finish},
+        **{"reward": None if score is None else -score, "score": score, "method": method, "beta": beta},
+        **{"logprob": -1.0, "guided_logprob": -0.5},
+    }
 
 
 @pytest.fixture
 def finished(configure):
-    """A run whose completions are given: (prompt, [(text, reward) ...] or an error) a row."""
+    """A run whose completions are given: (prompt, [(text, score, ...) ...] or an error) a row."""
 
     def make(rows, prompt_type=None, **changes):
         config = configure(**changes)
-        directory = RunDirectory(config)
+        directory = RunDirectory(config.with_strategy())
         schema = completions_schema(prompts_schema(prompt_type or pa.string(), []))
         table = [
             {
                 "prompt_id": f"id-{i}",
                 "prompt": prompt,
-                "completions": None if isinstance(c, str) else [{"text": t, "reward": r} for t, r in c],
+                "completions": None if isinstance(c, str) else [completion(*given) for given in c],
                 "method": "pargs",
                 "error": c if isinstance(c, str) else None,
             }
@@ -33,7 +43,7 @@ def finished(configure):
         target = directory.path("completions")
         storage.make_directory(target)
         pq.write_table(pa.Table.from_pylist(table, schema=schema), f"{target}/part.parquet")
-        directory.begin(generate.STAGE, {"rows": len(rows)})
+        directory.begin(generate.STAGE, {"rows": len(rows), "generate.unguided_samples": 0})
         directory.finish(generate.STAGE, {}, 0)
         return config
 
@@ -53,9 +63,15 @@ def test_the_best_against_the_worst_in_columns_of_trl(finished):
         "rejected": "c",
         "score_chosen": 3.0,
         "score_rejected": -2.0,
-        "margin": 5.0,
+        "score_margin": 5.0,
         "prompt_id": "id-0",
+        "run_id": config.run.id,
         "method": "pargs",
+        "strategy": "best-worst",
+        **{"chosen_index": 1, "chosen_method": "pargs", "chosen_tokens": 1, "chosen_finish": "stop"},
+        **{"rejected_index": 2, "rejected_method": "pargs", "rejected_tokens": 1, "rejected_finish": "stop"},
+        **{"chosen_logprob": -1.0, "chosen_guided_logprob": -0.5},
+        **{"rejected_logprob": -1.0, "rejected_guided_logprob": -0.5},
     }
 
 
@@ -119,3 +135,57 @@ def test_the_card_tells_the_settings_of_the_completions(finished, configure):
 def test_without_completions_it_says_what_to_run(configure):
     with pytest.raises(UserError, match="has no finished completions; run generate first"):
         preferences.run(configure())
+
+
+def test_by_default_the_best_guided_one_against_the_worst_unguided_one(finished):
+    guided, unguided = ("a", 1.0), ("d", -1.0, "unguided", 0.0)
+    row = ("p", [guided, ("b", 3.0), ("c", -9.0), unguided, ("e", 9.0, "unguided", 0.0)])
+    none = ("q", [guided, ("e", 9.0, "unguided", 0.0)])
+    config = finished([row, none], **{"preferences.select": "null", "preferences.test_fraction": 0})
+    directory = preferences.run(config)
+    [pair] = read(directory, "train")
+    assert (pair["chosen"], pair["rejected"], pair["strategy"]) == ("b", "d", "guided-unguided")
+    assert (pair["chosen_method"], pair["rejected_method"]) == ("pargs", "unguided")
+    assert (pair["chosen_index"], pair["rejected_index"]) == (1, 3)
+    assert directory.counts(preferences.STAGE)["dropped"] == {selection.CLOSE: 1}
+    card = Path(directory.path("preferences"), "README.md").read_text()
+    assert "the guided completion of highest and the unguided one of lowest score (`guided-unguided`)" in card
+    assert "2 guided and 4 further unguided completions of each prompt" in card.replace("\n", " ")
+
+
+def test_truncated_completions_are_not_chosen_and_the_reason_says_what_to_do(finished, configure):
+    row = ("p", [("a", 3.0, "pargs", 2.0, "length"), ("b", 1.0, "pargs", 2.0, "length")])
+    with pytest.raises(UserError, match="has a pair; see the reasons above"):
+        preferences.run(finished([row]))
+    directory = preferences.run(configure(**{"preferences.truncated": "keep", "preferences.test_fraction": 0}))
+    assert [pair["chosen"] for pair in read(directory, "train")] == ["a"]
+
+
+def test_the_completions_of_a_run_from_before_there_were_scores(finished, configure):
+    """Its rewards rank them, and pairs are what they were: best against worst."""
+    config = finished([("p", [("a", -1.0), ("b", -3.0)])], **{"preferences.select": "null"})
+    path = Path(RunDirectory(config).path("completions"), "part.parquet")
+    new = ("score", "method", "beta")
+    table = pq.read_table(path)
+    rows = [
+        row | {"completions": [{k: v for k, v in c.items() if k not in new} for c in row["completions"]]}
+        for row in table.to_pylist()
+    ]
+    old = pa.struct([field for field in table.schema.field("completions").type.value_type if field.name not in new])
+    index = table.schema.get_field_index("completions")
+    schema = table.schema.set(index, pa.field("completions", pa.list_(old)))
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), path)
+    manifest = Path(RunDirectory(config).path("manifest.json"))
+    written = json.loads(manifest.read_text())
+    written["stages"]["generate"]["inputs"] = {"rows": 1}  # without generate.unguided_samples
+    manifest.write_text(json.dumps(written))
+    directory = preferences.run(configure(**{"preferences.select": "null", "preferences.test_fraction": 0}))
+    [pair] = read(directory, "train")
+    assert (pair["chosen"], pair["score_chosen"], pair["strategy"]) == ("b", 3.0, "best-worst")
+
+
+def test_no_column_is_one_that_trainers_read_otherwise(finished):
+    """A column `margin` is subtracted inside the loss, and `ref_*_logps` are taken for the reference's."""
+    config = finished([("p", [("a", 1.0), ("b", 3.0)])], **{"preferences.test_fraction": 0})
+    [row] = read(preferences.run(config), "train")
+    assert not {"margin", "ref_chosen_logps", "ref_rejected_logps", "label", "messages", "images"} & set(row)

@@ -6,9 +6,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from rgtg.config import TrainReward
 from rgtg.errors import UserError
 from rgtg.training.distributed import DistributedModel, decoder_layers, warmup_cosine
+from rgtg.training_settings import TrainReward
 
 IDS = torch.tensor([[1, 40, 50, 60, 2], [1, 70, 80, 90, 2]])
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from rgtg.config import TrainReward
 from rgtg.models.reward import RewardModel
 from rgtg.preferences.tokenized import TokenizedPair
 from rgtg.training.reward_trainer import RewardTrainer
+from rgtg.training_settings import TrainReward
 from tests.fake_cuda import CARD, MODELS, fake_cuda, fake_model
 
 PAIRS = [TokenizedPair([1] * 5, [3] * n, [4] * (n + 7), 0) for n in (3, 40, 41, 90, 91)]

@@ -8,7 +8,7 @@ from rgtg.training.prefix_accuracy import FRACTIONS, LENGTHS, PrefixAccuracy
 
 def accuracy_of(differences, longer, common):
     """By the differences chosen - rejected of each pair, of equal length T."""
-    accuracy = PrefixAccuracy()
+    accuracy = PrefixAccuracy(("final",))
     add(accuracy, differences, longer, common)
     return accuracy.summary()
 
@@ -16,7 +16,8 @@ def accuracy_of(differences, longer, common):
 def add(accuracy, differences, longer, common):
     difference = torch.tensor(differences, dtype=torch.float)
     base = torch.linspace(-3, 3, difference.numel()).view_as(difference)
-    accuracy.add(base + difference, base, torch.tensor(longer), torch.tensor(common))
+    lengths = torch.tensor(longer)
+    accuracy.add(base + difference, base, lengths, lengths, torch.tensor(common))
 
 
 def test_hand_made_pairs():
@@ -53,7 +54,8 @@ def test_lengths_without_a_pair_are_left_out():
     summary = accuracy_of([[1.0] * 3, [1.0] * 3], [3, 2], [2, 1])
     assert summary["by_length"] == {"2": 1.0}
     assert summary["by_fraction"] == {"0.75": 1.0, "1.0": 1.0}
-    assert PrefixAccuracy().summary() == {"by_length": {}, "by_fraction": {}, "pairs": {"full": 0}}
+    nothing = PrefixAccuracy().summary()
+    assert nothing == {"by_length": {}, "by_fraction": {}, "by_score": {}, "score": "final", "pairs": {"full": 0}}
 
 
 @pytest.mark.parametrize("longer", [1, 3, 10, 20, 30, 40, 70, 100, 1000, 1280])
@@ -67,7 +69,7 @@ def test_fractions_round_up_to_whole_tokens(longer):
 
 
 def test_pairs_add_up_over_batches_of_different_widths():
-    accuracy = PrefixAccuracy()
+    accuracy = PrefixAccuracy(("final",))
     add(accuracy, [[1.0] * 2, [-1.0] * 2], [2, 2], [0, 0])
     add(accuracy, [[1.0] * 25, [1.0] * 25], [25, 20], [0, 0])
     summary = accuracy.summary()
@@ -79,3 +81,25 @@ def test_pairs_add_up_over_batches_of_different_widths():
 def test_long_responses_count_in_every_length():
     summary = accuracy_of([[1.0] * 1300], [1300], [0])
     assert [int(n) for n in summary["by_length"]] == list(LENGTHS)
+
+
+def test_the_score_that_ranks_most_pairs_rightly_is_kept():
+    """Chosen is better in all but its last token, which deceives `final` alone."""
+    accuracy = PrefixAccuracy()
+    chosen, rejected = torch.tensor([[1.0] * 9 + [-1.0]]), torch.zeros(1, 10)
+    ten = torch.tensor([10])
+    accuracy.add(chosen, rejected, ten, ten, torch.tensor([0]))
+    summary = accuracy.summary()
+    assert summary["by_score"] == {"final": 0.0, "mean": 1.0, "linear": 1.0, "last-8": 1.0}
+    assert summary["score"] == "mean", "the first of equals"
+    assert summary["by_fraction"]["1.0"] == 1.0
+    assert accuracy.summary("final")["by_fraction"]["1.0"] == 0.0
+
+
+def test_a_response_that_has_ended_keeps_its_score():
+    """Past its end its final reward is held, and would weigh in a mean."""
+    accuracy = PrefixAccuracy(("mean",))
+    held = torch.tensor([[0.0, 3.0, 3.0, 3.0, 3.0, 3.0]])  # a response of two tokens: its mean is 1.5
+    longer = torch.full((1, 6), 2.0)
+    accuracy.add(held, longer, torch.tensor([2]), torch.tensor([6]), torch.tensor([0]))
+    assert accuracy.summary()["by_fraction"]["1.0"] == 0.0

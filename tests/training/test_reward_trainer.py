@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch.nn.functional import logsigmoid
 
-from rgtg.config import TrainReward
 from rgtg.models.reward import RewardModel
 from rgtg.preferences.tokenized import TokenizedPair, common_length
 from rgtg.training.reward_trainer import RewardTrainer, by_length
+from rgtg.training_settings import TrainReward
 from tests.tolerance import ROUNDING, alike, assert_rounds_alike
 
 EOS = 2

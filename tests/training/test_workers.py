@@ -10,10 +10,10 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 
-from rgtg.config import TrainReward
 from rgtg.models.reward import RewardModel
 from rgtg.preferences.tokenized import TokenizedPair, common_length
 from rgtg.training.reward_trainer import RewardTrainer
+from rgtg.training_settings import TrainReward
 from tests.tolerance import EPS, ROUNDING
 
 EOS = 2
