@@ -18,8 +18,8 @@ from pipelines.run_directory import PACKAGES
 from rgtg import storage
 from rgtg.config import SANDBOX, Config
 from rgtg.errors import TransientError, UserError
+from rgtg.input_files import SUFFIXES
 from rgtg.models.loading import check_cacheable, has_fast_bfloat16, load_config, load_tokenizer, resolve_device
-from rgtg.rows import SUFFIXES
 
 
 def run(config: Config) -> None:

@@ -9,10 +9,9 @@ from typing import Any
 from rgtg import storage
 from rgtg.digests import content_digest, file_digest
 from rgtg.errors import UserError
-from rgtg.input_files import find
+from rgtg.input_files import SUFFIXES, Found, find
 from rgtg.models.adapters import describe, is_adapter
 from rgtg.node_copy import local_copy
-from rgtg.rows import SUFFIXES
 
 ROUNDING = ("rgtg", "torch", "transformers")  # packages whose versions decide how a row rounds
 
@@ -23,13 +22,20 @@ class InputDigests:
     """The digests of one job's inputs. Each is computed once, when a stage first asks for it."""
 
     def __init__(self) -> None:
+        self._found: dict[tuple[str, ...], Found] = {}
         self._files: dict[tuple[str, ...], list[dict[str, Any]]] = {}
         self._models: dict[str, str] = {}
+
+    def found(self, places: list[str]) -> Found:
+        """The input files at `places`: those of which `files` has the digests."""
+        if tuple(places) not in self._found:
+            self._found[tuple(places)] = find(places)
+        return self._found[tuple(places)]
 
     def files(self, places: list[str]) -> list[dict[str, Any]]:
         """Names, sizes and digests of the input files at `places`. Raises UserError where there are none."""
         if tuple(places) not in self._files:
-            self._files[tuple(places)] = listing(places)
+            self._files[tuple(places)] = _listing(places, self.found(places))
         return self._files[tuple(places)]
 
     def model(self, place: str) -> str:
@@ -39,9 +45,7 @@ class InputDigests:
         return self._models[place]
 
 
-def listing(places: list[str]) -> list[dict[str, Any]]:
-    """Names, sizes and digests of the input files at `places`. Raises UserError where there are none."""
-    found = find(places)
+def _listing(places: list[str], found: Found) -> list[dict[str, Any]]:
     files = found.files
     if not files:
         broken = next((f" ({path!r}: {reason})" for path, reason in found.unreadable.items()), "")

@@ -5,7 +5,6 @@ reason, so that each one can be looked up; training reads the others, epoch afte
 """
 
 import hashlib
-import json
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -20,22 +19,19 @@ from ray.data import DataContext
 from pipelines import ray_session
 from pipelines.job_context import JobContext
 from pipelines.job_log import log
-from rgtg import s3_filesystem, storage, storage_errors, table_files
+from rgtg import storage, table_files
 from rgtg.config import Config
-from rgtg.errors import UserError, first_line, printable
-from rgtg.input_files import Found, InputFile, Unreadable, check_share, find, lines, open_file, read_bytes
+from rgtg.errors import UserError, printable
+from rgtg.input_files import Found, InputFile, RawRows, Unreadable, check_rows, check_share, lines, read_batches
 from rgtg.models.loading import context_length, load_config, load_tokenizer
-from rgtg.parquet import UNREADABLE, open_parquet, parquet_fault
 from rgtg.preferences.readers import PAIR_COLUMNS, read_pair
 from rgtg.preferences.selection import fraction
 from rgtg.preferences.tokenized import TokenizedPair, tokenize_pair
-from rgtg.rows import Row, json_rows, table_rows
 
 STAGE = "pairs"
 BATCH_ROWS = 256  # raw rows of a chunk
 BLOCK_CHUNKS = 16  # chunks of a task that tokenises
 MOST_BLOCKS = 256  # tasks that read files
-JSON_ROW = "json"  # the one column of what came from JSON, until it is read as pairs
 
 IDS = pa.list_(pa.int32())
 SCHEMA = pa.schema(
@@ -73,7 +69,7 @@ def run_stage(job: JobContext, init: str) -> None:
     target = directory.path("pairs")
     storage.remove(target)
     storage.make_directory(target)
-    found = {name: _readable(places) for name, places in sources.items() if places}
+    found = {name: _readable(job.digests.found(places)) for name, places in sources.items() if places}
     skipped = {path: reason for of in found.values() for path, reason in of.skipped.items()}
     files = [
         {"place": file.place, "path": file.path, "eval_fraction": fractions[name]}
@@ -143,37 +139,20 @@ def to_pairs(batch: dict[str, Any]) -> list[TokenizedPair]:
     ]
 
 
-def _readable(places: list[str]) -> Found:
-    """The files of pairs at `places`; those that cannot be read are named."""
-    found = find(places)
+def _readable(found: Found) -> Found:
+    """The files of pairs that can be read; the others are named."""
     with ThreadPoolExecutor(storage.READERS) as pool:
-        faults = dict(zip(found.files, pool.map(_fault, found.files), strict=True))
-    found.unreadable |= {file.path: fault for file, fault in faults.items() if fault}
-    found.files = [file for file, fault in faults.items() if not fault]
-    return found
+        faults = zip(found.files, pool.map(_fault, found.files), strict=True)
+        return found.without({file.path: fault for file, fault in faults if fault})
 
 
 def _fault(file: InputFile) -> str | None:
-    """Why a file cannot be read; of JSON, what is wrong with a line is said where it is tokenised. Raises UserError
-    where it holds no pairs.
-    """
-    if not file.path.endswith(".parquet"):
-        try:
-            read_bytes(file, at_most=1)
-        except Unreadable as error:
-            return str(error)
-        return None
+    """Why a file cannot be read. Raises UserError where it holds no pairs."""
     try:
-        with open_file(file) as source:
-            names = s3_filesystem.retry_read(lambda: open_parquet(source).schema_arrow.names)
-            fault = parquet_fault(source, [name for name in names if name in PAIR_COLUMNS])
-    except UNREADABLE as error:
-        fault = f"not a readable Parquet file ({first_line(error)})"
-    if fault:
-        if failure := storage_errors.failure_of_store(f"cannot read {file.path!r}", fault):
-            raise failure
-        return fault
-    if not PAIR_COLUMNS.intersection(names):
+        names = check_rows(file, PAIR_COLUMNS)
+    except Unreadable as error:
+        return str(error)
+    if names is not None and not PAIR_COLUMNS.intersection(names):
         raise UserError(
             f"{file.path!r} holds no preference pairs: its columns are {', '.join(sorted(names))}, and the known "
             "formats use chosen and rejected, or completions with scores"
@@ -185,30 +164,19 @@ def _chunks(files: pa.Table) -> Iterator[pa.Table]:
     """The raw rows of files, some to a chunk: Arrow's own bytes, since files differ in their columns."""
     for row in files.to_pylist():
         file = InputFile(row["place"], row["path"], 0)
-        for table in _raw(file):
+        for raw in _raw(file):
             sink = pa.BufferOutputStream()
-            with pa.ipc.new_stream(sink, table.schema) as stream:
-                stream.write_table(table)
+            with pa.ipc.new_stream(sink, raw.table.schema) as stream:
+                stream.write_table(raw.table)
             chunk = pa.array([sink.getvalue().to_pybytes()], pa.large_binary())
-            yield pa.table({"rows": chunk, "eval_fraction": [row["eval_fraction"]]})
+            yield pa.table({"rows": chunk, "is_json": [raw.is_json], "eval_fraction": [row["eval_fraction"]]})
 
 
-def _raw(file: InputFile) -> Iterator[pa.Table]:
-    """The rows of a file; of JSON as text, a row each, since rows may differ in their columns."""
-    if not file.path.endswith(".parquet"):
-        try:
-            data = read_bytes(file)
-        except Unreadable as error:
-            raise UserError(f"{file.path!r} changed while the pairs were read: {error}") from error
-        rows = [json.dumps(row) for _, row in json_rows(data)]
-        for start in range(0, len(rows), BATCH_ROWS):
-            yield pa.table({JSON_ROW: pa.array(rows[start : start + BATCH_ROWS], pa.large_string())})
-        return
-    with open_file(file) as source:
-        parquet = open_parquet(source)
-        names = [name for name in parquet.schema_arrow.names if name in PAIR_COLUMNS]
-        for batch in parquet.iter_batches(BATCH_ROWS, columns=names):
-            yield pa.Table.from_batches([batch])
+def _raw(file: InputFile) -> Iterator[RawRows]:
+    try:
+        yield from read_batches(file, PAIR_COLUMNS, BATCH_ROWS)
+    except Unreadable as error:
+        raise UserError(f"{file.path!r} changed while the pairs were read: {error}") from error
 
 
 _tokenizers: dict[str, Any] = {}  # of this worker process, by place: a task is called for every batch
@@ -217,13 +185,17 @@ _tokenizers: dict[str, Any] = {}  # of this worker process, by place: a task is 
 def _tokenized(chunks: pa.Table, **options: Any) -> pa.Table:
     """Chunks of raw rows as rows of pairs/."""
     return pa.concat_tables(
-        _tokenize(pa.ipc.open_stream(chunk["rows"]).read_all(), eval_fraction=chunk["eval_fraction"], **options)
+        _tokenize(
+            RawRows(pa.ipc.open_stream(chunk["rows"]).read_all(), chunk["is_json"]),
+            eval_fraction=chunk["eval_fraction"],
+            **options,
+        )
         for chunk in chunks.to_pylist()
     )
 
 
 def _tokenize(
-    batch: pa.Table,
+    raw: RawRows,
     init: str,
     trust_remote_code: bool,
     max_length: int,
@@ -231,27 +203,15 @@ def _tokenize(
     day: date,
     eval_fraction: float,
 ) -> pa.Table:
-    """A batch of raw rows (or of lines of JSON) as rows of pairs/."""
+    """Raw rows as rows of pairs/."""
     if init not in _tokenizers:
         _tokenizers[init] = load_tokenizer(init, "train_reward.init", trust_remote_code=trust_remote_code)
     tokenizer = _tokenizers[init]
-    if batch.column_names == [JSON_ROW]:
-        kind, rows = "line", [_row_of_json(text) for text in batch[JSON_ROW].to_pylist()]
-    else:
-        kind, rows = "row", table_rows(batch)
     results = []
-    for row in rows:
-        pair = f"the {kind} is {row}" if isinstance(row, str) else read_pair(row)
+    for row in raw.rows():
+        pair = f"the {raw.unit} is {row}" if isinstance(row, str) else read_pair(row)
         results.append(pair if isinstance(pair, str) else tokenize_pair(tokenizer, pair, max_length, overlong, day))
     return pa.Table.from_pylist([_row(result, eval_fraction) for result in results], schema=SCHEMA)
-
-
-def _row_of_json(text: str) -> Row | str:
-    """A row as `_raw` wrote it: there it was not nested too deep, but this stack may be deeper."""
-    try:
-        return json.loads(text)
-    except RecursionError:
-        return "not a JSON object"
 
 
 def _row(result: TokenizedPair | str, eval_fraction: float) -> dict[str, Any]:

@@ -19,10 +19,10 @@ from rgtg import storage, table_files
 from rgtg.chat import check_prompt, prompt_id
 from rgtg.config import Config
 from rgtg.errors import UserError, first_line
-from rgtg.input_files import InputFile, Unreadable, check_share, find, lines, read_bytes
-from rgtg.parquet import UNREADABLE, open_parquet, parquet_fault
+from rgtg.input_files import Found, InputFile, Unreadable, check_share, lines, read_rows
+from rgtg.parquet import UNREADABLE
 from rgtg.passed_through import Column, as_type, common_type
-from rgtg.rows import Row, is_unicode, json_rows, table_rows
+from rgtg.rows import Row, is_unicode
 from rgtg.schemas import COMPLETION_COLUMNS, MESSAGES, PROMPT_COLUMNS, prompts_schema
 
 STAGE = "prompts"
@@ -44,7 +44,9 @@ def run_stage(job: JobContext) -> None:
     free = not directory.has_begun("generate") or (config.generate.incremental and _grew(directory, files))
     if directory.begin(STAGE, {"generate.prompts": files}, rerunnable=free) == "done":
         return
-    counts = take_in(config.generate.prompts, directory.path("prompts"), config.generate.max_error_rate)
+    counts = take_in(
+        job.digests.found(config.generate.prompts), directory.path("prompts"), config.generate.max_error_rate
+    )
     if not counts["rows"]:
         raise UserError(f"there is no prompt at {', '.join(map(repr, config.generate.prompts))}")
     directory.finish(STAGE, counts, time.monotonic() - begun)
@@ -60,18 +62,18 @@ def _grew(directory: RunDirectory, files: list[dict[str, Any]]) -> bool:
     return all(file in files for file in before)
 
 
-def take_in(places: list[str], target: str, max_error_rate: float) -> dict[str, Any]:
-    """Read all files at `places` and write the table of prompts at `target`; the counts of what was met.
+def take_in(found: Found, target: str, max_error_rate: float) -> dict[str, Any]:
+    """Read all files that were found and write the table of prompts at `target`; the counts of what was met.
 
     Raises UserError where a larger part of the files than `max_error_rate` cannot be read.
     """
-    found = find(places)
-    files = []
+    files, unreadable = [], {}
     for file in found.files:
         try:
             files.append(_read(file))
         except Unreadable as error:
-            found.unreadable[file.path] = str(error)
+            unreadable[file.path] = str(error)
+    found = found.without(unreadable)
     check_share(len(files), found, max_error_rate, "generate.prompts")
     schema = prompts_schema(_prompt_type(files), _passed_through(files))
     identified, num_duplicates = _identified(files, schema.field("prompt").type)
@@ -98,54 +100,26 @@ class _File:
 
 def _read(file: InputFile) -> _File:
     """All rows of a file. Raises Unreadable for one that is broken, UserError for one without prompts."""
-    data = read_bytes(file)
-    if not file.path.endswith(".parquet"):
-        return _of_json(file.path, data)
-    if fault := parquet_fault(pa.BufferReader(data)):
-        raise Unreadable(fault)
-    table = open_parquet(pa.BufferReader(data)).read()
-    if "prompt" not in table.column_names:
-        raise UserError(f"{file.path!r} has no column 'prompt'; its columns are {', '.join(table.column_names)}")
-    read = table_rows(_looked_at(table))
-    rows = [
-        {"prompt": None, "error": f"row {number} is {row}"} if isinstance(row, str) else _given(row, file.path)
-        for number, row in enumerate(read, 1)
-    ]
+    raw = read_rows(file)
+    if not raw.is_json and "prompt" not in raw.table.column_names:
+        raise UserError(f"{file.path!r} has no column 'prompt'; its columns are {', '.join(raw.table.column_names)}")
+    read = raw.rows(PROMPT_COLUMNS)
+    rows = [_given(row, f"{raw.unit} {number}", file.path) for number, row in zip(raw.numbers, read, strict=True)]
+    if raw.is_json:
+        names = dict.fromkeys(name for row in rows for name in row if name not in PROMPT_COLUMNS)
+        return _File(file.path, rows, {name: [row.get(name) for row in rows] for name in names})
     readable = pa.array([None if isinstance(row, str) else i for i, row in enumerate(read)], pa.int64())
-    others = [name for name in table.column_names if name not in PROMPT_COLUMNS]
-    return _File(file.path, rows, {name: table[name].take(readable) for name in others})
+    others = [name for name in raw.table.column_names if name not in PROMPT_COLUMNS]
+    return _File(file.path, rows, {name: raw.table[name].take(readable) for name in others})
 
 
-def _looked_at(table: pa.Table) -> pa.Table:
-    """What a row must be readable by: its prompt, and all of it where a column holds no values of its type.
-
-    What passes through may be beyond Python, such as a date of the year 2.7 million, and not beyond Arrow.
-    """
-    try:
-        table.validate(full=True)
-    except UNREADABLE:
-        return table
-    return table.select([name for name in PROMPT_COLUMNS if name in table.column_names])
-
-
-def _of_json(path: str, data: bytes) -> _File:
-    rows: list[Row] = []
-    for number, row in json_rows(data):
-        if isinstance(row, str):
-            rows.append({"prompt": None, "error": f"line {number} is {row}"})
-        elif "prompt" not in row:
-            rows.append({"prompt": None, **_given(row, path), "error": f"line {number} has no 'prompt'"})
-        else:
-            rows.append(_given(row, path))
-    names = dict.fromkeys(name for row in rows for name in row if name not in PROMPT_COLUMNS)
-    return _File(path, rows, {name: [row.get(name) for row in rows] for name in names})
-
-
-def _given(row: Row, path: str) -> Row:
+def _given(row: Row | str, name: str, path: str) -> Row:
     """A row as the user gave it: what is wrong with it is for us to say, in a column of that name."""
+    if isinstance(row, str):
+        return {"prompt": None, "error": f"{name} is {row}"}
     if row.get("error") is not None:
         raise UserError(f"{path!r} has a column 'error', which completions/ uses itself; rename it")
-    return row
+    return row if "prompt" in row else {**row, "prompt": None, "error": f"{name} has no 'prompt'"}
 
 
 def _identified(files: list[_File], prompt_type: pa.DataType) -> tuple[list[list[Row | None]], int]:

@@ -1,8 +1,11 @@
-"""The files that a user gives, prompts or pairs: which ones there are, each once, and what cannot be read."""
+"""The files that a user gives, prompts or pairs: each one once, its rows as they stand in it, and what cannot be read.
+
+Parquet keeps its columns. JSON keeps its lines, whose objects may differ in their keys. Both are read here alone.
+"""
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -10,7 +13,12 @@ import pyarrow.fs as pafs
 
 from rgtg import s3_filesystem, storage, storage_errors
 from rgtg.errors import UserError, first_line, printable
-from rgtg.rows import SUFFIXES
+from rgtg.parquet import UNREADABLE, open_parquet, parquet_fault
+from rgtg.rows import Row, json_lines, json_row, table_rows
+
+SUFFIXES = (".parquet", ".jsonl", ".json")
+
+_LINES = pa.schema([("number", pa.int64()), ("line", pa.large_binary())])  # of JSON
 
 
 class InputFile(NamedTuple):
@@ -18,8 +26,12 @@ class InputFile(NamedTuple):
     path: str
     size: int  # bytes
 
+    @property
+    def is_parquet(self) -> bool:
+        return self.path.endswith(".parquet")
 
-@dataclass
+
+@dataclass(frozen=True)
 class Found:
     files: list[InputFile] = field(default_factory=list)
     unreadable: dict[str, str] = field(default_factory=dict)  # reasons by path
@@ -28,6 +40,11 @@ class Found:
     @property
     def skipped(self) -> dict[str, str]:
         return self.unreadable | self.ignored
+
+    def without(self, unreadable: Mapping[str, str]) -> "Found":
+        """The same where more files cannot be read, for these reasons by path."""
+        files = [file for file in self.files if file.path not in unreadable]
+        return replace(self, files=files, unreadable={**self.unreadable, **unreadable})
 
 
 def find(places: list[str]) -> Found:
@@ -51,26 +68,103 @@ def find(places: list[str]) -> Found:
     return found
 
 
-def open_file(file: InputFile) -> pa.NativeFile:
-    return storage.resolve(file.place)[0].open_input_file(file.path)
-
-
 class Unreadable(Exception):
     """Why a file is skipped."""
 
 
-def read_bytes(file: InputFile, at_most: int | None = None) -> bytes:
-    """Everything in a file, or the first bytes. Raises Unreadable for one that is broken or empty.
+@dataclass(frozen=True)
+class RawRows:
+    """Rows as they stand in a file: `table` has the columns of Parquet, or the lines of JSON with their numbers."""
+
+    table: pa.Table
+    is_json: bool
+
+    @property
+    def unit(self) -> str:
+        """What a row is called where something is wrong with it."""
+        return "line" if self.is_json else "row"
+
+    @property
+    def numbers(self) -> Sequence[int]:
+        """Of JSON the numbers of the lines in their file, of Parquet those of the rows in `table`; both from 1."""
+        return self.table["number"].to_pylist() if self.is_json else range(1, self.table.num_rows + 1)
+
+    def rows(self, columns: Collection[str] | None = None) -> list[Row | str]:
+        """The rows as Python objects, or what is wrong with one.
+
+        `columns` are those of Parquet that are needed. What stands beside them may be beyond Python, such as a date of
+        the year 2.7 million, and is looked at only where a column holds values that are not of its type.
+        """
+        if self.is_json:
+            return [json_row(line) for line in self.table["line"].to_pylist()]
+        if columns is None or not _is_valid(self.table):
+            return table_rows(self.table)
+        return table_rows(self.table.select([name for name in self.table.column_names if name in columns]))
+
+
+def read_rows(file: InputFile) -> RawRows:
+    """All rows of a file. Raises Unreadable for one that is broken or empty.
 
     A store that does not give the file is no reason to go on without it: that is UserError or TransientError.
     """
+    data = _read_bytes(file)
+    if not file.is_parquet:
+        return RawRows(_lines(data), is_json=True)
+    if fault := parquet_fault(pa.BufferReader(data)):
+        raise Unreadable(fault)
+    return RawRows(open_parquet(pa.BufferReader(data)).read(), is_json=False)
 
-    def whole() -> bytes:
-        with open_file(file) as stream:
+
+def read_batches(file: InputFile, columns: Collection[str], num_rows: int) -> Iterator[RawRows]:
+    """The rows of a file that `check_rows` has passed, `num_rows` at a time, of Parquet with these columns alone.
+
+    Raises Unreadable where a file of JSON is broken or empty now.
+    """
+    if not file.is_parquet:
+        lines = _lines(_read_bytes(file))
+        for start in range(0, lines.num_rows, num_rows):
+            yield RawRows(lines.slice(start, num_rows), is_json=True)
+        return
+    with _open(file) as source:
+        parquet = open_parquet(source)
+        names = [name for name in parquet.schema_arrow.names if name in columns]
+        for batch in parquet.iter_batches(num_rows, columns=names):
+            yield RawRows(pa.Table.from_batches([batch]), is_json=False)
+
+
+def check_rows(file: InputFile, columns: Collection[str]) -> list[str] | None:
+    """Decode these columns of Parquet once, and keep nothing: the names of all its columns. None for JSON, of which
+    what is wrong with a line is said where it is read.
+
+    Raises as `read_rows`.
+    """
+    if not file.is_parquet:
+        _read_bytes(file, at_most=1)
+        return None
+    try:
+        with _open(file) as source:
+            names: list[str] = s3_filesystem.retry_read(lambda: open_parquet(source).schema_arrow.names)
+            fault = parquet_fault(source, [name for name in names if name in columns])
+    except UNREADABLE as error:
+        fault = f"not a readable Parquet file ({first_line(error)})"
+    if fault:
+        raise storage_errors.failure_of_store(f"cannot read {file.path!r}", fault) or Unreadable(fault)
+    return names
+
+
+def _open(file: InputFile) -> pa.NativeFile:
+    return storage.resolve(file.place)[0].open_input_file(file.path)
+
+
+def _read_bytes(file: InputFile, at_most: int | None = None) -> bytes:
+    """Everything in a file, or the first bytes. Raises as `read_rows`."""
+
+    def read() -> bytes:
+        with _open(file) as stream:
             return stream.read(at_most)
 
     try:
-        data = s3_filesystem.retry_read(whole)
+        data = s3_filesystem.retry_read(read)
     except OSError as error:
         if failure := storage_errors.failure_of_store(f"cannot read {file.path!r}", str(error)):
             raise failure from None
@@ -78,6 +172,20 @@ def read_bytes(file: InputFile, at_most: int | None = None) -> bytes:
     if not data:
         raise Unreadable("the file is empty")
     return data
+
+
+def _lines(data: bytes) -> pa.Table:
+    lines = json_lines(data)
+    return pa.table([[number for number, _ in lines], [line for _, line in lines]], schema=_LINES)
+
+
+def _is_valid(table: pa.Table) -> bool:
+    """Whether every column holds values of its type alone."""
+    try:
+        table.validate(full=True)
+    except UNREADABLE:
+        return False
+    return True
 
 
 def check_share(num_read: int, found: Found, most: float, setting: str) -> None:

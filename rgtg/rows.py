@@ -1,15 +1,12 @@
-"""Rows of input files as they are: which files hold rows, what is wrong with one, and the objects in one of JSON."""
+"""Rows of Parquet and of JSON as Python objects, or what is wrong with one."""
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
 
 from rgtg.errors import first_line
 from rgtg.parquet import UNREADABLE
-
-SUFFIXES = (".parquet", ".jsonl", ".json")
 
 Row = dict[str, Any]
 
@@ -34,26 +31,22 @@ def is_unicode(text: str) -> bool:
     return True
 
 
-def json_rows(data: bytes) -> Iterator[tuple[int, Row | str]]:
-    """The rows of a JSON file by number, one object a line or all in one array; what a bad one is instead.
+def json_lines(data: bytes) -> list[tuple[int, bytes]]:
+    """The rows of a JSON file by number, each as a line that `json_row` reads: one object a line, or all in one array.
 
     Never raises. Lines end at a newline and nowhere else: texts may hold the other separators that Unicode knows.
     """
     data = data.removeprefix(b"\xef\xbb\xbf")
     if data.lstrip().startswith(b"["):
         try:
-            values = json.loads(data)
+            return list(enumerate((json.dumps(value).encode() for value in json.loads(data)), 1))
         except (ValueError, RecursionError):  # then it may be lines, of which the first is bad
             pass
-        else:
-            yield from enumerate((v if isinstance(v, dict) else "not a JSON object" for v in values), 1)
-            return
-    for number, line in enumerate(data.split(b"\n"), 1):
-        if line.strip():
-            yield number, _object(line)
+    return [(number, line) for number, line in enumerate(data.split(b"\n"), 1) if line.strip()]
 
 
-def _object(line: bytes) -> Row | str:
+def json_row(line: bytes) -> Row | str:
+    """The object of a line, or what is wrong with it."""
     try:
         value = json.loads(line)
     except UnicodeDecodeError:

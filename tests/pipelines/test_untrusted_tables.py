@@ -18,7 +18,7 @@ from pipelines.job_context import JobContext
 from rgtg import table_files
 from rgtg.config import Config
 from rgtg.errors import UserError
-from rgtg.input_files import InputFile
+from rgtg.input_files import InputFile, find
 from tests.hostile import Trap, hostile_table
 
 ROOT = Path(__file__).parents[2]
@@ -37,8 +37,6 @@ ALLOWED = {
     ("pipelines/generate.py", "read_parquet"): "check_tables stands before it",
     ("pipelines/train_reward.py", "read_parquet"): "check_tables stands before it",
     ("pipelines/pairs.py", "open_stream"): "bytes that this job has made of a plain table",
-    ("pipelines/pairs.py", "open_file"): "rgtg's own, of bytes",
-    ("rgtg/input_files.py", "open_file"): "rgtg's own, of bytes",
 }
 HARMLESS = {"json", "yaml", "storage", "config_file", "Decoder", "RewardModel", "LanguageModel", "TextReward", "cls"}
 
@@ -71,7 +69,7 @@ def trap(tmp_path) -> Trap:
 
 def test_prompts(tmp_path, trap):
     pq.write_table(hostile_table(trap, prompt=["one"]), tmp_path / "a.parquet")
-    prompts.take_in([str(tmp_path / "a.parquet")], str(tmp_path / "prompts"), max_error_rate=0.1)
+    prompts.take_in(find([str(tmp_path / "a.parquet")]), str(tmp_path / "prompts"), max_error_rate=0.1)
     (row,) = pq.read_table(tmp_path / "prompts").to_pylist()
     assert row["prompt"] == "one"
     assert row["plain"] == row["list"][0] == pickle.dumps(trap)
@@ -87,7 +85,7 @@ def test_pairs(tmp_path, trap, column):
     )
     file = InputFile(str(tmp_path), str(tmp_path / "a.parquet"), 0)
     assert pairs._fault(file) is None
-    assert [row for raw in pairs._raw(file) for row in raw.to_pylist()]
+    assert [row for raw in pairs._raw(file) for row in raw.rows()]
     assert not trap.sprung
 
 
