@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines.launch import ConfigFile, NewRun, Overrides, guarded, run_alone
+from pipelines.runtime.launch import ConfigFile, NewRun, Overrides, guarded, run_alone
 
 
 def _version(asked: bool) -> None:

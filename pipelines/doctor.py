@@ -10,11 +10,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from pipelines import gpus
 from pipelines.generate_actor import memory_plan
-from pipelines.inputs import on_gpu, slow_settings
-from pipelines.ray_session import cores
-from pipelines.run_directory import PACKAGES
+from pipelines.runtime import gpus
+from pipelines.runtime.ray_session import cores
+from pipelines.runtime.resolved_config import on_gpu, slow_settings
+from pipelines.runtime.run_directory import PACKAGES
 from rgtg import storage
 from rgtg.config import SANDBOX, Config
 from rgtg.errors import TransientError, UserError
@@ -106,6 +106,6 @@ def _checks(config: Config) -> list[tuple[str, Callable[[], str]]]:
 
 
 if __name__ == "__main__":
-    from pipelines.launch import main
+    from pipelines.runtime.launch import main
 
     main(run, writes=False)

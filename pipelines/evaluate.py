@@ -14,12 +14,13 @@ from typing import Any
 
 import ray
 
-from pipelines import generate, prompts, ray_session, train_reward
-from pipelines.fingerprints import check_unchanged
-from pipelines.inputs import on_gpu
-from pipelines.job_context import JobContext
-from pipelines.model_checks import check_models
-from pipelines.run_directory import RunDirectory
+from pipelines import generate, prompts, train_reward
+from pipelines.runtime import ray_session
+from pipelines.runtime.fingerprints import check_unchanged
+from pipelines.runtime.job_context import JobContext
+from pipelines.runtime.model_checks import check_models
+from pipelines.runtime.resolved_config import on_gpu
+from pipelines.runtime.run_directory import RunDirectory
 from rgtg import storage, table_files
 from rgtg.chat import Prompt
 from rgtg.config import SANDBOX, Config
@@ -220,6 +221,6 @@ def _report(config: Config, directory: RunDirectory, results: Sequence[Result], 
 
 
 if __name__ == "__main__":
-    from pipelines.launch import main
+    from pipelines.runtime.launch import main
 
     main(run)

@@ -15,15 +15,16 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext, SaveMode
 from ray.data.checkpoint import CheckpointConfig
 
-from pipelines import prompts, ray_session
-from pipelines.fingerprints import Inputs, versions_that_round
+from pipelines import prompts
 from pipelines.generate_actor import Generator
-from pipelines.inputs import on_gpu
-from pipelines.job_context import JobContext
-from pipelines.job_log import log
-from pipelines.model_checks import check_models, reward_place
-from pipelines.progress import Progress
-from pipelines.run_directory import RunDirectory
+from pipelines.runtime import ray_session
+from pipelines.runtime.fingerprints import Inputs, versions_that_round
+from pipelines.runtime.job_context import JobContext
+from pipelines.runtime.job_log import log
+from pipelines.runtime.model_checks import check_models, reward_place
+from pipelines.runtime.progress import Progress
+from pipelines.runtime.resolved_config import on_gpu
+from pipelines.runtime.run_directory import RunDirectory
 from rgtg import config_section, storage, table_files
 from rgtg.config import Config, Generate
 from rgtg.errors import TransientError, UserError
@@ -235,6 +236,6 @@ def _committed(checkpoint: str) -> int:
 
 
 if __name__ == "__main__":
-    from pipelines.launch import main
+    from pipelines.runtime.launch import main
 
     main(run)

@@ -16,7 +16,7 @@ import ray
 import torch
 from ray.actor import ActorHandle
 
-from pipelines.fingerprints import check_unchanged
+from pipelines.runtime.fingerprints import check_unchanged
 from rgtg.config import Generate, Models
 from rgtg.decoding.decoder import Completion, Decoder
 from rgtg.decoding.prefill import HELD

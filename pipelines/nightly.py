@@ -8,9 +8,9 @@ import time
 from rich.console import Console
 
 from pipelines import generate, pairs, preferences, prompts, train_reward
-from pipelines.job_context import JobContext
-from pipelines.model_checks import check_models, reward_place
-from pipelines.run_directory import SUCCESS, RunDirectory
+from pipelines.runtime.job_context import JobContext
+from pipelines.runtime.model_checks import check_models, reward_place
+from pipelines.runtime.run_directory import SUCCESS, RunDirectory
 from rgtg import storage, table_files
 from rgtg.config import SANDBOX, Config
 from rgtg.errors import UserError
@@ -133,6 +133,6 @@ def _scores(place: str, in_sandbox: bool) -> dict[str, dict[str, float]]:
 
 
 if __name__ == "__main__":
-    from pipelines.launch import main
+    from pipelines.runtime.launch import main
 
     main(run)

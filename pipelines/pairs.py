@@ -16,9 +16,9 @@ import pyarrow as pa
 import ray
 from ray.data import DataContext
 
-from pipelines import ray_session
-from pipelines.job_context import JobContext
-from pipelines.job_log import log
+from pipelines.runtime import ray_session
+from pipelines.runtime.job_context import JobContext
+from pipelines.runtime.job_log import log
 from rgtg import storage, table_files
 from rgtg.config import Config
 from rgtg.errors import UserError, printable

@@ -7,9 +7,9 @@ from typing import Any
 import pyarrow as pa
 
 from pipelines import generate
-from pipelines.job_context import JobContext
-from pipelines.job_log import log
-from pipelines.run_directory import RunDirectory
+from pipelines.runtime.job_context import JobContext
+from pipelines.runtime.job_log import log
+from pipelines.runtime.run_directory import RunDirectory
 from rgtg import storage, table_files
 from rgtg.config import Config
 from rgtg.errors import UserError
@@ -122,6 +122,6 @@ def _pair(row: dict[str, Any], best: dict[str, Any], worst: dict[str, Any]) -> d
 
 
 if __name__ == "__main__":
-    from pipelines.launch import main
+    from pipelines.runtime.launch import main
 
     main(run)

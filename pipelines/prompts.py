@@ -12,9 +12,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.job_context import JobContext
-from pipelines.job_log import log
-from pipelines.run_directory import RunDirectory
+from pipelines.runtime.job_context import JobContext
+from pipelines.runtime.job_log import log
+from pipelines.runtime.run_directory import RunDirectory
 from rgtg import storage, table_files
 from rgtg.chat import check_prompt, prompt_id
 from rgtg.config import Config
@@ -230,6 +230,6 @@ def _others(file: _File, field: pa.Field) -> pa.Array | pa.ChunkedArray:
 
 
 if __name__ == "__main__":
-    from pipelines.launch import main
+    from pipelines.runtime.launch import main
 
     main(run)

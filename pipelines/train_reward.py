@@ -12,13 +12,15 @@ from ray.data import ExecutionOptions
 from ray.data.expressions import col
 from ray.train.torch import TorchTrainer
 
-from pipelines import checkpoints, pairs, ray_session
-from pipelines.fingerprints import Inputs, versions_that_round
-from pipelines.inputs import on_gpu
-from pipelines.job_context import JobContext
-from pipelines.job_log import log
-from pipelines.progress import Progress
-from pipelines.run_directory import RunDirectory
+from pipelines import pairs
+from pipelines import train_reward_checkpoints as checkpoints
+from pipelines.runtime import ray_session
+from pipelines.runtime.fingerprints import Inputs, versions_that_round
+from pipelines.runtime.job_context import JobContext
+from pipelines.runtime.job_log import log
+from pipelines.runtime.progress import Progress
+from pipelines.runtime.resolved_config import on_gpu
+from pipelines.runtime.run_directory import RunDirectory
 from pipelines.train_reward_worker import worker
 from rgtg import config_section, s3_filesystem, storage, table_files
 from rgtg.config import Config, TrainReward
@@ -175,6 +177,6 @@ def _dataset(place: str, split: str) -> "ray.data.Dataset":
 
 
 if __name__ == "__main__":
-    from pipelines.launch import main
+    from pipelines.runtime.launch import main
 
     main(run)

@@ -10,8 +10,10 @@ from ray.actor import ActorHandle
 from ray.data import DataContext
 from ray.train.torch import get_device
 
-from pipelines import checkpoints, pairs, ray_session
-from pipelines.fingerprints import check_unchanged
+from pipelines import pairs
+from pipelines import train_reward_checkpoints as checkpoints
+from pipelines.runtime import ray_session
+from pipelines.runtime.fingerprints import check_unchanged
 from rgtg.config import TrainReward
 from rgtg.models.reward import RewardModel
 from rgtg.training.reward_trainer import RewardTrainer, StepResult

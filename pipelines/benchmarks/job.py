@@ -15,10 +15,11 @@ import ray
 import torch
 import typer
 
-from pipelines import generate, prompts, ray_session, train_reward
+from pipelines import generate, prompts, train_reward
 from pipelines.benchmarks.timing import numbers
 from pipelines.generate_actor import Generator
-from pipelines.job_context import JobContext
+from pipelines.runtime import ray_session
+from pipelines.runtime.job_context import JobContext
 from rgtg import config_file, table_files
 from rgtg.config import Config, Generate
 from rgtg.decoding.decoder import Completion, Decoder

@@ -15,7 +15,7 @@ import pyarrow as pa
 import torch
 import typer
 
-from pipelines.launch import guarded
+from pipelines.runtime.launch import guarded
 from rgtg import sandbox
 from rgtg.config import SANDBOX
 from rgtg.errors import UserError

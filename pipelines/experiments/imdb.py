@@ -20,7 +20,7 @@ import torch
 import typer
 
 from pipelines import evaluate
-from pipelines.launch import guarded
+from pipelines.runtime.launch import guarded
 from rgtg import config_file, table_files
 from rgtg.chat import Prompt, encode_prompt
 from rgtg.errors import UserError

@@ -8,8 +8,8 @@ import pyarrow as pa
 import pytest
 import torch
 
-from pipelines.fingerprints import model_digest
 from pipelines.generate_actor import Generator, memory_plan
+from pipelines.runtime.fingerprints import model_digest
 from rgtg.config import Generate, Models
 from rgtg.decoding.decoder import Decoder
 from rgtg.decoding.engine import Engine

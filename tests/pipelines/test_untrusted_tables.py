@@ -14,7 +14,7 @@ import ray
 
 from pipelines import generate, pairs, prompts, train_reward
 from pipelines.experiments import dpo
-from pipelines.job_context import JobContext
+from pipelines.runtime.job_context import JobContext
 from rgtg import table_files
 from rgtg.config import Config
 from rgtg.errors import UserError
@@ -126,7 +126,7 @@ def taken_in(config: Config) -> JobContext:
 
 def test_tables_of_a_run_are_checked_before_ray_reads_them(configure, write_parquet, tmp_path, trap, monkeypatch):
     monkeypatch.setattr(ray.data, "read_parquet", lambda *_, **__: pytest.fail("Ray was to read it"))
-    monkeypatch.setattr("pipelines.ray_session.start", lambda config: None)
+    monkeypatch.setattr("pipelines.runtime.ray_session.start", lambda config: None)
     config = configure(**{"generate.prompts": write_parquet("a.parquet", prompt=["one"])})
     job = taken_in(config)
     directory = job.directory
@@ -157,7 +157,7 @@ def asked(monkeypatch) -> list[list[str]]:
         raise Asked
 
     monkeypatch.setattr(ray.data, "read_parquet", read_parquet)
-    monkeypatch.setattr("pipelines.ray_session.start", lambda config: None)
+    monkeypatch.setattr("pipelines.runtime.ray_session.start", lambda config: None)
     monkeypatch.setattr(generate, "Progress", lambda *_: nullcontext(SimpleNamespace(actor=None)))
     return paths
 

@@ -16,9 +16,9 @@ from ray.data.exceptions import ExecutionTimeoutError
 from ray.exceptions import RayError
 from ray.train import TrainingFailedError
 
-from pipelines import gpus
-from pipelines.inputs import on_gpu
-from pipelines.job_log import log
+from pipelines.runtime import gpus
+from pipelines.runtime.job_log import log
+from pipelines.runtime.resolved_config import on_gpu
 from rgtg import storage_errors
 from rgtg.config import Config
 from rgtg.errors import TransientError, UserError, first_line

@@ -8,7 +8,8 @@ import pytest
 import torch
 from ray import train
 
-from pipelines import checkpoints, train_reward
+from pipelines import train_reward
+from pipelines import train_reward_checkpoints as checkpoints
 from rgtg.errors import TransientError, UserError
 
 

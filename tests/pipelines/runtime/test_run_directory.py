@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import run_directory
-from pipelines.fingerprints import versions_that_round
-from pipelines.run_directory import RunDirectory
+from pipelines.runtime import run_directory
+from pipelines.runtime.fingerprints import versions_that_round
+from pipelines.runtime.run_directory import RunDirectory
 from rgtg import storage
 from rgtg.errors import UserError
 

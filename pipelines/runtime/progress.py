@@ -10,7 +10,7 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipelines.job_log import log
+from pipelines.runtime.job_log import log
 
 EVERY_S = 5.0
 

@@ -2,7 +2,7 @@
 
 import pyarrow as pa
 
-from pipelines.job_context import JobContext
+from pipelines.runtime.job_context import JobContext
 from rgtg import table_files
 from rgtg.chat import check_template
 from rgtg.errors import UserError

@@ -89,16 +89,16 @@ def _unraisable(lost: "sys.UnraisableHookArgs") -> None:
 
 def run_alone(job: Callable[[Any], Any], settings: Any, new_run: bool) -> None:
     """Run a job while no other one writes to its run directory."""
-    from pipelines.inputs import slow_settings
+    from pipelines.runtime.resolved_config import slow_settings
     from rgtg import lease, storage
 
     root = storage.absolute(settings.run.root, must_exist=False)
     run_id = settings.run.id
     # Where no lease is possible, last night's run may still be at work.
     if not new_run and "id" not in settings.run.model_fields_set and lease.is_possible(root):
-        from pipelines.night import night
+        from pipelines.runtime.default_run import default_run_id
 
-        run_id = night(root, settings)
+        run_id = default_run_id(root, settings)
     if new_run:
         names = (f"{run_id}-{n}" if n > 1 else run_id for n in itertools.count(1))
         run_id = next(name for name in names if not storage.exists(storage.join(root, name)))

@@ -10,8 +10,9 @@ import pytest
 import ray
 from ray import train
 
-from pipelines import fingerprints, generate, job_context, nightly, pairs, prompts, run_directory, train_reward
-from rgtg import storage, table_files
+from pipelines import generate, nightly, pairs, prompts, train_reward
+from pipelines.runtime import fingerprints, job_context, run_directory
+from rgtg import digests, table_files
 from rgtg.schemas import completions_schema
 
 
@@ -71,7 +72,7 @@ def without_ray(monkeypatch, make_reward, tmp_path):
         result = SimpleNamespace(checkpoint=train.Checkpoint(str(trained)), metrics=metrics)
         return SimpleNamespace(fit=lambda: result)
 
-    monkeypatch.setattr("pipelines.ray_session.start", lambda config: None)
+    monkeypatch.setattr("pipelines.runtime.ray_session.start", lambda config: None)
     monkeypatch.setattr(pairs, "_write", write_pairs)
     monkeypatch.setattr(train_reward, "_trainer", trainer)
     monkeypatch.setattr(ray.data, "read_parquet", Completing)
@@ -95,7 +96,8 @@ def calls(monkeypatch) -> Counter[str]:
 
     count(job_context, "resolved", lambda config: "the config")
     count(run_directory, "manifest_of", lambda place: "the manifest")
-    count(storage, "file_digest", lambda place, path: f"digest {path}")
+    for module in (digests, fingerprints):
+        count(module, "file_digest", lambda place, path: f"digest {path}")
     count(fingerprints, "find", lambda places: f"listing {places}")
     count(prompts, "read_rows", lambda file: f"content {file.path}")
     return counted

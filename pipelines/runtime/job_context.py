@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass, replace
 
-from pipelines.fingerprints import InputDigests
-from pipelines.inputs import resolved
-from pipelines.run_directory import RunDirectory
+from pipelines.runtime.fingerprints import InputDigests
+from pipelines.runtime.resolved_config import resolved
+from pipelines.runtime.run_directory import RunDirectory
 from rgtg.config import Config
 from rgtg.config_section import Section
 

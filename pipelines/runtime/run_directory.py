@@ -14,8 +14,8 @@ from typing import Any, Literal
 
 import yaml
 
-from pipelines.fingerprints import Inputs, changes_between, fingerprint
-from pipelines.job_log import log
+from pipelines.runtime.fingerprints import Inputs, changes_between, fingerprint
+from pipelines.runtime.job_log import log
 from rgtg import storage
 from rgtg.config import Config
 from rgtg.errors import UserError, first_line

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from pipelines import gpus
 from pipelines.generate_actor import memory_plan
+from pipelines.runtime import gpus
 from rgtg import config_file
 from rgtg.errors import UserError
 from rgtg.models import memory

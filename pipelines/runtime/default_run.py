@@ -5,8 +5,8 @@ from typing import Any
 
 import yaml
 
-from pipelines.job_log import log
-from pipelines.run_directory import SUCCESS, manifest_of
+from pipelines.runtime.job_log import log
+from pipelines.runtime.run_directory import SUCCESS, manifest_of
 from rgtg import storage
 from rgtg.config import SANDBOX, Config
 from rgtg.errors import UserError
@@ -14,7 +14,7 @@ from rgtg.errors import UserError
 NIGHT_S = 12 * 3600  # a run of yesterday that is younger goes on after midnight
 
 
-def night(root: str, config: Config) -> str:
+def default_run_id(root: str, config: Config) -> str:
     """The id of a run that was given none: today's date, or yesterday's while last night's run is not complete.
 
     A job that begins before midnight and is restarted after it goes on with its run. A run that would not take these
