@@ -1,6 +1,6 @@
-"""All stages of one run, in order: pairs, reward model, prompts, completions, preferences, summary.
+"""All stages of one run: prompts, pairs, reward model, completions, preferences, summary.
 
-Started again it goes on where it ended: a stage that is done is not done again, and rows that are written stay.
+A restarted job resumes: finished stages are skipped, and committed rows stay.
 """
 
 import time
@@ -9,7 +9,7 @@ from rich.console import Console
 
 from pipelines import generate, pairs, preferences, prompts, train_reward
 from pipelines.runtime.job_context import JobContext
-from pipelines.runtime.model_checks import check_models, reward_place
+from pipelines.runtime.model_checks import check_models, reward_path
 from pipelines.runtime.run_directory import SUCCESS, RunDirectory
 from rgtg import storage, table_files
 from rgtg.config import SANDBOX, Config
@@ -23,15 +23,15 @@ BASELINE = "baseline"
 
 
 def run(config: Config) -> RunDirectory:
-    """Run every stage that is not done, and print the summary."""
+    """Run every unfinished stage, and print the summary."""
     begun = time.monotonic()
     in_sandbox = config.models.language == SANDBOX
-    # Everything that can be known to be wrong is said now, and not after the training or the night.
+    # Everything that can be checked is checked now, not after hours of training.
     if config.generate.samples < 2 or METHODS[config.generate.method].greedy:
         raise UserError(
-            f"a preference pair needs two completions that differ, and generate.samples is {config.generate.samples} "
-            f"by the method {config.generate.method!r}; ask for two or more by a method that samples, or run the "
-            "stages train-reward and generate alone"
+            f"a preference pair needs two different completions, and generate.samples is {config.generate.samples} "
+            f"with the method {config.generate.method!r}; set generate.samples to 2 or more with a method that "
+            "samples, or run train-reward and generate alone"
         )
     job = JobContext.open(config, pairs=config.models.reward is None, prompts=True)
     config, directory = job.config, job.directory
@@ -49,29 +49,29 @@ def run(config: Config) -> RunDirectory:
     summary = _summary(config, directory, in_sandbox)
     storage.write_json(directory.path("report", "summary.json"), summary.figures())
     storage.write_bytes(directory.path("report", "summary.md"), as_markdown(summary).encode())
-    complete = complete and storage.exists(directory.path(SUCCESS))  # no stage has taken it away
+    complete = complete and storage.exists(directory.path(SUCCESS))  # no stage has removed it
     directory.succeed()
     Console().print(as_table(summary))
     if complete:
         print(
-            f"nothing was done: the run {directory.place} was complete already; --new-run, or another run.id, makes a "
-            "new one",
+            f"nothing to do: the run {directory.uri} is already complete; use --new-run, or another run.id, to start "
+            "a new one",
             flush=True,
         )
         return directory
-    print(f"done in {time.monotonic() - begun:.0f} s: {directory.place}", flush=True)
+    print(f"done in {time.monotonic() - begun:.0f} s: {directory.uri}", flush=True)
     return directory
 
 
 def _compare_objectives(job: JobContext) -> None:
-    """Train on the other objective too, for the comparison by prefix length; nothing is generated with it."""
+    """Train a second reward model on the other objective, only to compare accuracy by prefix length."""
     settings = job.config.train_reward
     other = "full" if settings.objective == "partial" else "partial"
     train_reward.reward_of(job.with_sections(train_reward=settings.model_copy(update={"objective": other})))
 
 
 def _baseline(job: JobContext) -> None:
-    """Complete some of the prompts unguided, and score them by the same reward model, to compare with."""
+    """Complete some prompts unguided and score them by the same reward model, as the baseline."""
     config, directory = job.config, job.directory
     inputs = {
         "completions": directory.fingerprint_of(generate.STAGE),
@@ -82,10 +82,10 @@ def _baseline(job: JobContext) -> None:
     begun = time.monotonic()
     settings = config.generate.by("unguided", k=config.generate.k)
     target = directory.path("completions_unguided")
-    storage.remove(target)  # small, and without a checkpoint: it is done as a whole
+    storage.remove(target)  # it has no checkpoint, and is small enough to be repeated
     counts = generate.complete(
         job.with_sections(generate=settings),
-        reward_place(job),
+        reward_path(job),
         target,
         checkpoint=None,
         limit=config.nightly.baseline_prompts,
@@ -97,7 +97,7 @@ def _summary(config: Config, directory: RunDirectory, in_sandbox: bool) -> Summa
     guided = _scores(directory.path("completions"), in_sandbox)
     unguided = _scores(directory.path("completions_unguided"), in_sandbox) if directory.is_done(BASELINE) else {}
     return Summary(
-        run=directory.place,
+        run=directory.uri,
         method=config.generate.method,
         pairs=directory.counts(pairs.STAGE) if directory.is_done(pairs.STAGE) else None,
         accuracy=train_reward.accuracies(directory),
@@ -116,12 +116,12 @@ def _against(scores: dict[str, float], baseline: dict[str, float] | None) -> tup
     return (mean(baseline.values()), gain(scores, baseline)) if baseline else (None, None)
 
 
-def _scores(place: str, in_sandbox: bool) -> dict[str, dict[str, float]]:
-    """Mean reward of the completions of each prompt, by prompt_id; in the sandbox the true reward too."""
+def _scores(uri: str, in_sandbox: bool) -> dict[str, dict[str, float]]:
+    """The mean reward of each prompt's completions, by prompt_id; in the sandbox also the mean true reward."""
     rewards: dict[str, float] = {}
     true_rewards: dict[str, float] = {}
     columns = ["prompt_id", "prompt", "completions.list.element.text", "completions.list.element.reward"]
-    for table in table_files.read_tables(place, columns):
+    for table in table_files.read_tables(uri, columns):
         for row in table.to_pylist():
             completions = row["completions"] or []
             if scored := [c["reward"] for c in completions if c["reward"] is not None]:

@@ -1,4 +1,4 @@
-"""Preference pairs from the run's completions: the best against the worst of each prompt; cheap to run again."""
+"""Preference pairs from the run's completions: best against worst of each prompt. Cheap to run again."""
 
 import time
 from collections import Counter
@@ -26,17 +26,17 @@ COLUMNS = [
 
 
 def run(config: Config) -> RunDirectory:
-    """The stage alone."""
+    """The stage alone, as a command."""
     job = JobContext.open(config, models=False)
     run_stage(job)
     return job.directory
 
 
 def run_stage(job: JobContext) -> None:
-    """completions/ to preferences/, which `datasets.load_dataset` reads as it is."""
+    """Select the pairs of completions/ into preferences/, which `datasets.load_dataset` reads."""
     directory, settings = job.directory, job.config.preferences
     if not directory.is_done(generate.STAGE):
-        raise UserError(f"the run {directory.place!r} has no finished completions; run generate first")
+        raise UserError(f"the run {directory.uri!r} has no finished completions; run generate first")
     inputs = {"completions": directory.fingerprint_of(generate.STAGE)} | {
         f"preferences.{name}": value for name, value in settings.model_dump().items()
     }
@@ -60,14 +60,14 @@ def run_stage(job: JobContext) -> None:
             if isinstance(selected, str):
                 counts[selected] += 1
                 continue
-            # By the prompt's id alone, so that it is on the same side in every run.
+            # By prompt_id alone, so that a prompt is in the same split in every run.
             split = "test" if fraction(f"split/{row['prompt_id']}") < settings.test_fraction else "train"
             writers[split].add(_pair(row, *selected))
     for writer in writers.values():
         writer.close()
     sizes = {split: writer.total for split, writer in writers.items()}
     dropped = "".join(f"\n  {n} without a pair: {reason}" for reason, n in counts.most_common())
-    log.info(f"preferences: {sizes.get('train', 0)} pairs to train on, {sizes.get('test', 0)} to test on{dropped}")
+    log.info(f"preferences: {sizes.get('train', 0)} training pairs, {sizes.get('test', 0)} test pairs{dropped}")
     if not any(sizes.values()):
         raise UserError(f"none of the {counts.total()} prompts of {source!r} has a pair; see the reasons above")
     margin = sum(writer.margin for writer in writers.values()) / sum(sizes.values())
@@ -78,7 +78,7 @@ def run_stage(job: JobContext) -> None:
 
 
 class _Writer:
-    """One split, in files of a bounded number of rows."""
+    """Writes one split in files of a bounded number of rows."""
 
     def __init__(self, target: str, split: str, schema: pa.Schema) -> None:
         self.target, self.split, self.schema = target, split, schema
@@ -98,13 +98,13 @@ class _Writer:
             self._flush()
 
     def _flush(self) -> None:
-        place = storage.join(self.target, f"{self.split}-{self.num_files:05d}.parquet")
-        table_files.write_table(place, pa.Table.from_pylist(self.rows, schema=self.schema))
+        path = storage.join(self.target, f"{self.split}-{self.num_files:05d}.parquet")
+        table_files.write_table(path, pa.Table.from_pylist(self.rows, schema=self.schema))
         self.rows, self.num_files = [], self.num_files + 1
 
 
 def _pair(row: dict[str, Any], best: dict[str, Any], worst: dict[str, Any]) -> dict[str, Any]:
-    """TRL's columns: text continues the prompt, messages answer it with one assistant turn."""
+    """A row of TRL's columns. Text continues a prompt of text; one assistant turn answers a prompt of messages."""
 
     def response(text: str) -> Any:
         return text if isinstance(row["prompt"], str) else [{"role": "assistant", "content": text}]

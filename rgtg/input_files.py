@@ -1,6 +1,6 @@
-"""The files that a user gives, prompts or pairs: each one once, its rows as they stand in it, and what cannot be read.
+"""Input files of a user, prompts or pairs: each real file once, its raw rows, and the reasons for skipped files.
 
-Parquet keeps its columns. JSON keeps its lines, whose objects may differ in their keys. Both are read here alone.
+Rows of Parquet keep their columns. Rows of JSON keep their lines, whose objects may differ in their keys.
 """
 
 import os
@@ -22,8 +22,8 @@ _LINES = pa.schema([("number", pa.int64()), ("line", pa.large_binary())])  # of 
 
 
 class InputFile(NamedTuple):
-    place: str  # of the settings, at or below which it is
-    path: str
+    uri: str  # of the settings; the file is at or below it
+    path: str  # in the file system of `uri`
     size: int  # bytes
 
     @property
@@ -35,65 +35,65 @@ class InputFile(NamedTuple):
 class Found:
     files: list[InputFile] = field(default_factory=list)
     unreadable: dict[str, str] = field(default_factory=dict)  # reasons by path
-    ignored: dict[str, str] = field(default_factory=dict)  # no input by their names, or the same file again
+    ignored: dict[str, str] = field(default_factory=dict)  # of another type by their names, or duplicates
 
     @property
     def skipped(self) -> dict[str, str]:
         return self.unreadable | self.ignored
 
     def without(self, unreadable: Mapping[str, str]) -> "Found":
-        """The same where more files cannot be read, for these reasons by path."""
+        """The same, with these files moved to the unreadable ones; the reasons are by path."""
         files = [file for file in self.files if file.path not in unreadable]
         return replace(self, files=files, unreadable={**self.unreadable, **unreadable})
 
 
-def find(places: list[str]) -> Found:
-    """The input files at or below `places`, by place and path. Raises UserError where there is no such place."""
+def find(uris: list[str]) -> Found:
+    """The input files at or below `uris`, in that order and by path. Raises UserError where one does not exist."""
     found = Found()
-    real: dict[tuple[str, str], str] = {}  # paths by what they are in reality
-    for place in places:
-        filesystem, _ = storage.resolve(place)
+    real: dict[tuple[str, str], str] = {}  # paths by file system and real path
+    for uri in uris:
+        filesystem, _ = storage.resolve(uri)
         local = isinstance(filesystem, pafs.LocalFileSystem)
-        for file, fault in storage.scan(place, SUFFIXES):
+        for file, fault in storage.scan(uri, SUFFIXES):
             if fault:
-                is_another = file.type == pafs.FileType.File  # by its name; what is no file may hide some
+                is_another = file.type == pafs.FileType.File  # a directory or link may hide input files
                 (found.ignored if is_another else found.unreadable)[file.path] = fault
                 continue
             key = filesystem.type_name, os.path.realpath(file.path) if local else file.path
             if key not in real:
                 real[key] = file.path
-                found.files.append(InputFile(place, file.path, file.size))
+                found.files.append(InputFile(uri, file.path, file.size))
             elif real[key] != file.path:
                 found.ignored[file.path] = f"the same file as {real[key]!r}"
     return found
 
 
 class Unreadable(Exception):
-    """Why a file is skipped."""
+    """Raised for a file that is skipped; its text is the reason."""
 
 
 @dataclass(frozen=True)
 class RawRows:
-    """Rows as they stand in a file: `table` has the columns of Parquet, or the lines of JSON with their numbers."""
+    """Unchecked rows of a file: `table` holds the columns of Parquet, or the lines of JSON with their numbers."""
 
     table: pa.Table
     is_json: bool
 
     @property
     def unit(self) -> str:
-        """What a row is called where something is wrong with it."""
+        """The word for a row in messages."""
         return "line" if self.is_json else "row"
 
     @property
     def numbers(self) -> Sequence[int]:
-        """Of JSON the numbers of the lines in their file, of Parquet those of the rows in `table`; both from 1."""
+        """Numbers from 1: of lines in their file for JSON, of rows in `table` for Parquet."""
         return self.table["number"].to_pylist() if self.is_json else range(1, self.table.num_rows + 1)
 
     def rows(self, columns: Collection[str] | None = None) -> list[Row | str]:
-        """The rows as Python objects, or what is wrong with one.
+        """The rows as Python objects; in place of an unreadable row, the reason.
 
-        `columns` are those of Parquet that are needed. What stands beside them may be beyond Python, such as a date of
-        the year 2.7 million, and is looked at only where a column holds values that are not of its type.
+        Of Parquet only `columns` are converted, since others may hold values that Python cannot represent, such as a
+        date of the year 2.7 million. All are converted if some column holds invalid values, which marks those rows.
         """
         if self.is_json:
             return [json_row(line) for line in self.table["line"].to_pylist()]
@@ -103,9 +103,9 @@ class RawRows:
 
 
 def read_rows(file: InputFile) -> RawRows:
-    """All rows of a file. Raises Unreadable for one that is broken or empty.
+    """All rows of a file. Raises Unreadable for a broken or empty file, which is to be skipped.
 
-    A store that does not give the file is no reason to go on without it: that is UserError or TransientError.
+    Raises UserError or TransientError for a store that does not deliver the file, which must not be skipped.
     """
     data = _read_bytes(file)
     if not file.is_parquet:
@@ -116,9 +116,9 @@ def read_rows(file: InputFile) -> RawRows:
 
 
 def read_batches(file: InputFile, columns: Collection[str], num_rows: int) -> Iterator[RawRows]:
-    """The rows of a file that `check_rows` has passed, `num_rows` at a time, of Parquet with these columns alone.
+    """The rows of a file that passed `check_rows`, `num_rows` at a time; of Parquet only `columns`.
 
-    Raises Unreadable where a file of JSON is broken or empty now.
+    Raises Unreadable where a JSON file has become broken or empty.
     """
     if not file.is_parquet:
         lines = _lines(_read_bytes(file))
@@ -133,10 +133,9 @@ def read_batches(file: InputFile, columns: Collection[str], num_rows: int) -> It
 
 
 def check_rows(file: InputFile, columns: Collection[str]) -> list[str] | None:
-    """Decode these columns of Parquet once, and keep nothing: the names of all its columns. None for JSON, of which
-    what is wrong with a line is said where it is read.
+    """Decode `columns` of a Parquet file once and return the names of all columns; None for JSON.
 
-    Raises as `read_rows`.
+    Lines of JSON are checked one by one when they are read. Raises what `read_rows` raises.
     """
     if not file.is_parquet:
         _read_bytes(file, at_most=1)
@@ -153,11 +152,11 @@ def check_rows(file: InputFile, columns: Collection[str]) -> list[str] | None:
 
 
 def _open(file: InputFile) -> pa.NativeFile:
-    return storage.resolve(file.place)[0].open_input_file(file.path)
+    return storage.resolve(file.uri)[0].open_input_file(file.path)
 
 
 def _read_bytes(file: InputFile, at_most: int | None = None) -> bytes:
-    """Everything in a file, or the first bytes. Raises as `read_rows`."""
+    """The content of a file, or its first bytes. Raises what `read_rows` raises."""
 
     def read() -> bytes:
         with _open(file) as stream:
@@ -180,7 +179,7 @@ def _lines(data: bytes) -> pa.Table:
 
 
 def _is_valid(table: pa.Table) -> bool:
-    """Whether every column holds values of its type alone."""
+    """Whether all values of all columns are valid for their types."""
     try:
         table.validate(full=True)
     except UNREADABLE:
@@ -189,7 +188,7 @@ def _is_valid(table: pa.Table) -> bool:
 
 
 def check_share(num_read: int, found: Found, most: float, setting: str) -> None:
-    """Raises UserError where no file can be read, or more than a part `most` of them cannot."""
+    """Raises UserError where no file can be read, or where more than the fraction `most` cannot."""
     if not num_read:
         reasons = "; ".join(f"{path}: {reason}" for path, reason in found.skipped.items())
         raise UserError(f"none of the files of {setting} can be read ({reasons})")
@@ -203,5 +202,5 @@ def check_share(num_read: int, found: Found, most: float, setting: str) -> None:
 
 
 def lines(skipped: Mapping[str, str]) -> str:
-    """Files that were skipped and why, each as a line below another one."""
+    """Skipped files and the reasons as indented lines, to follow a message."""
     return "".join(f"\n  skipped {printable(f'{path}: {reason}')}" for path, reason in skipped.items())

@@ -1,4 +1,4 @@
-"""Rows of Parquet and of JSON as Python objects, or what is wrong with one."""
+"""Rows of Parquet and JSON as Python objects; in place of an unreadable row, the reason."""
 
 import json
 from typing import Any
@@ -12,7 +12,7 @@ Row = dict[str, Any]
 
 
 def table_rows(table: pa.Table) -> list[Row | str]:
-    """The rows of a table; what is wrong with one instead, where it holds a value that Python cannot."""
+    """The rows of a table; in place of a row with a value that Python cannot represent, the reason."""
     try:
         return table.to_pylist()
     except UNREADABLE as error:
@@ -23,7 +23,7 @@ def table_rows(table: pa.Table) -> list[Row | str]:
 
 
 def is_unicode(text: str) -> bool:
-    """Whether text can be tokenised and stored: a lone surrogate cannot."""
+    """Whether text can be tokenized and stored: lone surrogates cannot."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -32,21 +32,21 @@ def is_unicode(text: str) -> bool:
 
 
 def json_lines(data: bytes) -> list[tuple[int, bytes]]:
-    """The rows of a JSON file by number, each as a line that `json_row` reads: one object a line, or all in one array.
+    """The numbered rows of a JSON file, one object per line or all in one array, as lines for `json_row`.
 
-    Never raises. Lines end at a newline and nowhere else: texts may hold the other separators that Unicode knows.
+    Never raises. Only a newline ends a line, since texts may hold the other line separators of Unicode.
     """
     data = data.removeprefix(b"\xef\xbb\xbf")
     if data.lstrip().startswith(b"["):
         try:
             return list(enumerate((json.dumps(value).encode() for value in json.loads(data)), 1))
-        except (ValueError, RecursionError):  # then it may be lines, of which the first is bad
+        except (ValueError, RecursionError):  # lines, the first of which is broken
             pass
     return [(number, line) for number, line in enumerate(data.split(b"\n"), 1) if line.strip()]
 
 
 def json_row(line: bytes) -> Row | str:
-    """The object of a line, or what is wrong with it."""
+    """The object of a line, or the reason why it is none."""
     try:
         value = json.loads(line)
     except UnicodeDecodeError:

@@ -1,1 +1,1 @@
-"""What every job stands on: how it starts and ends, its run directory, its config and inputs, its Ray and its log."""
+"""Shared by all jobs: start and exit of a command, config and inputs, run directory, Ray, progress and log."""

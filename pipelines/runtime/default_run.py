@@ -1,4 +1,4 @@
-"""Which run a command goes on with that was given no id: tonight's, or last night's that is not complete."""
+"""The default run id: today's date, or yesterday's while last night's run is incomplete."""
 
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
@@ -11,61 +11,61 @@ from rgtg import storage
 from rgtg.config import SANDBOX, Config
 from rgtg.errors import UserError
 
-NIGHT_S = 12 * 3600  # a run of yesterday that is younger goes on after midnight
+NIGHT_S = 12 * 3600  # only a younger run is resumed after midnight
 
 
 def default_run_id(root: str, config: Config) -> str:
-    """The id of a run that was given none: today's date, or yesterday's while last night's run is not complete.
+    """The run id where the config gives none: today's date, or yesterday's while last night's run is incomplete.
 
-    A job that begins before midnight and is restarted after it goes on with its run. A run that would not take these
-    settings, or cannot be read, is no reason for tonight's not to begin.
+    A job that starts before midnight and is restarted after it resumes its run. If that run cannot be read, or was
+    begun with other settings, a new run begins.
     """
     today = date.today()
     last = (today - timedelta(days=1)).isoformat()
-    place = storage.join(root, last)
+    uri = storage.join(root, last)
     if storage.exists(storage.join(root, today.isoformat())):
         return today.isoformat()
     try:
-        found = manifest_of(place)
+        manifest = manifest_of(uri)
     except UserError as error:
         return _begins(today, str(error))
-    if not found or storage.exists(storage.join(place, SUCCESS)):
+    if not manifest or storage.exists(storage.join(uri, SUCCESS)):
         return today.isoformat()
-    age = (datetime.now(UTC) - datetime.fromisoformat(found["created"])).total_seconds()
+    age = (datetime.now(UTC) - datetime.fromisoformat(manifest["created"])).total_seconds()
     if age > NIGHT_S:
         return today.isoformat()
-    if changed := _changed(place, found, config):
-        return _begins(today, f"{place} has another {' and '.join(changed)}")
-    log.info(f"run: {place}, which is not complete; it began {age / 3600:.1f} hours ago")
+    if changed := _changed(uri, manifest, config):
+        return _begins(today, f"{uri} has another {' and '.join(changed)}")
+    log.info(f"run: resuming {uri}, which is incomplete and began {age / 3600:.1f} hours ago")
     return last
 
 
-def _begins(today: date, why: str) -> str:
-    log.info(f"run: {today.isoformat()} begins, since {why}")
+def _begins(today: date, reason: str) -> str:
+    log.info(f"run: starting {today.isoformat()}, because {reason}")
     return today.isoformat()
 
 
-def _changed(place: str, manifest: dict[str, Any], config: Config) -> list[str]:
-    """The settings of the run at `place` on which its stages depend and that are not those of `config`."""
+def _changed(uri: str, manifest: dict[str, Any], config: Config) -> list[str]:
+    """The settings that the stages of the run at `uri` depend on and that differ in `config`."""
     inputs = {name for stage in manifest["stages"].values() for name in stage.get("inputs", {})}
     try:
-        settings = yaml.safe_load(storage.read_bytes(storage.join(place, "config.yaml")))
+        settings = yaml.safe_load(storage.read_bytes(storage.join(uri, "config.yaml")))
         before = {f"{section}.{key}": value for section, of in settings.items() for key, value in of.items()}
     except (UserError, yaml.YAMLError, ValueError, AttributeError):
-        return []  # what it was is not known
+        return []  # its settings are unknown
     now = {f"{section}.{key}": value for section, of in config.model_dump().items() for key, value in of.items()}
-    # Stages of the other sections are done anew, whatever they were done from. The sandbox adds `eval_pairs`.
+    # The stages of all other sections are simply run again. The sandbox adds `eval_pairs`.
     kept = ("models.", "train_reward.", "generate.", "run.seed")
     names = {name for name in inputs if name.startswith(kept)} & before.keys() - {"train_reward.eval_pairs"}
     return sorted(name for name in names & now.keys() if not _is_same(before[name], now[name]))
 
 
 def _is_same(before: Any, now: Any) -> bool:
-    """Whether a setting, which a run keeps with its places resolved, may come from `now`."""
+    """Whether the resolved setting of a run may have come from `now`, which is not resolved."""
     if isinstance(before, list) and isinstance(now, list):
         return len(before) == len(now) and all(map(_is_same, before, now))
     if now == SANDBOX:
-        return True  # what it stands for is known only where it was made
+        return True  # its paths are known only to the machine that built it
     if isinstance(before, str) and isinstance(now, str):
-        return before in (now, storage.absolute(now)) or before.partition("@")[0] == now  # a hub's id, pinned
+        return before in (now, storage.absolute(now)) or before.partition("@")[0] == now  # a hub id, pinned
     return bool(before == now)

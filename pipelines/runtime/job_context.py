@@ -1,4 +1,4 @@
-"""What the stages of one job share: the resolved config, the open run directory and the digests of the inputs."""
+"""The context of a job, shared by its stages: resolved config, open run directory and digests of the inputs."""
 
 from dataclasses import dataclass, replace
 
@@ -11,20 +11,20 @@ from rgtg.config_section import Section
 
 @dataclass(frozen=True)
 class JobContext:
-    """Opened once, by the command, and handed to each of its stages."""
+    """Opened once by the command and passed to each of its stages."""
 
-    config: Config  # paths are absolute, and ids of hubs have their commit
+    config: Config  # resolved: paths are absolute, hub ids are pinned to a commit
     directory: RunDirectory
     digests: InputDigests
 
     @classmethod
     def open(cls, config: Config, *, models: bool = True, pairs: bool = False, prompts: bool = False) -> "JobContext":
-        """Resolve the config and open its run directory. The flags say what the job reads, as for `resolved`."""
+        """Resolve the config and open its run directory. The flags name what the job reads, as in `resolved`."""
         config = resolved(config, models=models, pairs=pairs, prompts=prompts)
         return cls(config, RunDirectory(config), InputDigests())
 
     def with_sections(self, **sections: Section) -> "JobContext":
-        """The same job with other sections of the config, for what a run compares itself with.
+        """The same job with other sections of the config, for the comparisons within a run.
 
         The run directory keeps the config that it was opened with.
         """

@@ -156,10 +156,10 @@ def test_ray_that_does_not_start_is_one_sentence(monkeypatch, capsys):
 
     monkeypatch.setattr(ray_session.ray, "init", slow)
     with pytest.raises(
-        TransientError, match=r"Ray did not start, 3 times \(The current node timed out .*start the job"
+        TransientError, match=r"Ray failed to start 3 times \(The current node timed out .*start the job"
     ):
         ray_session._init()
-    assert capsys.readouterr().out.count("once more") == 2
+    assert capsys.readouterr().out.count("retrying") == 2
 
 
 def test_a_second_job_on_a_run_is_refused_while_the_first_lives(tmp_path, language_dir):

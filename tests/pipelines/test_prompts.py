@@ -77,7 +77,7 @@ def test_a_line_that_is_not_utf8_is_a_bad_row(tmp_path):
 
 
 def test_a_column_error_is_ours(tmp_path, write_parquet):
-    with pytest.raises(UserError, match="a column 'error', which completions/ uses itself"):
+    with pytest.raises(UserError, match="a column 'error', which completions/ also has"):
         take_in(tmp_path, write_parquet("a.parquet", prompt=["one"], error=["mine"]))
 
 
@@ -145,7 +145,7 @@ def test_columns_that_differ_between_files_agree_on_a_type(tmp_path, write_parqu
 
 
 def test_a_column_that_would_clash_is_refused(tmp_path, write_parquet):
-    with pytest.raises(UserError, match="a column 'method', which completions/ uses itself"):
+    with pytest.raises(UserError, match="a column 'method', which completions/ also has"):
         take_in(tmp_path, write_parquet("a.parquet", prompt=["one"], method=["x"]))
 
 
@@ -220,7 +220,7 @@ def test_values_that_cannot_be_made_text_are_one_sentence(tmp_path, write_parque
     write_parquet("in/a.parquet", prompt=["one"], when=values)
     prompts.take_in(find([str(tmp_path / "in")]), str(tmp_path / "out"), 1.0)  # they are kept as they are
     write_parquet("in/b.parquet", prompt=["two"], when=["noon"])
-    with pytest.raises(UserError, match=r"the column 'when' of '.*a.parquet' is of another type in another file"):
+    with pytest.raises(UserError, match=r"the column 'when' of '.*a.parquet' has another type in another file"):
         take_in(tmp_path, tmp_path / "in")
 
 

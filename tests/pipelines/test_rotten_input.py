@@ -342,7 +342,7 @@ FILES = {
     ),
     "column of two lines": refused("its columns are a b$", {"bad.parquet": pa.table({"a\nb": [1]})}),
     "a column error": refused(
-        "'error', which completions/ uses itself", {"bad.parquet": pa.table({"prompt": ["x"], "error": ["e"]})}
+        "'error', which completions/ also has", {"bad.parquet": pa.table({"prompt": ["x"], "error": ["e"]})}
     ),
     "ten thousand tiny files": Case(
         {f"bad-{i:05d}.jsonl": line(prompt=f"p{i}") if i % 100 else b"{" for i in range(10_000)},
@@ -356,7 +356,7 @@ def ids(*rows: tuple[Any, Any]) -> bytes:
     return b"".join(line(prompt_id=own, prompt=prompt) for own, prompt in rows)
 
 
-TWICE = "the prompt_id {} stands for two different prompts .* ids must be unique"
+TWICE = "the prompt_id {} stands for two different prompts .* make the ids unique"
 IDS = {
     "twice": refused(TWICE.format("'x'"), {"bad.jsonl": ids(("x", "a"), ("x", "b"))}),
     "in two files": refused(TWICE.format("'x'"), {"bad.jsonl": ids(("x", "a")), "other.jsonl": ids(("x", "b"))}),
@@ -442,7 +442,7 @@ OTHER_COLUMNS = {
         "a column '.ud800', whose name is not valid Unicode", {"bad.jsonl": line(**{"prompt": "x", "\ud800": 1})}
     ),
     "a name of ours": refused(
-        "a column 'completions', which completions/ uses", {"bad.jsonl": line(prompt="x", completions=[])}
+        "a column 'completions', which completions/ also has", {"bad.jsonl": line(prompt="x", completions=[])}
     ),
     "text that is not UTF-8": parquet(
         "row 1 is not readable", good=("y",), prompt=["x", "y"], c=raw_strings(b"\xff", b"y")
@@ -456,7 +456,7 @@ OTHER_COLUMNS = {
         ("y",),
     ),
     "text here, messages there": refused(
-        "a run takes one kind of prompts: .* is text, .* is messages", {"bad.jsonl": line(prompt=[user("x")])}
+        "a run takes one kind of prompts, and .* is text, .* is messages", {"bad.jsonl": line(prompt=[user("x")])}
     ),
     "text and messages in a file": refused(
         "a run takes one kind of prompts", {"bad.jsonl": line(prompt="x") + line(prompt=[user("x")])}
@@ -662,7 +662,7 @@ PAIRS_OF_STRANGE_TEXT = {
 
 @pytest.fixture(scope="module")
 def tokenized(language_dir):
-    """Tokenise raw rows as the job does, in a batch."""
+    """Tokenize raw rows as the job does, in a batch."""
 
     def tokenize(raw: RawRows) -> list[dict[str, Any]]:
         return pairs._tokenize(raw, language_dir, False, 64, "truncate", date(2026, 1, 1), 0.5).to_pylist()

@@ -201,7 +201,7 @@ def test_what_ray_lists_itself_holds_nothing_but_tables(configure, write_parquet
 
 def test_a_chunk_of_raw_rows_holds_no_extension_type(tmp_path, trap):
     pq.write_table(hostile_table(trap, prompt=["p"], chosen=["a"], rejected=["b"]), tmp_path / "a.parquet")
-    files = pa.table({"place": [str(tmp_path)], "path": [str(tmp_path / "a.parquet")], "eval_fraction": [0.0]})
+    files = pa.table({"uri": [str(tmp_path)], "path": [str(tmp_path / "a.parquet")], "eval_fraction": [0.0]})
     for chunk in pairs._chunks(files):
         assert pa.ipc.open_stream(chunk["rows"][0].as_py()).read_all().num_rows == 1
     assert not trap.sprung

@@ -1,4 +1,4 @@
-"""Which run is gone on with after midnight."""
+"""Which run a command resumes after midnight."""
 
 import json
 from datetime import UTC, date, datetime, timedelta
@@ -50,7 +50,7 @@ def test_a_night_is_found_again_after_midnight(tmp_path, clock, capsys):
     begin(tmp_path, "2026-11-20", clock.now)
     clock.now += timedelta(minutes=20)
     assert default_run.default_run_id(str(tmp_path), Config()) == "2026-11-20"
-    assert "2026-11-20, which is not complete; it began 0.3 hours ago" in capsys.readouterr().out
+    assert "2026-11-20, which is incomplete and began 0.3 hours ago" in capsys.readouterr().out
     (tmp_path / "2026-11-20" / "_SUCCESS").touch()
     assert default_run.default_run_id(str(tmp_path), Config()) == "2026-11-21"
 
@@ -79,7 +79,7 @@ def test_a_torn_manifest_of_yesterday_does_not_stop_tonight(tmp_path, clock, cap
     begin(tmp_path, "2026-11-19", clock.now)
     (tmp_path / "2026-11-19" / "manifest.json").write_text(content)
     assert default_run.default_run_id(str(tmp_path), Config()) == "2026-11-20"
-    assert "run: 2026-11-20 begins, since '" in capsys.readouterr().out
+    assert "run: starting 2026-11-20, because '" in capsys.readouterr().out
 
 
 @pytest.fixture

@@ -130,4 +130,4 @@ def test_a_night_resolves_digests_and_reads_each_thing_once(
     assert directory.counts(generate.STAGE)["rows"] == 12
     assert directory.counts(nightly.BASELINE)["rows"] == 4
     assert list(train_reward.accuracies(directory)) == ["partial", "full"]
-    assert "nothing was done" in capsys.readouterr().out
+    assert "nothing to do" in capsys.readouterr().out
