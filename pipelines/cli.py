@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines.launch import ConfigFile, NewRun, Overrides, guarded, run_alone
+from pipelines.runtime.launch import ConfigFile, NewRun, Overrides, guarded, run_alone
 
 
 def _version(asked: bool) -> None:
@@ -19,20 +19,20 @@ app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Make preference datasets by reward-guided decoding, as batch jobs on Ray. Start with: rgtg nightly",
+    help="Make preference datasets by reward-guided decoding, in batch jobs on Ray. Start with: rgtg nightly",
 )
 
 
 @app.callback()
 def options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None: ...
 
 
 def _job(module: str, config_file: str | None, overrides: list[str] | None, new_run: bool) -> None:
-    """Run one job. Its imports wait until the settings are known to be right: Ray and torch take seconds."""
+    """Run a job. It is imported only once the settings are valid, since Ray and torch take seconds to import."""
     from rgtg.config_file import load
 
     settings = load(config_file, overrides or [])
@@ -41,7 +41,7 @@ def _job(module: str, config_file: str | None, overrides: list[str] | None, new_
 
 @app.command()
 def sandbox() -> None:
-    """Build the small world of text that runs without a config: its language model, pairs and prompts."""
+    """Build the sandbox, the default of every config: a small language model, preference pairs and prompts."""
     from rgtg import sandbox as world
 
     made = world.ensure()
@@ -50,37 +50,37 @@ def sandbox() -> None:
 
 @app.command(name="train-reward")
 def train_reward(config: ConfigFile = None, overrides: Overrides = None, new_run: NewRun = False) -> None:
-    """Fit the reward model on partial sequences (Ray Train): train_reward.pairs to <run>/reward_model."""
+    """Train the reward model on partial sequences (Ray Train): train_reward.pairs to <run>/reward_model."""
     _job("train_reward", config, overrides, new_run)
 
 
 @app.command()
 def generate(config: ConfigFile = None, overrides: Overrides = None, new_run: NewRun = False) -> None:
-    """Complete the prompts under guidance (Ray Data): generate.prompts to <run>/completions."""
+    """Complete the prompts by guided decoding (Ray Data): generate.prompts to <run>/completions."""
     _job("generate", config, overrides, new_run)
 
 
 @app.command()
 def preferences(config: ConfigFile = None, overrides: Overrides = None, new_run: NewRun = False) -> None:
-    """Select chosen and rejected of each prompt: <run>/completions to <run>/preferences. Cheap to run again."""
+    """Select chosen and rejected completions: <run>/completions to <run>/preferences. Cheap to run again."""
     _job("preferences", config, overrides, new_run)
 
 
 @app.command()
 def nightly(config: ConfigFile = None, overrides: Overrides = None, new_run: NewRun = False) -> None:
-    """All stages of one run, in order; a stage that is done is not done again. Ends with a summary."""
+    """Run all stages of a run, skip those that are finished, and print a summary."""
     _job("nightly", config, overrides, new_run)
 
 
 @app.command()
 def evaluate(config: ConfigFile = None, overrides: Overrides = None, new_run: NewRun = False) -> None:
-    """Compare methods on the same prompts: rewards by guide and judges, KL, diversity, calls, time."""
+    """Compare methods on the same prompts: rewards by the reward model and judges, KL, diversity, calls, time."""
     _job("evaluate", config, overrides, new_run)
 
 
 @app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
-    help="Measure this machine: decoding (beside transformers and the published loops), training, job. See --help",
+    help="Measure this machine: decoding (next to transformers and the published loops), training, job. See --help",
 )
 def benchmark(context: typer.Context) -> None:
     from pipelines.benchmarks import decoding, job, training
@@ -93,7 +93,7 @@ def benchmark(context: typer.Context) -> None:
 
 @app.command()
 def settings() -> None:
-    """Print every setting with its default and what it does, as a config file to start from."""
+    """Print every setting with its default and meaning, as a config file to start from."""
     from rgtg.config_file import as_yaml
 
     print(as_yaml())
@@ -101,7 +101,7 @@ def settings() -> None:
 
 @app.command()
 def doctor(config: ConfigFile = None, overrides: Overrides = None) -> None:
-    """Say what this machine has, and whether the configured inputs can be reached."""
+    """Show the hardware and versions of this machine, and check that the configured inputs can be reached."""
     from pipelines import doctor as job
     from rgtg.config_file import load
 

@@ -1,4 +1,4 @@
-"""Say what this machine has, and whether the configured inputs can be reached."""
+"""Show the hardware and versions of this machine, and check that the configured inputs can be reached."""
 
 import os
 import platform
@@ -10,21 +10,21 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from pipelines import gpus
 from pipelines.generate_actor import memory_plan
-from pipelines.inputs import on_gpu, slow_settings
-from pipelines.ray_session import cores
-from pipelines.run_directory import PACKAGES
+from pipelines.runtime import gpus
+from pipelines.runtime.ray_session import cores
+from pipelines.runtime.resolved_config import on_gpu, slow_settings
+from pipelines.runtime.run_directory import PACKAGES
 from rgtg import storage
 from rgtg.config import Config
 from rgtg.config_section import SANDBOX
 from rgtg.errors import TransientError, UserError
+from rgtg.input_files import SUFFIXES
 from rgtg.models.loading import check_cacheable, has_fast_bfloat16, load_config, load_tokenizer, resolve_device
-from rgtg.rows import SUFFIXES
 
 
 def run(config: Config) -> None:
-    """Print a table. Raises UserError where one of the inputs cannot be reached, after all were tried."""
+    """Print a table. Raises UserError after all checks if an input cannot be reached."""
     table = Table(show_header=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
@@ -58,24 +58,24 @@ def _machine() -> list[tuple[str, str]]:
 
 
 def _checks(config: Config) -> list[tuple[str, Callable[[], str]]]:
-    """What the configured jobs read and write, each as a check that raises UserError or returns what it found."""
+    """A check of each path that the configured jobs read or write; it raises UserError or returns a description."""
 
-    def model(place: str, name: str) -> str:
-        if place == SANDBOX:
+    def model(path: str, name: str) -> str:
+        if path == SANDBOX:
             return "sandbox, built on first use"
         trust = config.models.trust_remote_code
-        found = load_config(storage.absolute(place), name, trust_remote_code=trust)
-        load_tokenizer(storage.absolute(place), name, trust_remote_code=trust)
+        found = load_config(storage.absolute(path), name, trust_remote_code=trust)
+        load_tokenizer(storage.absolute(path), name, trust_remote_code=trust)
         if config.models.reward_reads == "tokens" or name != "models.reward":
             check_cacheable(found, name)
-        return f"{place} ({found.model_type})"
+        return f"{path} ({found.model_type})"
 
-    def files(places: list[str]) -> str:
-        given = [place for place in places if place != SANDBOX]
-        found = [file for place in given for file in storage.list_files(place, SUFFIXES)]
+    def files(paths: list[str]) -> str:
+        given = [path for path in paths if path != SANDBOX]
+        found = [file for path in given for file in storage.list_files(path, SUFFIXES)]
         if given and not found:
             raise UserError(f"there are no {' or '.join(SUFFIXES)} files at {', '.join(map(repr, given))}")
-        return f"{', '.join(places)} ({len(found)} files)" if given else "sandbox, built on first use"
+        return f"{', '.join(paths)} ({len(found)} files)" if given else "sandbox, built on first use"
 
     def writable() -> str:
         probe = storage.join(storage.absolute(config.run.root, must_exist=False), ".doctor")
@@ -99,7 +99,7 @@ def _checks(config: Config) -> list[tuple[str, Callable[[], str]]]:
     if not config.models.reward:
         checks.append(("train_reward.pairs", lambda: files(config.train_reward.pairs)))
     checks.append(("generate.prompts", lambda: files(config.generate.prompts)))
-    if config.models.language != SANDBOX and not os.environ.get("RAY_ADDRESS"):  # of a cluster, actors say it
+    if config.models.language != SANDBOX and not os.environ.get("RAY_ADDRESS"):  # on a cluster the actors check it
         checks.append(("memory", memory))
     if on_gpu(config.models) and not os.environ.get("RAY_ADDRESS"):
         checks.append(("GPUs of actors", partial(gpus.check, config)))
@@ -107,6 +107,6 @@ def _checks(config: Config) -> list[tuple[str, Callable[[], str]]]:
 
 
 if __name__ == "__main__":
-    from pipelines.launch import main
+    from pipelines.runtime.launch import main
 
     main(run, writes=False)

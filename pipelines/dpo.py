@@ -1,4 +1,4 @@
-"""The former place of pipelines/experiments/dpo.py, for one release."""
+"""The former name of pipelines/experiments/dpo.py, for one release."""
 
 import sys
 from runpy import run_module

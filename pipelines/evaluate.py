@@ -1,7 +1,7 @@
 """Compare methods on the same prompts: rewards by the guiding model and by judges, KL, diversity, calls and time.
 
-Each of `evaluate.methods` completes the first prompts of the run, with a reward model that is trained as the method's
-paper has it unless models.reward is one for all. Table and pictures land in <run>/evaluate/.
+Each of `evaluate.methods` completes the first prompts of the run. Its reward model is models.reward if set, else one
+trained on the objective of the method's paper. Tables and pictures are written to <run>/evaluate/.
 """
 
 import hashlib
@@ -14,12 +14,13 @@ from typing import Any
 
 import ray
 
-from pipelines import generate, prompts, ray_session, train_reward
-from pipelines.fingerprints import check_unchanged
-from pipelines.inputs import on_gpu
-from pipelines.job_context import JobContext
-from pipelines.model_checks import check_models
-from pipelines.run_directory import RunDirectory
+from pipelines import generate, prompts, train_reward
+from pipelines.runtime import ray_session
+from pipelines.runtime.fingerprints import check_unchanged
+from pipelines.runtime.job_context import JobContext
+from pipelines.runtime.model_checks import check_models
+from pipelines.runtime.resolved_config import on_gpu
+from pipelines.runtime.run_directory import RunDirectory
 from rgtg import storage, table_files
 from rgtg.chat import Prompt
 from rgtg.config import Config
@@ -38,27 +39,27 @@ from rgtg.sandbox.world import true_reward
 
 STAGE = "evaluate"
 
-# Scores of completions by their prompts.
+# Scores completions, given their prompts.
 Judge = Callable[[list[Prompt], list[str]], list[float]]
 
 
 def run(config: Config, judges: Mapping[str, Judge] | None = None) -> list[Result]:
-    """Run the comparison; what is completed already is not completed again. `judges` are further ones, by name."""
+    """Run the comparison and skip finished completions. `judges` are more judges, by name."""
     ways = variants(config.evaluate.methods, config.generate)
     in_sandbox = config.models.language == SANDBOX
     models, endpoint = _judging(config)
     job = JobContext.open(config, pairs=config.models.reward is None, prompts=True)
     config, directory = job.config, job.directory
     prompts.run_stage(job)
-    complete = storage.exists(directory.path("_SUCCESS"))  # a comparison beside a run leaves it complete
+    complete = storage.exists(directory.path("_SUCCESS"))  # a comparison leaves a complete run complete
     for way in ways:
         check_models(_job_of(way, job), config.models.reward or config.train_reward.init)
     done = {way: _complete(_job_of(way, job), way.name) for way in ways}
     scorers: dict[str, Judge] = {**({"true reward": _true_rewards} if in_sandbox else {}), **(judges or {})}
-    scorers |= {f"judge {i}" if i > 1 else "judge": _by_model(job, place) for i, place in enumerate(models, 1)}
-    rows = {way: _rows(place) for way, (place, _) in done.items()}
+    scorers |= {f"judge {i}" if i > 1 else "judge": _by_model(job, model) for i, model in enumerate(models, 1)}
+    rows = {way: _rows(target) for way, (target, _) in done.items()}
     judged: dict[Variant, dict[str, Scores]] = {way: {} for way in ways}
-    for name, judge in scorers.items():  # of all ways at once: a judge may be a model to load
+    for name, judge in scorers.items():  # on all ways at once, since a judge may load a model
         scores = iter(_judged(judge, [row for way in ways for row in rows[way]]))
         for way in ways:
             judged[way][name] = [next(scores) for _ in rows[way]]
@@ -69,7 +70,7 @@ def run(config: Config, judges: Mapping[str, Judge] | None = None) -> list[Resul
             verdicts, unreadable = verdicts + won.asked, unreadable + won.unreadable
     logprobs = {way: _judged(_by_language(job), rows[way], "token_ids") for way in ways if way.language}
     results = [measure(way, rows[way], judged[way], done[way][1], logprobs.get(way)) for way in ways]
-    notes = [f"{unreadable:,} of the endpoint's {verdicts:,} verdicts could not be read; each counts .5."]
+    notes = [f"{unreadable:,} of the endpoint's {verdicts:,} verdicts could not be parsed; each counts as .5."]
     _report(config, directory, results, notes if verdicts else [])
     if complete:
         directory.succeed()
@@ -77,57 +78,55 @@ def run(config: Config, judges: Mapping[str, Judge] | None = None) -> list[Resul
 
 
 def _judging(config: Config) -> tuple[list[str], Endpoint | None]:
-    """The judges of the config: models, and an endpoint. Raises UserError for what is neither."""
+    """The judges of the config: models, and an endpoint. Raises UserError for anything else."""
     settings = config.evaluate
-    urls = [place for place in settings.judges if re.match("https?://", place)]
-    models = [pinned(storage.absolute(p), "evaluate.judges") for p in settings.judges if p not in urls]
-    for place in models:
-        TextReward.check(place, "evaluate.judges", config.models.trust_remote_code)
+    urls = [judge for judge in settings.judges if re.match("https?://", judge)]
+    models = [pinned(storage.absolute(judge), "evaluate.judges") for judge in settings.judges if judge not in urls]
+    for model in models:
+        TextReward.check(model, "evaluate.judges", config.models.trust_remote_code)
     if len(urls) > 1 or (urls and not settings.judge_model):
-        raise UserError(
-            "evaluate.judges takes one endpoint, and evaluate.judge_model says which model it is asked for"
-        )
+        raise UserError("evaluate.judges takes one endpoint, and evaluate.judge_model must name its model")
     return models, Endpoint(urls[0], settings.judge_model or "", settings.judge_key) if urls else None
 
 
 def _job_of(way: Variant, job: JobContext) -> JobContext:
-    """The job with the settings of one way."""
+    """The job with the settings of one variant."""
     config = job.config
     init = config.train_reward.init or config.models.language
     train = config.train_reward.model_copy(update={"objective": way.objective, "head": way.head, "init": init})
     changes: dict[str, Any] = {"generate": way.settings, "train_reward": train}
     if way.language:
-        place = pinned(storage.absolute(way.language), "language in evaluate.methods")
-        changes["models"] = config.models.model_copy(update={"language": place})
+        language = pinned(storage.absolute(way.language), "language in evaluate.methods")
+        changes["models"] = config.models.model_copy(update={"language": language})
     return job.with_sections(**changes)
 
 
 def _complete(job: JobContext, name: str) -> tuple[str, float]:
-    """The completions of the way of that name, whose settings `job` has, and the seconds that decoding took."""
+    """Complete the prompts by the variant `name`, whose settings `job` has: the path, and the seconds of decoding."""
     config, directory = job.config, job.directory
     reward = config.models.reward or train_reward.reward_of(job)
-    digest = hashlib.sha256(name.encode()).hexdigest()[:8]  # a name that is readable alone is not always unique
+    digest = hashlib.sha256(name.encode()).hexdigest()[:8]  # since the readable part may not be unique
     slug = f"{re.sub(r'[^A-Za-z0-9.]+', '-', name)[:80]}-{digest}"
     stage, target = f"{STAGE} {name}", directory.path(STAGE, slug)
     inputs = generate.inputs_of(job, reward) | {"evaluate.num_prompts": config.evaluate.num_prompts}
     if directory.begin(stage, inputs, rerunnable=True) != "done":
         begun = time.monotonic()
-        storage.remove(target)  # done as a whole: its time is measured
+        storage.remove(target)  # never resumed, since its time is measured
         limit = config.evaluate.num_prompts
         counts = generate.complete(job, reward, target, checkpoint=None, limit=limit)
         directory.finish(stage, counts, time.monotonic() - begun)
     return target, directory.counts(stage)["decode_seconds"]
 
 
-def _rows(place: str) -> list[dict[str, Any]]:
-    """Rows by prompt_id, so that all ways have theirs in one order."""
-    columns = ["prompt_id", "prompt", "completions", "error"]  # what passes through may be beyond Python
-    rows = [row for table in table_files.read_tables(place, columns) for row in table.to_pylist()]
+def _rows(uri: str) -> list[dict[str, Any]]:
+    """Rows in the order of prompt_id, which is the same for all variants."""
+    columns = ["prompt_id", "prompt", "completions", "error"]  # Python cannot represent all values of others
+    rows = [row for table in table_files.read_tables(uri, columns) for row in table.to_pylist()]
     return sorted(rows, key=lambda row: row["prompt_id"])
 
 
 def _judged(judge: Callable[..., list[float]], rows: Sequence[Mapping[str, Any]], column: str = "text") -> Scores:
-    """What a judge of completions says of those of `rows`."""
+    """The scores that a judge gives to the completions of `rows`."""
     given = [(row["prompt"], c[column]) for row in rows for c in row["completions"] or []]
     scores = iter(judge([prompt for prompt, _ in given], [completion for _, completion in given]))
     return [[next(scores) for _ in row["completions"] or []] for row in rows]
@@ -136,7 +135,7 @@ def _judged(judge: Callable[..., list[float]], rows: Sequence[Mapping[str, Any]]
 def _wins(
     endpoint: Endpoint, rows: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]]
 ) -> tuple[Scores, Wins]:
-    """Of the first completion of each prompt against the other way's, which is asked for twice."""
+    """Wins of the first completion of each prompt over that of `others`; the endpoint judges both orders."""
     both = [
         (row["prompt"], row["completions"][0]["text"], other["completions"][0]["text"])
         if row["completions"] and other["completions"]
@@ -153,14 +152,14 @@ def _true_rewards(given: list[Prompt], texts: list[str]) -> list[float]:
     return [true_reward(str(prompt) + text) for prompt, text in zip(given, texts, strict=True)]
 
 
-def _by_model(job: JobContext, place: str) -> Judge:
-    """A reward model that judges."""
-    models, day = job.config.models, job.directory.date  # nothing else of the job goes to the worker
-    digests = {place: job.digests.model(place)}
+def _by_model(job: JobContext, uri: str) -> Judge:
+    """A judge that is a reward model."""
+    models, day = job.config.models, job.directory.date  # only these are sent to the worker
+    digests = {uri: job.digests.model(uri)}
 
     def score(given: list[Prompt], texts: list[str]) -> list[float]:
         options: dict[str, Any] = models.model_dump(include={"device", "dtype", "trust_remote_code"})
-        judge = TextReward.load(place, what="evaluate.judges", day=day, **options)
+        judge = TextReward.load(uri, what="evaluate.judges", day=day, **options)
         check_unchanged(digests)
         return judge.score(given, texts)
 
@@ -168,7 +167,7 @@ def _by_model(job: JobContext, place: str) -> Judge:
 
 
 def _by_language(job: JobContext) -> Callable[[list[Prompt], list[list[int]]], list[float]]:
-    """The run's language model, which says how likely completions are."""
+    """The log-probabilities of completions under the run's language model."""
     models, day = job.config.models, job.directory.date
     digests = {models.language: job.digests.model(models.language)}
 
@@ -182,7 +181,7 @@ def _by_language(job: JobContext) -> Callable[[list[Prompt], list[list[int]]], l
 
 
 def _on_a_worker(score: Callable[..., list[float]], config: Config) -> Callable[..., list[float]]:
-    """`score` where the devices are."""
+    """`score` as a Ray task, on a machine that has the device."""
 
     def judge(*given: Any) -> list[float]:
         ray_session.start(config)
@@ -195,32 +194,32 @@ def _on_a_worker(score: Callable[..., list[float]], config: Config) -> Callable[
 
 
 def _report(config: Config, directory: RunDirectory, results: Sequence[Result], more: Sequence[str]) -> None:
-    place = directory.path(STAGE)
+    folder = directory.path(STAGE)
     samples = config.generate.samples
     notes = [
         f"{config.evaluate.num_prompts:,} prompts x {samples} completions; means over prompts ± standard error. "
-        "A score of one's own is on a scale of its own. KL is estimated from the log-probabilities of what was "
-        "sampled. Calls are per completion: tokens that the language model decoded, prefixes that were scored.",
+        "Scores of different reward models are on different scales. KL is estimated from the log-probabilities of "
+        "the sampled tokens. Calls are per completion: tokens that the language model decoded, and scored prefixes.",
         *more,
     ]
     storage.write_json(
-        f"{place}/results.json", [asdict(r) | {"tokens_per_second": r.tokens_per_second} for r in results]
+        f"{folder}/results.json", [asdict(r) | {"tokens_per_second": r.tokens_per_second} for r in results]
     )
     accuracies = train_reward.accuracies(directory)
-    storage.write_bytes(f"{place}/results.md", as_markdown(results, accuracies, notes).encode())
+    storage.write_bytes(f"{folder}/results.md", as_markdown(results, accuracies, notes).encode())
     if find_spec("matplotlib"):
         for cost in COSTS:
-            storage.write_bytes(f"{place}/by_{cost}.png", picture(results, cost))
+            storage.write_bytes(f"{folder}/by_{cost}.png", picture(results, cost))
     print_table(as_table(results))
     for note in more:
         print(note, flush=True)
     drawn = (
-        "pictures" if find_spec("matplotlib") else "no pictures, which need matplotlib: pip install 'rgtg[evaluate]'"
+        "pictures" if find_spec("matplotlib") else "no pictures (they need matplotlib: pip install 'rgtg[evaluate]')"
     )
-    print(f"tables and {drawn} are in {place}", flush=True)
+    print(f"tables and {drawn} are in {folder}", flush=True)
 
 
 if __name__ == "__main__":
-    from pipelines.launch import main
+    from pipelines.runtime.launch import main
 
     main(run)

@@ -1,7 +1,7 @@
-"""Guided completions of the run's prompts, by Ray Data: read, decode on an actor pool, write, resume by prompt.
+"""Guided completions of the run's prompts, on Ray Data: read, decode on an actor pool, write, resume by prompt.
 
-A block of prompts is the unit of work, of commit and of retry. A job started again goes on where the last one ended:
-Ray's row checkpoint knows which prompt_ids are in committed files.
+A block of prompts is the unit of work, commit and retry. A restarted job resumes from the committed rows: Ray's row
+checkpoint lists the prompt_ids in committed files.
 """
 
 import math
@@ -15,15 +15,16 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext, SaveMode
 from ray.data.checkpoint import CheckpointConfig
 
-from pipelines import prompts, ray_session
-from pipelines.fingerprints import Inputs, versions_that_round
+from pipelines import prompts
 from pipelines.generate_actor import Generator
-from pipelines.inputs import on_gpu
-from pipelines.job_context import JobContext
-from pipelines.job_log import log
-from pipelines.model_checks import check_models, reward_place
-from pipelines.progress import Progress
-from pipelines.run_directory import RunDirectory
+from pipelines.runtime import ray_session
+from pipelines.runtime.fingerprints import Inputs, versions_that_round
+from pipelines.runtime.job_context import JobContext
+from pipelines.runtime.job_log import log
+from pipelines.runtime.model_checks import check_models, reward_path
+from pipelines.runtime.progress import Progress
+from pipelines.runtime.resolved_config import on_gpu
+from pipelines.runtime.run_directory import RunDirectory
 from rgtg import config_section, storage, table_files
 from rgtg.config import Config, Generate
 from rgtg.errors import TransientError, UserError
@@ -33,7 +34,7 @@ ATTEMPTS = 3
 
 
 def run(config: Config) -> RunDirectory:
-    """The stages prompts and generate."""
+    """The stages `prompts` and `generate`, as a command."""
     job = JobContext.open(config, prompts=True)
     prompts.run_stage(job)
     run_stage(job)
@@ -41,9 +42,9 @@ def run(config: Config) -> RunDirectory:
 
 
 def run_stage(job: JobContext) -> None:
-    """prompts/ to completions/."""
+    """Complete prompts/ into completions/."""
     config, directory = job.config, job.directory
-    reward = reward_place(job)
+    reward = reward_path(job)
     check_models(job, reward)
     inputs = inputs_of(job, reward)
     grew = config.generate.incremental and directory.changed(STAGE, inputs) == {"prompts"}
@@ -62,21 +63,22 @@ def run_stage(job: JobContext) -> None:
         log.info("generate: resuming from committed rows")
     begun = time.monotonic()
     expected = directory.counts(prompts.STAGE)["rows"]
-    for _ in range(ATTEMPTS):  # more than one only where workers of a job that was killed went on writing beside it
+    for _ in range(ATTEMPTS):  # repeated only if workers of a killed job were still writing
         _reconcile(target, checkpoint)
         counts = complete(job, reward, target, checkpoint)
         if counts["rows"] == expected:
             break
     else:
         raise TransientError(
-            f"{target!r} has {counts['rows']} rows of {expected} prompts: does another job write there?"
+            f"{target!r} has {counts['rows']} rows for {expected} prompts; make sure that no other job writes there, "
+            "and start the job again"
         )
     _check_errors(config, counts, target)
     directory.finish(STAGE, counts, time.monotonic() - begun)
 
 
 def inputs_of(job: JobContext, reward: str | None) -> Inputs:
-    """Everything that the rows depend on."""
+    """All inputs that the rows depend on."""
     config, digest = job.config, job.digests.model
     return {
         "prompts": job.directory.fingerprint_of(prompts.STAGE),
@@ -84,7 +86,7 @@ def inputs_of(job: JobContext, reward: str | None) -> Inputs:
         "models.reward": reward and digest(reward),
         "models.dtype": config.models.dtype,
         "models.reward_reads": config.models.reward_reads,
-        "models.ensemble": [digest(place) for place in config.models.ensemble],
+        "models.ensemble": [digest(uri) for uri in config.models.ensemble],
         "models.combine": [config.models.combine, config.models.bound_width] if config.models.ensemble else None,
         "run.seed": config.run.seed,
         **{f"generate.{name}": value for name, value in config_section.inputs_of(config.generate).items()},
@@ -99,9 +101,9 @@ def complete(
     limit: int | None = None,
     actor: type[Generator] = Generator,
 ) -> dict[str, Any]:
-    """Complete the (first `limit`) prompts of a run into `target`; the counts of what is there then.
+    """Complete the (first `limit`) prompts of a run into `target`, and return the counts of all rows there.
 
-    Raises UserError where a model that an actor has loaded is not the one that the job began with.
+    Raises UserError where a model has changed since the job began.
     """
     config, directory, settings = job.config, job.directory, job.config.generate
     source, found = directory.path("prompts"), directory.counts(prompts.STAGE)["rows"]
@@ -114,14 +116,14 @@ def complete(
         table_files.check_lists(checkpoint)
     filesystem, path = storage.resolve(target)
     context = _context(checkpoint)
-    # Which prompts are the first ones must not depend on which file is read first.
+    # The first prompts must not depend on which file is read first.
     context.execution_options.preserve_order = limit is not None
     progress = Progress(f"generate ({settings.method})", num_rows - (_committed(checkpoint) if checkpoint else 0))
     with ray_session.translate_ray_errors("generation"), DataContext.current(context), progress:
         dataset = ray.data.read_parquet(paths, filesystem=storage.resolve(source)[0], partitioning=None)
         if limit:
             dataset = dataset.limit(limit)
-        # Ray packs small files into one block by bytes, and prompts are small: rows decide the blocks here.
+        # By rows, since Ray packs blocks by bytes and prompts are small.
         dataset = dataset.repartition(target_num_rows_per_block=settings.block_rows).map_batches(
             actor,
             fn_constructor_kwargs={
@@ -131,7 +133,7 @@ def complete(
                 "seed": config.run.seed,
                 "progress": progress.actor,
                 "day": directory.date,
-                "digests": {place: job.digests.model(place) for place in _models(config, reward)},
+                "digests": {uri: job.digests.model(uri) for uri in _models(config, reward)},
             },
             batch_size=settings.block_rows,
             batch_format="pyarrow",
@@ -151,12 +153,12 @@ def complete(
 
 
 def _models(config: Config, reward: str | None) -> list[str]:
-    """The places of all models that an actor loads."""
+    """All models that an actor loads."""
     return [config.models.language, *([reward] if reward else []), *config.models.ensemble]
 
 
 def _context(checkpoint: str | None) -> DataContext:
-    """Ray Data's context, with the row checkpoint that says which prompts are done."""
+    """Ray Data's context, with the row checkpoint that lists the finished prompts."""
     context = DataContext.get_current().copy()
     if checkpoint:
         filesystem, path = storage.resolve(checkpoint)
@@ -170,7 +172,7 @@ def _context(checkpoint: str | None) -> DataContext:
 
 
 def count(target: str) -> dict[str, Any]:
-    """Rows, errors with the commonest reasons, completions and tokens of a table of completions."""
+    """Counts of a table of completions: rows, errors with the most common reasons, completions and tokens."""
     totals: Counter[str] = Counter(rows=0, errors=0, completions=0, tokens=0, stopped=0)
     reasons: Counter[str] = Counter()
     columns = ["error", *(f"completions.list.element.{name}" for name in ("num_tokens", "finish_reason"))]
@@ -189,45 +191,45 @@ def count(target: str) -> dict[str, Any]:
 
 
 def _check_errors(config: Config, counts: dict[str, Any], target: str) -> None:
-    """Raises UserError where more prompts have an error than the config allows: of a run that is done too."""
+    """Raises UserError where more prompts have an error than the config allows, also in a finished run."""
     if counts["errors"] > config.generate.max_error_rate * counts["rows"]:
         reason, times = next(iter(counts["error_reasons"].items()))
         raise UserError(
             f"{counts['errors']} of {counts['rows']} prompts have an error, and generate.max_error_rate is "
-            f"{config.generate.max_error_rate}; {times} times it is {reason!r}. All rows are in {target!r}: raise the "
-            "rate to go on with them, or mend the input and give another run.id"
+            f"{config.generate.max_error_rate}; the most common one ({times} times) is {reason!r}. All rows are in "
+            f"{target!r}: raise the rate to accept them, or fix the input and set another run.id"
         )
 
 
 def _calls_in_flight(settings: Generate) -> int:
-    """Calls that keep the slots of an actor full while one of them is at its last completions."""
+    """Concurrent calls of an actor that keep its slots full while one call ends."""
     return min(16, 2 + math.ceil(settings.slots / (settings.block_rows * settings.samples_in_all)))
 
 
 def _reconcile(target: str, checkpoint: str) -> None:
-    """Leave only files of completions that a committed list of ids stands for, and such lists.
+    """Remove files of completions without a committed list of ids, and lists without a file.
 
-    Ray writes a pending list, the file and the committed list, in this order, and cleans up behind a job that broke
-    off; but workers outlive the driver that was killed by moments, in which they may still commit.
+    Ray writes a pending list, the file and the committed list, in this order, and cleans up after an interrupted job.
+    But workers outlive a killed driver for a moment, in which they may still commit.
     """
     if not storage.exists(checkpoint):
         return
     lists = {name: name.removesuffix(".parquet") for name in _names(checkpoint)}
-    files = {name: name.rpartition("-")[0] for name in _names(target)}  # a list may have several
-    for place, writes, others in ((checkpoint, lists, set(files.values())), (target, files, set(lists.values()))):
+    files = {name: name.rpartition("-")[0] for name in _names(target)}  # one list may cover several
+    for uri, writes, others in ((checkpoint, lists, set(files.values())), (target, files, set(lists.values()))):
         for name, write in writes.items():
             if write not in others:
-                storage.remove(storage.join(place, name))
+                storage.remove(storage.join(uri, name))
 
 
-def _names(place: str) -> list[str]:
-    return [Path(file.path).name for file in storage.list_files(place, (".parquet",))]
+def _names(uri: str) -> list[str]:
+    return [Path(file.path).name for file in storage.list_files(uri, (".parquet",))]
 
 
 def _committed(checkpoint: str) -> int:
-    """Rows that an earlier start has finished.
+    """The number of rows that earlier attempts have committed.
 
-    Counted by the lists of their ids: a file of completions whose list is pending may be torn, and will be removed.
+    Counted from the lists of ids: a file of completions whose list is pending may be torn, and will be removed.
     """
     if not storage.exists(checkpoint):
         return 0
@@ -235,6 +237,6 @@ def _committed(checkpoint: str) -> int:
 
 
 if __name__ == "__main__":
-    from pipelines.launch import main
+    from pipelines.runtime.launch import main
 
     main(run)

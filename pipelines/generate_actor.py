@@ -1,4 +1,4 @@
-"""The actor of `generate`: both models on one device, and one engine that several calls feed."""
+"""The actor of `generate`: both models on one device, and one engine that serves several calls."""
 
 import gc
 import os
@@ -16,7 +16,7 @@ import ray
 import torch
 from ray.actor import ActorHandle
 
-from pipelines.fingerprints import check_unchanged
+from pipelines.runtime.fingerprints import check_unchanged
 from rgtg.config import Generate, Models
 from rgtg.decoding.decoder import Completion, Decoder
 from rgtg.decoding.prefill import HELD
@@ -30,15 +30,15 @@ from rgtg.schemas import completions_schema
 
 
 def memory_plan(models: Models, reward: str | None, settings: Generate, device: torch.device) -> Plan:
-    """What an actor takes on a device. Raises UserError where the device has no room for it."""
+    """The memory that an actor needs on a device. Raises UserError where the device has too little for one slot."""
     trust, preset = models.trust_remote_code, METHODS[settings.method]
     language = load_config(models.language, "models.language", trust_remote_code=trust)
     rewards = [
-        load_config(place, "models.reward", trust_remote_code=trust)
-        for place in ([reward, *models.ensemble] if reward else [])
+        load_config(path, "models.reward", trust_remote_code=trust)
+        for path in ([reward, *models.ensemble] if reward else [])
     ]
     longest = min(settings.max_prompt_tokens + settings.max_new_tokens, context_length(language))
-    # What sees the candidates has a cache, with room for them where it scores each.
+    # A reward model with a cache needs room for the candidates where it scores each of them.
     k = (preset.k if settings.k is None else settings.k) or language.vocab_size
     seen = {"none": 0, "next-token": longest, "candidates": longest + k}[preset.guidance]
     seen = seen if models.reward_reads == "tokens" else 0
@@ -52,16 +52,16 @@ def memory_plan(models: Models, reward: str | None, settings: Generate, device: 
     )
     if not needed.fitting(1):
         raise UserError(
-            f"an actor needs {needed}: take smaller models, lower generate.max_prompt_tokens, or take a larger device"
+            f"an actor needs {needed}; use smaller models, lower generate.max_prompt_tokens, or use a larger device"
         )
     return needed
 
 
 class Generator:
-    """Completes batches of the table of prompts; Ray Data calls it from several threads at once.
+    """Completes batches of the table of prompts. Ray Data calls it from several threads at once.
 
-    The engine belongs to one thread of its own. Calls hand it requests and wait for them, so that its rows are
-    refilled from the next batch while the last completions of this one are still running.
+    The engine runs in its own thread. Calls submit requests and wait for them, so that slots are refilled from the
+    next batch while the last completions of this one are still running.
     """
 
     def __init__(
@@ -74,8 +74,8 @@ class Generator:
         day: date | None = None,
         digests: dict[str, str] | None = None,
     ) -> None:
-        """`day` is the date for chat templates that write one, by default today; `digests` are those of the models
-        when the job began, by their places. Raises UserError where one has changed.
+        """`day` is the date that chat templates write, by default today. `digests` are those of the models, by path,
+        when the job began. Raises UserError where a model has changed since.
         """
         torch.set_num_threads(settings.threads)
         self.settings, self.seed, self.progress = settings, seed, progress
@@ -87,18 +87,18 @@ class Generator:
             **models.model_dump(exclude={"language", "reward", "ensemble"}),
             day=day,
         )
-        check_unchanged(digests or {})  # behind the loading: what changes in the middle of it is seen
+        check_unchanged(digests or {})  # after loading, so that a change during it is noticed
         progress.add.remote(actors=1)
         self.inbox: queue.SimpleQueue[tuple[Request, Future]] = queue.SimpleQueue()
         threading.Thread(target=self._serve, name="engine", daemon=True).start()
 
     def _fitting_slots(self, models: Models, reward: str | None) -> int:
-        """As many slots as the device has memory for. Raises UserError where it has none for one."""
+        """The slots that fit the device's memory, at most the configured ones. Raises UserError where none fits."""
         device, asked = resolve_device(models.device), self.settings.slots
         needed = memory_plan(models, reward, self.settings, device)
         slots = needed.fitting(asked)
         if slots < asked:
-            self.progress.log.remote(f"an actor needs {needed}: it decodes on {slots} slots, not {asked}")
+            self.progress.log.remote(f"an actor needs {needed}; it decodes with {slots} slots instead of {asked}")
         return slots
 
     def __call__(self, batch: pa.Table) -> pa.Table:
@@ -126,7 +126,7 @@ class Generator:
         return pa.table([pa.array(c, f.type) if isinstance(c := columns[f.name], list) else c for f in schema], schema)
 
     def _submit(self, row: dict[str, Any]) -> Future | str:
-        """The row's completions to come, or why there are none."""
+        """A future of the row's completions, or the reason why there are none."""
         if row["error"] is not None:
             return row["error"]
         try:
@@ -146,31 +146,31 @@ class Generator:
         return future
 
     def _serve(self) -> None:
-        """The engine's thread: work, with fewer slots where memory runs out, until something goes wrong."""
+        """The engine's thread: it works until an error, with fewer slots each time memory runs out."""
         waiting: dict[Request, Future] = {}
         try:
             while True:
                 with suppress(torch.OutOfMemoryError):
                     self._work(waiting)
-                self._shrink(waiting)  # out here, since the frames of the exception hold tensors
+                self._shrink(waiting)  # outside the `with`, since the frames of the exception hold tensors
         except torch.AcceleratorError:
-            # The device is in an unknown state and must not decode another row: the actor dies, with the reason in the
-            # job's log, and Ray starts a fresh one and gives it the same blocks again.
+            # The device is in an unknown state and must not decode another row. The actor dies with the reason in the
+            # job's log; Ray starts a new one and gives it the same blocks.
             try:
-                line = f"an actor lost its device and is replaced: {traceback.format_exc()}"
+                line = f"an actor lost its device and will be replaced: {traceback.format_exc()}"
                 ray.get(self.progress.log.remote(line), timeout=5)
             finally:
                 os._exit(1)
-        except RowError as error:  # of no row that is known: as an error of all of them it would be committed
+        except RowError as error:  # its row is unknown, and as a RowError it would be committed for all rows
             self._fail(waiting, RuntimeError(f"the engine stopped: {error}"))
         except BaseException as error:
             self._fail(waiting, error)
 
     def _work(self, waiting: dict[Request, Future]) -> None:
-        """Take what has come in, step, hand back what is finished."""
+        """Submit incoming requests, step, and return finished completions, forever."""
         engine = self.decoder.engine
         if engine.device.type == "cuda" and engine.slots > 1:
-            # All that the plan counts, now that there is nothing to copy. One slot alone takes little, and grows.
+            # Reserved now, while there is nothing to copy. A single slot needs little, and grows.
             longest = self.settings.max_prompt_tokens + self.settings.max_new_tokens
             engine.reserve(min(longest, self.decoder.context), self.settings.max_new_tokens)
         while True:
@@ -184,22 +184,24 @@ class Generator:
                     future.set_result(self.decoder.completions(request))
                 except RowError as error:
                     future.set_exception(error)
-                del waiting[request]  # only now: whatever else goes wrong above, its caller must hear of it
+                del waiting[request]  # only now, so that any other error above reaches its caller
 
     def _shrink(self, waiting: dict[Request, Future]) -> None:
-        """Begin what waits anew on fewer slots; what has no room alone is a row with an error, and then all slots are
-        tried again, since it was that row's doing.
+        """Restart all waiting requests with fewer slots.
+
+        A request that has no room even alone becomes a row with an error. The cause was that row, so all slots are
+        tried again.
         """
         slots = self.decoder.engine.slots
         if slots > 1:
             fewer = round_up(slots // 2, SLOT_MULTIPLE) if slots > SLOT_MULTIPLE else 1
-            self.progress.log.remote(f"a device ran out of memory with {slots} slots: it goes on with {fewer}")
+            self.progress.log.remote(f"a device ran out of memory with {slots} slots; continuing with {fewer}")
         else:
-            # It has the only row, or was done and is being scored.
+            # The request in the only slot, or one that is finished and being scored.
             alone = next((owner[0] for owner in self.decoder.engine.owners if owner), None) or next(iter(waiting))
             waiting.pop(alone).set_exception(RowError("the device has no memory for this prompt, even alone"))
             fewer = self.slots
-        del self.decoder.engine  # with its caches, before there are new ones
+        del self.decoder.engine  # with its caches, before new ones are allocated
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -209,7 +211,7 @@ class Generator:
             self.decoder.engine.submit(request)
 
     def _fail(self, waiting: dict[Request, Future], error: BaseException) -> None:
-        """The engine stops: whoever waits for it, now or later, gets the reason."""
+        """Stop the engine: all requests, waiting or later, fail with the error."""
         for future in waiting.values():
             future.set_exception(error)
         while True:

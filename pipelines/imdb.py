@@ -1,4 +1,4 @@
-"""The former place of pipelines/experiments/imdb.py, for one release."""
+"""The former name of pipelines/experiments/imdb.py, for one release."""
 
 import sys
 from runpy import run_module

@@ -1,6 +1,6 @@
-"""All stages of one run, in order: pairs, reward model, prompts, completions, preferences, summary.
+"""All stages of one run: prompts, pairs, reward model, completions, preferences, summary.
 
-Started again it goes on where it ended: a stage that is done is not done again, and rows that are written stay.
+A restarted job resumes: finished stages are skipped, and committed rows stay.
 """
 
 import time
@@ -8,9 +8,9 @@ import time
 from rich.console import Console
 
 from pipelines import generate, pairs, preferences, prompts, train_reward
-from pipelines.job_context import JobContext
-from pipelines.model_checks import check_models, reward_place
-from pipelines.run_directory import SUCCESS, RunDirectory
+from pipelines.runtime.job_context import JobContext
+from pipelines.runtime.model_checks import check_models, reward_path
+from pipelines.runtime.run_directory import SUCCESS, RunDirectory
 from rgtg import storage, table_files
 from rgtg.config import Config
 from rgtg.config_section import SANDBOX
@@ -25,7 +25,7 @@ BASELINE = "baseline"
 
 
 def run(config: Config) -> RunDirectory:
-    """Run every stage that is not done, and print the summary."""
+    """Run every unfinished stage, and print the summary."""
     begun = time.monotonic()
     in_sandbox = config.models.language == SANDBOX
     _check_pairs_are_possible(config.with_strategy())
@@ -45,17 +45,17 @@ def run(config: Config) -> RunDirectory:
     summary = _summary(config, directory, in_sandbox)
     storage.write_json(directory.path("report", "summary.json"), summary.figures())
     storage.write_bytes(directory.path("report", "summary.md"), as_markdown(summary).encode())
-    complete = complete and storage.exists(directory.path(SUCCESS))  # no stage has taken it away
+    complete = complete and storage.exists(directory.path(SUCCESS))  # no stage has removed it
     directory.succeed()
     Console().print(as_table(summary))
     if complete:
         print(
-            f"nothing was done: the run {directory.place} was complete already; --new-run, or another run.id, makes a "
-            "new one",
+            f"nothing to do: the run {directory.uri} is already complete; use --new-run, or another run.id, to start "
+            "a new one",
             flush=True,
         )
         return directory
-    print(f"done in {time.monotonic() - begun:.0f} s: {directory.place}", flush=True)
+    print(f"done in {time.monotonic() - begun:.0f} s: {directory.uri}", flush=True)
     return directory
 
 
@@ -72,14 +72,14 @@ def _check_pairs_are_possible(config: Config) -> None:
 
 
 def _compare_objectives(job: JobContext) -> None:
-    """Train on the other objective too, for the comparison by prefix length; nothing is generated with it."""
+    """Train a second reward model on the other objective, only to compare accuracy by prefix length."""
     settings = job.config.train_reward
     other = "full" if settings.objective == "partial" else "partial"
     train_reward.reward_of(job.with_sections(train_reward=settings.model_copy(update={"objective": other})))
 
 
 def _baseline(job: JobContext) -> None:
-    """Complete some of the prompts unguided, and score them by the same reward model, to compare with."""
+    """Complete some prompts unguided and score them by the same reward model, as the baseline."""
     config, directory = job.config, job.directory
     inputs = {
         "completions": directory.fingerprint_of(generate.STAGE),
@@ -90,10 +90,10 @@ def _baseline(job: JobContext) -> None:
     begun = time.monotonic()
     settings = config.generate.by("unguided", k=config.generate.k)
     target = directory.path("completions_unguided")
-    storage.remove(target)  # small, and without a checkpoint: it is done as a whole
+    storage.remove(target)  # it has no checkpoint, and is small enough to be repeated
     counts = generate.complete(
         job.with_sections(generate=settings),
-        reward_place(job),
+        reward_path(job),
         target,
         checkpoint=None,
         limit=config.nightly.baseline_prompts,
@@ -109,7 +109,7 @@ def _summary(config: Config, directory: RunDirectory, in_sandbox: bool) -> Summa
         done = directory.is_done(BASELINE)
         unguided = _scores(directory.path("completions_unguided"), "own", in_sandbox) if done else {}
     return Summary(
-        run=directory.place,
+        run=directory.uri,
         method=config.generate.method,
         pairs=directory.counts(pairs.STAGE) if directory.is_done(pairs.STAGE) else None,
         accuracy=train_reward.accuracies(directory),
@@ -128,11 +128,11 @@ def _against(scores: dict[str, float], baseline: dict[str, float] | None) -> tup
     return (mean(baseline.values()), gain(scores, baseline)) if baseline else (None, None)
 
 
-def _scores(place: str, pool: Pool, in_sandbox: bool) -> dict[str, dict[str, float]]:
+def _scores(uri: str, pool: Pool, in_sandbox: bool) -> dict[str, dict[str, float]]:
     """Mean score of one pool of each prompt's completions, by prompt_id; in the sandbox the true reward too."""
     scores: dict[str, float] = {}
     true_rewards: dict[str, float] = {}
-    for table in table_files.read_tables(place, preferences.COLUMNS):
+    for table in table_files.read_tables(uri, preferences.COLUMNS):
         for row in table.to_pylist():
             every = preferences.completions_of(row) if row["error"] is None else []
             completions = [c for c in every if pool_of(c, every[0]) == pool]
@@ -145,6 +145,6 @@ def _scores(place: str, pool: Pool, in_sandbox: bool) -> dict[str, dict[str, flo
 
 
 if __name__ == "__main__":
-    from pipelines.launch import main
+    from pipelines.runtime.launch import main
 
     main(run)

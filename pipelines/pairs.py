@@ -1,11 +1,10 @@
-"""Take preference pairs in, once, into the run's own pairs/: read in any format, tokenised, split and shuffled.
+"""The first stage of training: preference pairs of any format, tokenized, split and shuffled into the run's pairs/.
 
-A Ray Data job, since tokenising a million pairs takes a while. Pairs that cannot be used stay in the table, with the
-reason, so that each one can be looked up; training reads the others, epoch after epoch.
+It runs on Ray Data, since tokenizing a million pairs takes a while. Unusable pairs stay in the table with the reason,
+so that each can be looked up; training reads the others in every epoch.
 """
 
 import hashlib
-import json
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -17,25 +16,22 @@ import pyarrow as pa
 import ray
 from ray.data import DataContext
 
-from pipelines import ray_session
-from pipelines.job_context import JobContext
-from pipelines.job_log import log
-from rgtg import s3_filesystem, storage, storage_errors, table_files
+from pipelines.runtime import ray_session
+from pipelines.runtime.job_context import JobContext
+from pipelines.runtime.job_log import log
+from rgtg import storage, table_files
 from rgtg.config import Config
-from rgtg.errors import UserError, first_line, printable
-from rgtg.input_files import Found, InputFile, Unreadable, check_share, find, lines, open_file, read_bytes
+from rgtg.errors import UserError, printable
+from rgtg.input_files import Found, InputFile, RawRows, Unreadable, check_rows, check_share, lines, read_batches
 from rgtg.models.loading import context_length, load_config, load_tokenizer
-from rgtg.parquet import UNREADABLE, open_parquet, parquet_fault
 from rgtg.preferences.readers import PAIR_COLUMNS, read_pair
 from rgtg.preferences.selection import fraction
 from rgtg.preferences.tokenized import TokenizedPair, tokenize_pair
-from rgtg.rows import Row, json_rows, table_rows
 
 STAGE = "pairs"
-BATCH_ROWS = 256  # raw rows of a chunk
-BLOCK_CHUNKS = 16  # chunks of a task that tokenises
+BATCH_ROWS = 256  # raw rows per chunk
+BLOCK_CHUNKS = 16  # chunks per tokenizing task
 MOST_BLOCKS = 256  # tasks that read files
-JSON_ROW = "json"  # the one column of what came from JSON, until it is read as pairs
 
 IDS = pa.list_(pa.int32())
 SCHEMA = pa.schema(
@@ -51,11 +47,11 @@ SCHEMA = pa.schema(
 
 
 def run_stage(job: JobContext, init: str) -> None:
-    """`train_reward.pairs` (and `eval_pairs`) to pairs/, tokenised for the model at `init`."""
+    """Tokenize `train_reward.pairs` (and `eval_pairs`) for the model at `init`, into pairs/."""
     config, directory, settings = job.config, job.directory, job.config.train_reward
     sources = {"pairs": settings.pairs, "eval_pairs": settings.eval_pairs}
     inputs: dict[str, Any] = {
-        f"train_reward.{name}": places and job.digests.files(places) for name, places in sources.items()
+        f"train_reward.{name}": uris and job.digests.files(uris) for name, uris in sources.items()
     }
     fractions = {"pairs": 0.0 if settings.eval_pairs else settings.eval_fraction, "eval_pairs": 1.0}
     context = context_length(load_config(init, "train_reward.init", trust_remote_code=config.models.trust_remote_code))
@@ -69,14 +65,14 @@ def run_stage(job: JobContext, init: str) -> None:
     begun = time.monotonic()
     ray_session.start(config)
     if max_length < settings.max_length:
-        log.info(f"pairs: of at most {max_length} tokens, the context of the model that training starts from")
+        log.info(f"pairs: train_reward.max_length is lowered to {max_length} tokens, the context of the model")
     target = directory.path("pairs")
     storage.remove(target)
     storage.make_directory(target)
-    found = {name: _readable(places) for name, places in sources.items() if places}
+    found = {name: _readable(job.digests.found(uris)) for name, uris in sources.items() if uris}
     skipped = {path: reason for of in found.values() for path, reason in of.skipped.items()}
     files = [
-        {"place": file.place, "path": file.path, "eval_fraction": fractions[name]}
+        {"uri": file.uri, "path": file.path, "eval_fraction": fractions[name]}
         for name, of in found.items()
         for file in of.files
     ]
@@ -94,23 +90,23 @@ def run_stage(job: JobContext, init: str) -> None:
     counts = count(target) | {"skipped_files": skipped}
     reasons = lines(skipped)
     reasons += "".join(f"\n  {n} unused: {printable(reason)}" for reason, n in counts["unused"].items())
-    log.info(f"pairs: {counts['train']} to train on, {counts['eval']} held out{reasons}")
+    log.info(f"pairs: {counts['train']} for training, {counts['eval']} held out{reasons}")
     if not counts["train"] or not counts["eval"]:
         raise UserError(
             f"of the pairs at {', '.join(settings.pairs)}, {counts['train']} are left to train on and "
-            f"{counts['eval']} to evaluate on{'; see the reasons above' if reasons else ', since there are none'}"
+            f"{counts['eval']} to evaluate on; {'see the reasons above' if reasons else 'the files hold no pairs'}"
         )
     directory.finish(STAGE, counts, time.monotonic() - begun)
 
 
 def _write(files: list[dict[str, Any]], tokenize: dict[str, Any], seed: int, target: str) -> None:
-    """All pairs of `files`, tokenised and shuffled, to `target`."""
+    """Tokenize and shuffle all pairs of `files` into `target`."""
     filesystem, path = storage.resolve(target)
     in_order = DataContext.get_current().copy()
-    in_order.execution_options.preserve_order = True  # what a seed shuffles must have an order
+    in_order.execution_options.preserve_order = True  # a shuffle by seed is reproducible only of ordered rows
     with DataContext.current(in_order):
         chunks = ray.data.from_items(files, override_num_blocks=min(len(files), MOST_BLOCKS)).map_batches(
-            _chunks,  # type: ignore[arg-type]  # Ray's own annotation leaves out Arrow tables
+            _chunks,  # type: ignore[arg-type]  # Ray's annotation leaves out Arrow tables
             batch_size=1,
             batch_format="pyarrow",
         )
@@ -124,7 +120,7 @@ def _write(files: list[dict[str, Any]], tokenize: dict[str, Any], seed: int, tar
 
 
 def count(target: str) -> dict[str, Any]:
-    """Pairs to train on and held out, and the unused ones by reason."""
+    """The number of training pairs, of held-out pairs, and of unused pairs by reason."""
     splits: Counter[str] = Counter()
     unused: Counter[str] = Counter()
     for table in table_files.read_tables(target, ["split", "reason"]):
@@ -134,7 +130,7 @@ def count(target: str) -> dict[str, Any]:
 
 
 def to_pairs(batch: dict[str, Any]) -> list[TokenizedPair]:
-    """Rows of pairs/ as Ray Data gives them."""
+    """The pairs of a batch of pairs/, as Ray Data delivers it."""
     return [
         TokenizedPair(prompt.tolist(), chosen.tolist(), rejected.tolist(), int(common))
         for prompt, chosen, rejected, common in zip(
@@ -143,87 +139,63 @@ def to_pairs(batch: dict[str, Any]) -> list[TokenizedPair]:
     ]
 
 
-def _readable(places: list[str]) -> Found:
-    """The files of pairs at `places`; those that cannot be read are named."""
-    found = find(places)
+def _readable(found: Found) -> Found:
+    """The files of pairs, with those that cannot be read moved to the unreadable ones."""
     with ThreadPoolExecutor(storage.READERS) as pool:
-        faults = dict(zip(found.files, pool.map(_fault, found.files), strict=True))
-    found.unreadable |= {file.path: fault for file, fault in faults.items() if fault}
-    found.files = [file for file, fault in faults.items() if not fault]
-    return found
+        faults = zip(found.files, pool.map(_fault, found.files), strict=True)
+        return found.without({file.path: fault for file, fault in faults if fault})
 
 
 def _fault(file: InputFile) -> str | None:
-    """Why a file cannot be read; of JSON, what is wrong with a line is said where it is tokenised. Raises UserError
-    where it holds no pairs.
-    """
-    if not file.path.endswith(".parquet"):
-        try:
-            read_bytes(file, at_most=1)
-        except Unreadable as error:
-            return str(error)
-        return None
+    """The reason why a file cannot be read, or None. Raises UserError for a file without pairs."""
     try:
-        with open_file(file) as source:
-            names = s3_filesystem.retry_read(lambda: open_parquet(source).schema_arrow.names)
-            fault = parquet_fault(source, [name for name in names if name in PAIR_COLUMNS])
-    except UNREADABLE as error:
-        fault = f"not a readable Parquet file ({first_line(error)})"
-    if fault:
-        if failure := storage_errors.failure_of_store(f"cannot read {file.path!r}", fault):
-            raise failure
-        return fault
-    if not PAIR_COLUMNS.intersection(names):
+        names = check_rows(file, PAIR_COLUMNS)
+    except Unreadable as error:
+        return str(error)
+    if names is not None and not PAIR_COLUMNS.intersection(names):
         raise UserError(
-            f"{file.path!r} holds no preference pairs: its columns are {', '.join(sorted(names))}, and the known "
-            "formats use chosen and rejected, or completions with scores"
+            f"{file.path!r} holds no preference pairs: its columns are {', '.join(sorted(names))}; give columns "
+            "chosen and rejected, or completions with scores"
         )
     return None
 
 
 def _chunks(files: pa.Table) -> Iterator[pa.Table]:
-    """The raw rows of files, some to a chunk: Arrow's own bytes, since files differ in their columns."""
+    """The raw rows of files in chunks, each as bytes of an Arrow stream, since files differ in their columns."""
     for row in files.to_pylist():
-        file = InputFile(row["place"], row["path"], 0)
-        for table in _raw(file):
+        file = InputFile(row["uri"], row["path"], 0)
+        for raw in _raw(file):
             sink = pa.BufferOutputStream()
-            with pa.ipc.new_stream(sink, table.schema) as stream:
-                stream.write_table(table)
+            with pa.ipc.new_stream(sink, raw.table.schema) as stream:
+                stream.write_table(raw.table)
             chunk = pa.array([sink.getvalue().to_pybytes()], pa.large_binary())
-            yield pa.table({"rows": chunk, "eval_fraction": [row["eval_fraction"]]})
+            yield pa.table({"rows": chunk, "is_json": [raw.is_json], "eval_fraction": [row["eval_fraction"]]})
 
 
-def _raw(file: InputFile) -> Iterator[pa.Table]:
-    """The rows of a file; of JSON as text, a row each, since rows may differ in their columns."""
-    if not file.path.endswith(".parquet"):
-        try:
-            data = read_bytes(file)
-        except Unreadable as error:
-            raise UserError(f"{file.path!r} changed while the pairs were read: {error}") from error
-        rows = [json.dumps(row) for _, row in json_rows(data)]
-        for start in range(0, len(rows), BATCH_ROWS):
-            yield pa.table({JSON_ROW: pa.array(rows[start : start + BATCH_ROWS], pa.large_string())})
-        return
-    with open_file(file) as source:
-        parquet = open_parquet(source)
-        names = [name for name in parquet.schema_arrow.names if name in PAIR_COLUMNS]
-        for batch in parquet.iter_batches(BATCH_ROWS, columns=names):
-            yield pa.Table.from_batches([batch])
+def _raw(file: InputFile) -> Iterator[RawRows]:
+    try:
+        yield from read_batches(file, PAIR_COLUMNS, BATCH_ROWS)
+    except Unreadable as error:
+        raise UserError(f"{file.path!r} changed while the pairs were read: {error}") from error
 
 
-_tokenizers: dict[str, Any] = {}  # of this worker process, by place: a task is called for every batch
+_tokenizers: dict[str, Any] = {}  # by path; each worker process loads one once
 
 
 def _tokenized(chunks: pa.Table, **options: Any) -> pa.Table:
-    """Chunks of raw rows as rows of pairs/."""
+    """Tokenize chunks of raw rows into rows of pairs/."""
     return pa.concat_tables(
-        _tokenize(pa.ipc.open_stream(chunk["rows"]).read_all(), eval_fraction=chunk["eval_fraction"], **options)
+        _tokenize(
+            RawRows(pa.ipc.open_stream(chunk["rows"]).read_all(), chunk["is_json"]),
+            eval_fraction=chunk["eval_fraction"],
+            **options,
+        )
         for chunk in chunks.to_pylist()
     )
 
 
 def _tokenize(
-    batch: pa.Table,
+    raw: RawRows,
     init: str,
     trust_remote_code: bool,
     max_length: int,
@@ -231,33 +203,21 @@ def _tokenize(
     day: date,
     eval_fraction: float,
 ) -> pa.Table:
-    """A batch of raw rows (or of lines of JSON) as rows of pairs/."""
+    """Tokenize raw rows into rows of pairs/."""
     if init not in _tokenizers:
         _tokenizers[init] = load_tokenizer(init, "train_reward.init", trust_remote_code=trust_remote_code)
     tokenizer = _tokenizers[init]
-    if batch.column_names == [JSON_ROW]:
-        kind, rows = "line", [_row_of_json(text) for text in batch[JSON_ROW].to_pylist()]
-    else:
-        kind, rows = "row", table_rows(batch)
     results = []
-    for row in rows:
-        pair = f"the {kind} is {row}" if isinstance(row, str) else read_pair(row)
+    for row in raw.rows():
+        pair = f"the {raw.unit} is {row}" if isinstance(row, str) else read_pair(row)
         results.append(pair if isinstance(pair, str) else tokenize_pair(tokenizer, pair, max_length, overlong, day))
     return pa.Table.from_pylist([_row(result, eval_fraction) for result in results], schema=SCHEMA)
-
-
-def _row_of_json(text: str) -> Row | str:
-    """A row as `_raw` wrote it: there it was not nested too deep, but this stack may be deeper."""
-    try:
-        return json.loads(text)
-    except RecursionError:
-        return "not a JSON object"
 
 
 def _row(result: TokenizedPair | str, eval_fraction: float) -> dict[str, Any]:
     if isinstance(result, str):
         return {"split": "unused", "reason": result}
-    # By prompt where there is one: the same prompt on both sides of the split would flatter the figures.
+    # By prompt where there is one: a prompt on both sides of the split would inflate the accuracy.
     key = result.prompt_ids if len(result.prompt_ids) > 1 else result.prompt_ids + result.chosen_ids
     return {
         "split": "eval" if fraction(repr(key)) < eval_fraction else "train",

@@ -7,9 +7,9 @@ from typing import Any
 import pyarrow as pa
 
 from pipelines import generate
-from pipelines.job_context import JobContext
-from pipelines.job_log import log
-from pipelines.run_directory import RunDirectory
+from pipelines.runtime.job_context import JobContext
+from pipelines.runtime.job_log import log
+from pipelines.runtime.run_directory import RunDirectory
 from rgtg import storage, table_files
 from rgtg.config import Config
 from rgtg.errors import UserError
@@ -32,18 +32,18 @@ COLUMNS = ["prompt_id", "prompt", "method", "error", *(f"completions.list.elemen
 
 
 def run(config: Config) -> RunDirectory:
-    """The stage alone."""
+    """The stage alone, as a command."""
     job = JobContext.open(config, models=False)
     run_stage(job)
     return job.directory
 
 
 def run_stage(job: JobContext) -> None:
-    """completions/ to preferences/, which `datasets.load_dataset` reads as it is."""
+    """Select the pairs of completions/ into preferences/, which `datasets.load_dataset` reads."""
     directory, config, settings = job.directory, job.config, job.config.preferences
     assert settings.select  # the job has filled it in
     if not directory.is_done(generate.STAGE):
-        raise UserError(f"the run {directory.place!r} has no finished completions; run generate first")
+        raise UserError(f"the run {directory.uri!r} has no finished completions; run generate first")
     inputs = {"completions": directory.fingerprint_of(generate.STAGE)} | {
         f"preferences.{name}": value for name, value in settings.model_dump().items()
     }
@@ -71,14 +71,14 @@ def run_stage(job: JobContext) -> None:
                 counts[selected] += 1
                 continue
             chosen, rejected = (completions[candidate.index] | {"index": candidate.index} for candidate in selected)
-            # By the prompt's id alone, so that it is on the same side in every run.
+            # By prompt_id alone, so that a prompt is in the same split in every run.
             split = "test" if fraction(f"split/{row['prompt_id']}") < settings.test_fraction else "train"
             writers[split].add(_pair(row, chosen, rejected) | {"run_id": config.run.id, "strategy": settings.select})
     for writer in writers.values():
         writer.close()
     sizes = {split: writer.total for split, writer in writers.items()}
     dropped = "".join(f"\n  {n} without a pair: {reason}" for reason, n in counts.most_common())
-    log.info(f"preferences: {sizes.get('train', 0)} pairs to train on, {sizes.get('test', 0)} to test on{dropped}")
+    log.info(f"preferences: {sizes.get('train', 0)} training pairs, {sizes.get('test', 0)} test pairs{dropped}")
     if not any(sizes.values()):
         raise UserError(f"none of the {counts.total()} prompts of {source!r} has a pair; see the reasons above")
     margin = sum(writer.margin for writer in writers.values()) / sum(sizes.values())
@@ -104,7 +104,7 @@ def _night(source: str, rules: Rules) -> Night:
 
 
 class _Writer:
-    """One split, in files of a bounded number of rows."""
+    """Writes one split in files of a bounded number of rows."""
 
     def __init__(self, target: str, split: str, schema: pa.Schema) -> None:
         self.target, self.split, self.schema = target, split, schema
@@ -124,13 +124,13 @@ class _Writer:
             self._flush()
 
     def _flush(self) -> None:
-        place = storage.join(self.target, f"{self.split}-{self.num_files:05d}.parquet")
-        table_files.write_table(place, pa.Table.from_pylist(self.rows, schema=self.schema))
+        path = storage.join(self.target, f"{self.split}-{self.num_files:05d}.parquet")
+        table_files.write_table(path, pa.Table.from_pylist(self.rows, schema=self.schema))
         self.rows, self.num_files = [], self.num_files + 1
 
 
 def _pair(row: dict[str, Any], chosen: dict[str, Any], rejected: dict[str, Any]) -> dict[str, Any]:
-    """TRL's columns: text continues the prompt, messages answer it with one assistant turn."""
+    """A row of TRL's columns. Text continues a prompt of text; one assistant turn answers a prompt of messages."""
 
     def response(text: str) -> Any:
         return text if isinstance(row["prompt"], str) else [{"role": "assistant", "content": text}]
@@ -153,6 +153,6 @@ def _pair(row: dict[str, Any], chosen: dict[str, Any], rejected: dict[str, Any])
 
 
 if __name__ == "__main__":
-    from pipelines.launch import main
+    from pipelines.runtime.launch import main
 
     main(run)

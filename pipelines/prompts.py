@@ -1,7 +1,7 @@
-"""Take prompts in, once, into the run's own prompts/: checked, identified, each one kept once. Needs no Ray.
+"""The first stage of generation: prompts of any format, checked, identified and deduplicated into the run's prompts/.
 
-Every input format ends here. Rows that cannot be prompts stay, with the reason in `error`; files that cannot be read
-are skipped and named.
+It runs on the driver alone. Rows that are not prompts stay in the table with the reason in `error`; files that cannot
+be read are skipped and listed.
 """
 
 import hashlib
@@ -12,17 +12,17 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.job_context import JobContext
-from pipelines.job_log import log
-from pipelines.run_directory import RunDirectory
+from pipelines.runtime.job_context import JobContext
+from pipelines.runtime.job_log import log
+from pipelines.runtime.run_directory import RunDirectory
 from rgtg import storage, table_files
 from rgtg.chat import check_prompt, prompt_id
 from rgtg.config import Config
 from rgtg.errors import UserError, first_line
-from rgtg.input_files import InputFile, Unreadable, check_share, find, lines, read_bytes
-from rgtg.parquet import UNREADABLE, open_parquet, parquet_fault
+from rgtg.input_files import Found, InputFile, Unreadable, check_share, lines, read_rows
+from rgtg.parquet import UNREADABLE
 from rgtg.passed_through import Column, as_type, common_type
-from rgtg.rows import Row, is_unicode, json_rows, table_rows
+from rgtg.rows import Row, is_unicode
 from rgtg.schemas import COMPLETION_COLUMNS, MESSAGES, PROMPT_COLUMNS, prompts_schema
 
 STAGE = "prompts"
@@ -30,48 +30,50 @@ FILE_ROWS = 100_000
 
 
 def run(config: Config) -> RunDirectory:
-    """The stage alone."""
+    """The stage alone, as a command."""
     job = JobContext.open(config, models=False, prompts=True)
     run_stage(job)
     return job.directory
 
 
 def run_stage(job: JobContext) -> None:
-    """`generate.prompts` to prompts/. Raises UserError where nothing can be read or two ids clash."""
+    """Read `generate.prompts` into prompts/. Raises UserError where there is no prompt, or one id on two prompts."""
     config, directory = job.config, job.directory
     begun = time.monotonic()
     files = job.digests.files(config.generate.prompts)
     free = not directory.has_begun("generate") or (config.generate.incremental and _grew(directory, files))
     if directory.begin(STAGE, {"generate.prompts": files}, rerunnable=free) == "done":
         return
-    counts = take_in(config.generate.prompts, directory.path("prompts"), config.generate.max_error_rate)
+    counts = take_in(
+        job.digests.found(config.generate.prompts), directory.path("prompts"), config.generate.max_error_rate
+    )
     if not counts["rows"]:
         raise UserError(f"there is no prompt at {', '.join(map(repr, config.generate.prompts))}")
     directory.finish(STAGE, counts, time.monotonic() - begun)
     log.info(
-        f"prompts: {counts['rows']} rows ({counts['errors']} marked bad, {counts['duplicates']} duplicates left out)"
+        f"prompts: {counts['rows']} rows ({counts['errors']} with an error, {counts['duplicates']} duplicates dropped)"
         f"{lines(counts['skipped_files'])}"
     )
 
 
 def _grew(directory: RunDirectory, files: list[dict[str, Any]]) -> bool:
-    """Whether every file that was taken in is still there as it was."""
+    """Whether every file that was read before is still there, unchanged."""
     before = directory.inputs_of(STAGE).get("generate.prompts", [])
     return all(file in files for file in before)
 
 
-def take_in(places: list[str], target: str, max_error_rate: float) -> dict[str, Any]:
-    """Read all files at `places` and write the table of prompts at `target`; the counts of what was met.
+def take_in(found: Found, target: str, max_error_rate: float) -> dict[str, Any]:
+    """Read all files found, write the table of prompts to `target` and return the counts.
 
-    Raises UserError where a larger part of the files than `max_error_rate` cannot be read.
+    Raises UserError where a larger fraction of the files than `max_error_rate` cannot be read.
     """
-    found = find(places)
-    files = []
+    files, unreadable = [], {}
     for file in found.files:
         try:
             files.append(_read(file))
         except Unreadable as error:
-            found.unreadable[file.path] = str(error)
+            unreadable[file.path] = str(error)
+    found = found.without(unreadable)
     check_share(len(files), found, max_error_rate, "generate.prompts")
     schema = prompts_schema(_prompt_type(files), _passed_through(files))
     identified, num_duplicates = _identified(files, schema.field("prompt").type)
@@ -92,66 +94,38 @@ def take_in(places: list[str], target: str, max_error_rate: float) -> dict[str, 
 @dataclass
 class _File:
     path: str
-    rows: list[Row]  # of `prompt`, and of `prompt_id` and `error` where there is one
-    others: dict[str, Column]  # by name, each as long as `rows`; null where the row holds what nobody can read
+    rows: list[Row]  # with `prompt`, and with `prompt_id` and `error` if there is one
+    others: dict[str, Column]  # the passed-through columns, as long as `rows`; null in unreadable rows
 
 
 def _read(file: InputFile) -> _File:
-    """All rows of a file. Raises Unreadable for one that is broken, UserError for one without prompts."""
-    data = read_bytes(file)
-    if not file.path.endswith(".parquet"):
-        return _of_json(file.path, data)
-    if fault := parquet_fault(pa.BufferReader(data)):
-        raise Unreadable(fault)
-    table = open_parquet(pa.BufferReader(data)).read()
-    if "prompt" not in table.column_names:
-        raise UserError(f"{file.path!r} has no column 'prompt'; its columns are {', '.join(table.column_names)}")
-    read = table_rows(_looked_at(table))
-    rows = [
-        {"prompt": None, "error": f"row {number} is {row}"} if isinstance(row, str) else _given(row, file.path)
-        for number, row in enumerate(read, 1)
-    ]
+    """All rows of a file. Raises Unreadable for a broken file, UserError for one without prompts."""
+    raw = read_rows(file)
+    if not raw.is_json and "prompt" not in raw.table.column_names:
+        raise UserError(f"{file.path!r} has no column 'prompt'; its columns are {', '.join(raw.table.column_names)}")
+    read = raw.rows(PROMPT_COLUMNS)
+    rows = [_given(row, f"{raw.unit} {number}", file.path) for number, row in zip(raw.numbers, read, strict=True)]
+    if raw.is_json:
+        names = dict.fromkeys(name for row in rows for name in row if name not in PROMPT_COLUMNS)
+        return _File(file.path, rows, {name: [row.get(name) for row in rows] for name in names})
     readable = pa.array([None if isinstance(row, str) else i for i, row in enumerate(read)], pa.int64())
-    others = [name for name in table.column_names if name not in PROMPT_COLUMNS]
-    return _File(file.path, rows, {name: table[name].take(readable) for name in others})
+    others = [name for name in raw.table.column_names if name not in PROMPT_COLUMNS]
+    return _File(file.path, rows, {name: raw.table[name].take(readable) for name in others})
 
 
-def _looked_at(table: pa.Table) -> pa.Table:
-    """What a row must be readable by: its prompt, and all of it where a column holds no values of its type.
-
-    What passes through may be beyond Python, such as a date of the year 2.7 million, and not beyond Arrow.
-    """
-    try:
-        table.validate(full=True)
-    except UNREADABLE:
-        return table
-    return table.select([name for name in PROMPT_COLUMNS if name in table.column_names])
-
-
-def _of_json(path: str, data: bytes) -> _File:
-    rows: list[Row] = []
-    for number, row in json_rows(data):
-        if isinstance(row, str):
-            rows.append({"prompt": None, "error": f"line {number} is {row}"})
-        elif "prompt" not in row:
-            rows.append({"prompt": None, **_given(row, path), "error": f"line {number} has no 'prompt'"})
-        else:
-            rows.append(_given(row, path))
-    names = dict.fromkeys(name for row in rows for name in row if name not in PROMPT_COLUMNS)
-    return _File(path, rows, {name: [row.get(name) for row in rows] for name in names})
-
-
-def _given(row: Row, path: str) -> Row:
-    """A row as the user gave it: what is wrong with it is for us to say, in a column of that name."""
+def _given(row: Row | str, name: str, path: str) -> Row:
+    """A row as the user gave it. Raises UserError where it has an `error`, a column that is set here."""
+    if isinstance(row, str):
+        return {"prompt": None, "error": f"{name} is {row}"}
     if row.get("error") is not None:
-        raise UserError(f"{path!r} has a column 'error', which completions/ uses itself; rename it")
-    return row
+        raise UserError(f"{path!r} has a column 'error', which completions/ also has; rename it")
+    return row if "prompt" in row else {**row, "prompt": None, "error": f"{name} has no 'prompt'"}
 
 
 def _identified(files: list[_File], prompt_type: pa.DataType) -> tuple[list[list[Row | None]], int]:
-    """The rows of each file with their ids; None for a prompt that was met before, and how many those are.
+    """The rows of each file with their ids, None in place of a duplicate, and the number of duplicates.
 
-    Raises UserError where one id stands for two prompts.
+    Raises UserError where two prompts have one id.
     """
     rows = [[_checked(row, prompt_type) for row in file.rows] for file in files]
     kept: list[list[Row | None]] = [list(of_file) for of_file in rows]
@@ -166,11 +140,11 @@ def _identified(files: list[_File], prompt_type: pa.DataType) -> tuple[list[list
             if before != digest:
                 raise UserError(
                     f"the prompt_id {row['prompt_id']!r} stands for two different prompts (the second is row "
-                    f"{i + 1} of {files[f].path!r}); ids must be unique"
+                    f"{i + 1} of {files[f].path!r}); make the ids unique"
                 )
             num_duplicates += 1
             kept[f][i] = None
-    # A bad row keeps the id that it was given where no other row has it: none of them is a duplicate of another.
+    # A bad row keeps its id unless another row has it. Bad rows are never duplicates of each other.
     taken = set(digests)
     for f, i, row in _each(rows):
         if row["error"] is None:
@@ -189,7 +163,7 @@ def _each(rows: list[list[Row]]) -> Iterator[tuple[int, int, Row]]:
 
 
 def _checked(row: Row, prompt_type: pa.DataType) -> Row:
-    """A row's prompt, id (None of a bad row that was given none) and error, which is set where the prompt is none."""
+    """The prompt, id and error of a row. A bad row has an error and no prompt, and maybe no id."""
     prompt, given = row["prompt"], row.get("prompt_id")
     reason = row.get("error") or check_prompt(prompt)
     if given is not None and not is_unicode(str(given)):
@@ -203,7 +177,7 @@ def _checked(row: Row, prompt_type: pa.DataType) -> Row:
 
 
 def _prompt_type(files: list[_File]) -> pa.DataType:
-    """Text or messages. Raises UserError for a mixture: one column cannot hold both."""
+    """The type of the prompts, text or messages. Raises UserError for a mixture: one column cannot hold both."""
     first: dict[bool, str] = {}
     for file in files:
         for number, row in enumerate(file.rows, 1):
@@ -211,18 +185,18 @@ def _prompt_type(files: list[_File]) -> pa.DataType:
                 first.setdefault(isinstance(row["prompt"], list), f"row {number} of {file.path!r}")
     if len(first) == 2:
         raise UserError(
-            f"a run takes one kind of prompts: {first[False]} is text, {first[True]} is messages; "
-            'write text as [{"role": "user", "content": ...}], or make two runs'
+            f"a run takes one kind of prompts, and {first[False]} is text, {first[True]} is messages; "
+            'write text as [{"role": "user", "content": ...}], or start two runs'
         )
     return MESSAGES if True in first else pa.string()
 
 
 def _passed_through(files: list[_File]) -> list[pa.Field]:
-    """A field for every column that is not ours."""
+    """The fields of all passed-through columns."""
     names = dict.fromkeys(name for file in files for name in file.others)
     for name in names:
         if name in COMPLETION_COLUMNS:
-            raise UserError(f"the prompts have a column {name!r}, which completions/ uses itself; rename it")
+            raise UserError(f"the prompts have a column {name!r}, which completions/ also has; rename it")
         if not is_unicode(name):
             raise UserError(f"the prompts have a column {name!r}, whose name is not valid Unicode; rename it")
     return [
@@ -231,7 +205,7 @@ def _passed_through(files: list[_File]) -> list[pa.Field]:
 
 
 def _table(file: _File, rows: list[Row | None], schema: pa.Schema) -> pa.Table:
-    """The rows of a file that are kept, with what passes through beside them."""
+    """The kept rows of a file, with their passed-through columns."""
     kept = [i for i, row in enumerate(rows) if row is not None]
     columns = []
     for field in schema:
@@ -245,17 +219,17 @@ def _table(file: _File, rows: list[Row | None], schema: pa.Schema) -> pa.Table:
 
 
 def _others(file: _File, field: pa.Field) -> pa.Array | pa.ChunkedArray:
-    """A column that passes through, in its common type. Raises UserError where its values cannot be made text."""
+    """A passed-through column in its common type. Raises UserError for values that cannot become text."""
     try:
         return as_type(file.others[field.name], field.type)
     except UNREADABLE as error:
         raise UserError(
-            f"the column {field.name!r} of {file.path!r} is of another type in another file, and cannot be made text "
-            f"({first_line(error)}); leave it out, or give both one type"
+            f"the column {field.name!r} of {file.path!r} has another type in another file and cannot be converted to "
+            f"text ({first_line(error)}); remove it, or give both files one type"
         ) from error
 
 
 if __name__ == "__main__":
-    from pipelines.launch import main
+    from pipelines.runtime.launch import main
 
     main(run)

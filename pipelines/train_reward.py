@@ -1,4 +1,4 @@
-"""Fit the reward model on partial sequences, by Ray Train: data-parallel workers, checkpoints, resume."""
+"""Fit the reward model on partial sequences, on Ray Train: data-parallel workers, checkpoints, resume."""
 
 import math
 import time
@@ -12,13 +12,15 @@ from ray.data import ExecutionOptions
 from ray.data.expressions import col
 from ray.train.torch import TorchTrainer
 
-from pipelines import checkpoints, pairs, ray_session
-from pipelines.fingerprints import Inputs, versions_that_round
-from pipelines.inputs import on_gpu
-from pipelines.job_context import JobContext
-from pipelines.job_log import log
-from pipelines.progress import Progress
-from pipelines.run_directory import RunDirectory
+from pipelines import pairs
+from pipelines import train_reward_checkpoints as checkpoints
+from pipelines.runtime import ray_session
+from pipelines.runtime.fingerprints import Inputs, versions_that_round
+from pipelines.runtime.job_context import JobContext
+from pipelines.runtime.job_log import log
+from pipelines.runtime.progress import Progress
+from pipelines.runtime.resolved_config import on_gpu
+from pipelines.runtime.run_directory import RunDirectory
 from pipelines.train_reward_worker import worker
 from rgtg import config_section, s3_filesystem, storage, table_files
 from rgtg.config import Config
@@ -31,21 +33,21 @@ STAGE = "train_reward"
 
 
 def run(config: Config) -> RunDirectory:
-    """The stage alone."""
+    """The stage alone, as a command."""
     job = JobContext.open(config, pairs=True)
     run_stage(job)
     return job.directory
 
 
 def run_stage(job: JobContext) -> None:
-    """Pairs to reward_model/. The held-out accuracy by prefix length goes to the manifest."""
+    """Train reward_model/ on the pairs. The manifest gets the held-out accuracy by prefix length."""
     fit(job, STAGE, job.directory.path("reward_model"))
 
 
 def reward_of(job: JobContext) -> str:
-    """The reward model that the config describes, trained in this run unless it is.
+    """The path of the reward model that the config describes, which is trained now if the run has none such.
 
-    One run may have several: its own, and for comparisons others, which bear the name of their objective and head.
+    For comparisons a run may have several besides its own, named by their objective and head.
     """
     settings, directory = job.config.train_reward, job.directory
     name = _name(settings.objective, settings.head)
@@ -56,7 +58,7 @@ def reward_of(job: JobContext) -> str:
 
 
 def accuracies(directory: RunDirectory) -> dict[str, dict[str, Any]]:
-    """Held-out accuracy of every reward model of the run, by its name; the run's own first."""
+    """The held-out accuracy of each reward model of the run, by its name; the run's own comes first."""
     stages = [stage for stage in directory.stages if stage.startswith(STAGE) and directory.is_done(stage)]
     return {_name_of(directory, stage): directory.counts(stage)["accuracy"] for stage in sorted(stages)}
 
@@ -71,24 +73,27 @@ def _name(objective: str, head: str | None) -> str:
 
 
 def fit(job: JobContext, stage: str, target: str) -> None:
-    """Train one reward model as `stage` of the run, and save it at `target`."""
+    """Train a reward model as `stage` of the run and save it to `target`."""
     config, directory, settings = job.config, job.directory, job.config.train_reward
     init = settings.init or config.models.language
     RewardModel.check(init, "train_reward.init", config.models.trust_remote_code, head=settings.head_kind)
     use_gpu = on_gpu(config.models)
     pairs.run_stage(job, init)
     inputs = _inputs(job, init)
-    place = directory.path("_train", stage)
-    alike = versions_that_round() | {"train_reward.num_workers": settings.num_workers}  # each has its share
-    found = checkpoints.found(place)
+    attempts = directory.path("_train", stage)
+    alike = versions_that_round() | {"train_reward.num_workers": settings.num_workers}  # of the batches
+    found = checkpoints.found(attempts)
     if directory.begin(stage, inputs, alike=alike, has_work=bool(found)) == "done":
         return
     begun = time.monotonic()
     ray_session.start(config)
     num_train = directory.counts(pairs.STAGE)["train"]
-    per_worker = num_train // settings.num_workers  # equal shards: the remainder of a division is left out
+    per_worker = num_train // settings.num_workers  # equal shards; the remainder is dropped
     if not per_worker:
-        raise UserError(f"there are {num_train} pairs to train on, fewer than the {settings.num_workers} workers")
+        raise UserError(
+            f"there are only {num_train} training pairs for {settings.num_workers} workers; lower "
+            "train_reward.num_workers, or give more pairs"
+        )
     steps_per_epoch = math.ceil(per_worker / (settings.batch_size // settings.num_workers))
     log.info(
         f"{stage}: {settings.objective} objective, {num_train} pairs x {settings.epochs} epochs = "
@@ -104,14 +109,14 @@ def fit(job: JobContext, stage: str, target: str) -> None:
         "seed": config.run.seed,
         "steps_per_epoch": steps_per_epoch,
         "progress": progress.actor,
-        "checkpoints": place,
+        "checkpoints": attempts,
     }
-    # Each attempt has a place of its own: Ray would resume from the list that it keeps there, and that may be torn.
+    # Each attempt has its own directory: in an old one Ray would resume from its own list, which may be torn.
     attempt = str(1 + max((checkpoints.attempt(checkpoint) for checkpoint in found), default=0))
     trainer = _trainer(task, settings, directory.path("pairs"), use_gpu=use_gpu, attempt=attempt)
     with ray_session.translate_ray_errors("training"), progress:
         result = trainer.fit()
-    # The last report of the workers has both.
+    # The last report of the workers sets both.
     assert result.checkpoint is not None
     assert result.metrics is not None
     fetched = result.checkpoint.as_directory
@@ -123,15 +128,15 @@ def fit(job: JobContext, stage: str, target: str) -> None:
     directory.finish(stage, result.metrics, time.monotonic() - begun)
     storage.remove(directory.path("_train", stage))
     by_part = result.metrics["accuracy"]["by_fraction"]
-    said = ", ".join(f"{float(part):.0%}: {right:.3f}" for part, right in by_part.items())
-    log.info(f"{stage}: held-out accuracy by part of the response  {said}")
+    accuracy = ", ".join(f"{float(part):.0%}: {value:.3f}" for part, value in by_part.items())
+    log.info(f"{stage}: held-out accuracy by fraction of the response  {accuracy}")
 
 
 def _inputs(job: JobContext, init: str) -> Inputs:
-    """Everything that the trained weights depend on."""
+    """All inputs that the trained weights depend on."""
     settings = job.config.train_reward
     own = config_section.inputs_of(settings)
-    del own["init"]  # its digest stands for it
+    del own["init"]  # replaced by its digest
     return {
         "pairs": job.directory.fingerprint_of(pairs.STAGE),
         "train_reward.init": job.digests.model(init),
@@ -142,9 +147,9 @@ def _inputs(job: JobContext, init: str) -> Inputs:
 
 
 def _trainer(
-    task: dict[str, Any], settings: TrainReward, pairs_place: str, *, use_gpu: bool, attempt: str
+    task: dict[str, Any], settings: TrainReward, pairs_uri: str, *, use_gpu: bool, attempt: str
 ) -> TorchTrainer:
-    """Ray's trainer of `task`, the same for every worker."""
+    """Ray's trainer; every worker gets the same `task`."""
     filesystem, path = storage.resolve(task["checkpoints"])
     return TorchTrainer(
         worker,
@@ -161,21 +166,21 @@ def _trainer(
             failure_config=train.FailureConfig(max_failures=settings.max_failures),
             checkpoint_config=train.CheckpointConfig(num_to_keep=2),
         ),
-        datasets={split: _dataset(pairs_place, split) for split in ("train", "eval")},
-        # In the order of the files, so that a worker that goes on in the middle of an epoch sees the pairs it has not.
+        datasets={split: _dataset(pairs_uri, split) for split in ("train", "eval")},
+        # In the order of the files, so that a worker that resumes in the middle of an epoch sees the remaining pairs.
         dataset_config=train.DataConfig(
             execution_options=ExecutionOptions(preserve_order=True), enable_shard_locality=False
         ),
     )
 
 
-def _dataset(place: str, split: str) -> "ray.data.Dataset":
-    paths, filesystem = table_files.check_tables(place), storage.resolve(place)[0]
+def _dataset(uri: str, split: str) -> "ray.data.Dataset":
+    paths, filesystem = table_files.check_tables(uri), storage.resolve(uri)[0]
     dataset = ray.data.read_parquet(paths, filesystem=filesystem, partitioning=None).filter(expr=col("split") == split)
     return dataset.select_columns(["prompt_ids", "chosen_ids", "rejected_ids", "common"])
 
 
 if __name__ == "__main__":
-    from pipelines.launch import main
+    from pipelines.runtime.launch import main
 
     main(run)

@@ -1,4 +1,4 @@
-"""What each worker of `train_reward.py` runs: training from the newest whole checkpoint, evaluation, reports."""
+"""The worker of `train_reward.py`: training from the newest intact checkpoint, evaluation, reports."""
 
 import time
 from collections.abc import Iterator
@@ -10,14 +10,16 @@ from ray.actor import ActorHandle
 from ray.data import DataContext
 from ray.train.torch import get_device
 
-from pipelines import checkpoints, pairs, ray_session
-from pipelines.fingerprints import check_unchanged
+from pipelines import pairs
+from pipelines import train_reward_checkpoints as checkpoints
+from pipelines.runtime import ray_session
+from pipelines.runtime.fingerprints import check_unchanged
 from rgtg.models.reward import RewardModel
 from rgtg.training.reward_trainer import RewardTrainer, StepResult
 from rgtg.training_settings import TrainReward
 
 LOG_EVERY_S = 5.0
-CURVE_POINTS = 1000  # of training.jsonl, at most twice as many
+CURVE_POINTS = 1000  # of training.jsonl; at most twice as many
 
 
 def worker(config: dict[str, Any]) -> None:
@@ -39,7 +41,7 @@ def worker(config: dict[str, Any]) -> None:
     num_steps = config["steps_per_epoch"] * settings.epochs
     trainer = RewardTrainer(reward_model, settings, num_steps, device)
     log = _Log(num_steps, config["progress"])
-    if state := checkpoints.newest_state(config["checkpoints"], rank, log.say):
+    if state := checkpoints.newest_state(config["checkpoints"], rank, log.line):
         trainer.restore(state)
         log.totals, log.curve = state["totals"], state.get("curve", [])
     share = settings.batch_size // context.get_world_size()
@@ -47,7 +49,7 @@ def worker(config: dict[str, Any]) -> None:
     while trainer.step < num_steps:
         epoch, done = divmod(trainer.step, config["steps_per_epoch"])
         for number, batch in enumerate(_batches(shard, share, seed + epoch, config["steps_per_epoch"])):
-            if number < done:  # of an epoch that an earlier worker began
+            if number < done:  # an earlier worker trained on this part of the epoch
                 continue
             result = trainer.train_step(batch)
             if rank == 0:
@@ -56,8 +58,8 @@ def worker(config: dict[str, Any]) -> None:
             if settings.eval_every and trainer.step % settings.eval_every == 0 and not last:
                 accuracy = _evaluate(trainer, settings.micro_batch_size or share)
                 if rank == 0:
-                    log.say(f"step {trainer.step}, accuracy by part of the response {accuracy['by_fraction']}")
-            if trainer.step % settings.checkpoint_every == 0 or last:  # the last, since evaluation may fail too
+                    log.line(f"step {trainer.step}, accuracy by fraction of the response {accuracy['by_fraction']}")
+            if trainer.step % settings.checkpoint_every == 0 or last:  # the evaluation may fail
                 checkpoints.report(trainer, {"step": trainer.step}, log.kept(), rank)
     accuracy = _evaluate(trainer, settings.micro_batch_size or share)
     reward_model.score_way = accuracy["score"]  # in the config.json that is saved now
@@ -73,9 +75,10 @@ def _evaluate(trainer: RewardTrainer, batch_size: int) -> dict[str, Any]:
 
 
 def _batches(shard: Any, share: int, seed: int, num_batches: int) -> Iterator[list]:
-    """An epoch's batches of one worker; pairs/ is shuffled, and every epoch shuffles what is near anew.
+    """The batches of one worker in one epoch. Rows of pairs/ are shuffled; each epoch reshuffles nearby rows.
 
-    Exactly `num_batches`, since workers step together: one whose shard is short by some rows ends on empty batches.
+    Yields exactly `num_batches`, since workers step together: a shard that is shorter by some rows ends in empty
+    batches.
     """
     batches = shard.iter_batches(
         batch_size=share, drop_last=False, local_shuffle_buffer_size=16 * share, local_shuffle_seed=seed
@@ -90,12 +93,12 @@ def _batches(shard: Any, share: int, seed: int, num_batches: int) -> Iterator[li
 
 
 class _Log:
-    """Progress of worker 0 as lines, and the totals for the manifest, which a checkpoint keeps."""
+    """The log of worker 0: lines of progress, and totals and a curve, which checkpoints keep."""
 
     def __init__(self, num_steps: int, progress: ActorHandle) -> None:
         self.progress, self.num_steps = progress, num_steps
-        self.began, self.last, self.pairs, self.steps = time.monotonic(), 0.0, 0, 0  # of this start
-        # Prefix pairs that counted, and those masked for identical tokens; the loss is a moving average.
+        self.began, self.last, self.pairs, self.steps = time.monotonic(), 0.0, 0, 0  # of this attempt
+        # Prefix pairs in the loss, and those masked for identical tokens. `loss` is a moving average.
         self.totals: dict[str, float] = {"prefix_pairs": 0, "identical_prefix_pairs": 0}
         self.curve: list[dict[str, float]] = []
 
@@ -114,14 +117,15 @@ class _Log:
         if now - self.last > LOG_EVERY_S or step == self.num_steps:
             self.last = now
             seconds = now - self.began
-            self.say(
+            self.line(
                 f"step {step}/{self.num_steps}, loss {self.totals['loss']:.4f}, gradient {result.grad_norm:.2f}, "
                 f"{self.pairs / seconds:.0f} pairs/s, {seconds / self.steps * (self.num_steps - step):.0f} s left"
             )
 
     def kept(self) -> dict[str, Any]:
-        """What a checkpoint holds of it."""
+        """The part that a checkpoint keeps."""
         return {"totals": self.totals, "curve": self.curve}
 
-    def say(self, line: str) -> None:
+    def line(self, line: str) -> None:
+        """Have the driver print a line."""
         self.progress.log.remote(line)

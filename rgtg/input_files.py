@@ -1,8 +1,11 @@
-"""The files that a user gives, prompts or pairs: which ones there are, each once, and what cannot be read."""
+"""Input files of a user, prompts or pairs: each real file once, its raw rows, and the reasons for skipped files.
+
+Rows of Parquet keep their columns. Rows of JSON keep their lines, whose objects may differ in their keys.
+"""
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -10,67 +13,157 @@ import pyarrow.fs as pafs
 
 from rgtg import s3_filesystem, storage, storage_errors
 from rgtg.errors import UserError, first_line, printable
-from rgtg.rows import SUFFIXES
+from rgtg.parquet import UNREADABLE, open_parquet, parquet_fault
+from rgtg.rows import Row, json_lines, json_row, table_rows
+
+SUFFIXES = (".parquet", ".jsonl", ".json")
+
+_LINES = pa.schema([("number", pa.int64()), ("line", pa.large_binary())])  # of JSON
 
 
 class InputFile(NamedTuple):
-    place: str  # of the settings, at or below which it is
-    path: str
+    uri: str  # of the settings; the file is at or below it
+    path: str  # in the file system of `uri`
     size: int  # bytes
 
+    @property
+    def is_parquet(self) -> bool:
+        return self.path.endswith(".parquet")
 
-@dataclass
+
+@dataclass(frozen=True)
 class Found:
     files: list[InputFile] = field(default_factory=list)
     unreadable: dict[str, str] = field(default_factory=dict)  # reasons by path
-    ignored: dict[str, str] = field(default_factory=dict)  # no input by their names, or the same file again
+    ignored: dict[str, str] = field(default_factory=dict)  # of another type by their names, or duplicates
 
     @property
     def skipped(self) -> dict[str, str]:
         return self.unreadable | self.ignored
 
+    def without(self, unreadable: Mapping[str, str]) -> "Found":
+        """The same, with these files moved to the unreadable ones; the reasons are by path."""
+        files = [file for file in self.files if file.path not in unreadable]
+        return replace(self, files=files, unreadable={**self.unreadable, **unreadable})
 
-def find(places: list[str]) -> Found:
-    """The input files at or below `places`, by place and path. Raises UserError where there is no such place."""
+
+def find(uris: list[str]) -> Found:
+    """The input files at or below `uris`, in that order and by path. Raises UserError where one does not exist."""
     found = Found()
-    real: dict[tuple[str, str], str] = {}  # paths by what they are in reality
-    for place in places:
-        filesystem, _ = storage.resolve(place)
+    real: dict[tuple[str, str], str] = {}  # paths by file system and real path
+    for uri in uris:
+        filesystem, _ = storage.resolve(uri)
         local = isinstance(filesystem, pafs.LocalFileSystem)
-        for file, fault in storage.scan(place, SUFFIXES):
+        for file, fault in storage.scan(uri, SUFFIXES):
             if fault:
-                is_another = file.type == pafs.FileType.File  # by its name; what is no file may hide some
+                is_another = file.type == pafs.FileType.File  # a directory or link may hide input files
                 (found.ignored if is_another else found.unreadable)[file.path] = fault
                 continue
             key = filesystem.type_name, os.path.realpath(file.path) if local else file.path
             if key not in real:
                 real[key] = file.path
-                found.files.append(InputFile(place, file.path, file.size))
+                found.files.append(InputFile(uri, file.path, file.size))
             elif real[key] != file.path:
                 found.ignored[file.path] = f"the same file as {real[key]!r}"
     return found
 
 
-def open_file(file: InputFile) -> pa.NativeFile:
-    return storage.resolve(file.place)[0].open_input_file(file.path)
-
-
 class Unreadable(Exception):
-    """Why a file is skipped."""
+    """Raised for a file that is skipped; its text is the reason."""
 
 
-def read_bytes(file: InputFile, at_most: int | None = None) -> bytes:
-    """Everything in a file, or the first bytes. Raises Unreadable for one that is broken or empty.
+@dataclass(frozen=True)
+class RawRows:
+    """Unchecked rows of a file: `table` holds the columns of Parquet, or the lines of JSON with their numbers."""
 
-    A store that does not give the file is no reason to go on without it: that is UserError or TransientError.
+    table: pa.Table
+    is_json: bool
+
+    @property
+    def unit(self) -> str:
+        """The word for a row in messages."""
+        return "line" if self.is_json else "row"
+
+    @property
+    def numbers(self) -> Sequence[int]:
+        """Numbers from 1: of lines in their file for JSON, of rows in `table` for Parquet."""
+        return self.table["number"].to_pylist() if self.is_json else range(1, self.table.num_rows + 1)
+
+    def rows(self, columns: Collection[str] | None = None) -> list[Row | str]:
+        """The rows as Python objects; in place of an unreadable row, the reason.
+
+        Of Parquet only `columns` are converted, since others may hold values that Python cannot represent, such as a
+        date of the year 2.7 million. All are converted if some column holds invalid values, which marks those rows.
+        """
+        if self.is_json:
+            return [json_row(line) for line in self.table["line"].to_pylist()]
+        if columns is None or not _is_valid(self.table):
+            return table_rows(self.table)
+        return table_rows(self.table.select([name for name in self.table.column_names if name in columns]))
+
+
+def read_rows(file: InputFile) -> RawRows:
+    """All rows of a file. Raises Unreadable for a broken or empty file, which is to be skipped.
+
+    Raises UserError or TransientError for a store that does not deliver the file, which must not be skipped.
     """
+    data = _read_bytes(file)
+    if not file.is_parquet:
+        return RawRows(_lines(data), is_json=True)
+    if fault := parquet_fault(pa.BufferReader(data)):
+        raise Unreadable(fault)
+    return RawRows(open_parquet(pa.BufferReader(data)).read(), is_json=False)
 
-    def whole() -> bytes:
-        with open_file(file) as stream:
+
+def read_batches(file: InputFile, columns: Collection[str], num_rows: int) -> Iterator[RawRows]:
+    """The rows of a file that passed `check_rows`, `num_rows` at a time; of Parquet only `columns`.
+
+    Raises Unreadable where a JSON file has become broken or empty.
+    """
+    if not file.is_parquet:
+        lines = _lines(_read_bytes(file))
+        for start in range(0, lines.num_rows, num_rows):
+            yield RawRows(lines.slice(start, num_rows), is_json=True)
+        return
+    with _open(file) as source:
+        parquet = open_parquet(source)
+        names = [name for name in parquet.schema_arrow.names if name in columns]
+        for batch in parquet.iter_batches(num_rows, columns=names):
+            yield RawRows(pa.Table.from_batches([batch]), is_json=False)
+
+
+def check_rows(file: InputFile, columns: Collection[str]) -> list[str] | None:
+    """Decode `columns` of a Parquet file once and return the names of all columns; None for JSON.
+
+    Lines of JSON are checked one by one when they are read. Raises what `read_rows` raises.
+    """
+    if not file.is_parquet:
+        _read_bytes(file, at_most=1)
+        return None
+    try:
+        with _open(file) as source:
+            names: list[str] = s3_filesystem.retry_read(lambda: open_parquet(source).schema_arrow.names)
+            fault = parquet_fault(source, [name for name in names if name in columns])
+    except UNREADABLE as error:
+        fault = f"not a readable Parquet file ({first_line(error)})"
+    if fault:
+        raise storage_errors.failure_of_store(f"cannot read {file.path!r}", fault) or Unreadable(fault)
+    return names
+
+
+def _open(file: InputFile) -> pa.NativeFile:
+    return storage.resolve(file.uri)[0].open_input_file(file.path)
+
+
+def _read_bytes(file: InputFile, at_most: int | None = None) -> bytes:
+    """The content of a file, or its first bytes. Raises what `read_rows` raises."""
+
+    def read() -> bytes:
+        with _open(file) as stream:
             return stream.read(at_most)
 
     try:
-        data = s3_filesystem.retry_read(whole)
+        data = s3_filesystem.retry_read(read)
     except OSError as error:
         if failure := storage_errors.failure_of_store(f"cannot read {file.path!r}", str(error)):
             raise failure from None
@@ -80,8 +173,22 @@ def read_bytes(file: InputFile, at_most: int | None = None) -> bytes:
     return data
 
 
+def _lines(data: bytes) -> pa.Table:
+    lines = json_lines(data)
+    return pa.table([[number for number, _ in lines], [line for _, line in lines]], schema=_LINES)
+
+
+def _is_valid(table: pa.Table) -> bool:
+    """Whether all values of all columns are valid for their types."""
+    try:
+        table.validate(full=True)
+    except UNREADABLE:
+        return False
+    return True
+
+
 def check_share(num_read: int, found: Found, most: float, setting: str) -> None:
-    """Raises UserError where no file can be read, or more than a part `most` of them cannot."""
+    """Raises UserError where no file can be read, or where more than the fraction `most` cannot."""
     if not num_read:
         reasons = "; ".join(f"{path}: {reason}" for path, reason in found.skipped.items())
         raise UserError(f"none of the files of {setting} can be read ({reasons})")
@@ -95,5 +202,5 @@ def check_share(num_read: int, found: Found, most: float, setting: str) -> None:
 
 
 def lines(skipped: Mapping[str, str]) -> str:
-    """Files that were skipped and why, each as a line below another one."""
+    """Skipped files and the reasons as indented lines, to follow a message."""
     return "".join(f"\n  skipped {printable(f'{path}: {reason}')}" for path, reason in skipped.items())

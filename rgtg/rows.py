@@ -1,7 +1,6 @@
-"""Rows of input files as they are: which files hold rows, what is wrong with one, and the objects in one of JSON."""
+"""Rows of Parquet and JSON as Python objects; in place of an unreadable row, the reason."""
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -9,13 +8,11 @@ import pyarrow as pa
 from rgtg.errors import first_line
 from rgtg.parquet import UNREADABLE
 
-SUFFIXES = (".parquet", ".jsonl", ".json")
-
 Row = dict[str, Any]
 
 
 def table_rows(table: pa.Table) -> list[Row | str]:
-    """The rows of a table; what is wrong with one instead, where it holds a value that Python cannot."""
+    """The rows of a table; in place of a row with a value that Python cannot represent, the reason."""
     try:
         return table.to_pylist()
     except UNREADABLE as error:
@@ -26,7 +23,7 @@ def table_rows(table: pa.Table) -> list[Row | str]:
 
 
 def is_unicode(text: str) -> bool:
-    """Whether text can be tokenised and stored: a lone surrogate cannot."""
+    """Whether text can be tokenized and stored: lone surrogates cannot."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -34,26 +31,22 @@ def is_unicode(text: str) -> bool:
     return True
 
 
-def json_rows(data: bytes) -> Iterator[tuple[int, Row | str]]:
-    """The rows of a JSON file by number, one object a line or all in one array; what a bad one is instead.
+def json_lines(data: bytes) -> list[tuple[int, bytes]]:
+    """The numbered rows of a JSON file, one object per line or all in one array, as lines for `json_row`.
 
-    Never raises. Lines end at a newline and nowhere else: texts may hold the other separators that Unicode knows.
+    Never raises. Only a newline ends a line, since texts may hold the other line separators of Unicode.
     """
     data = data.removeprefix(b"\xef\xbb\xbf")
     if data.lstrip().startswith(b"["):
         try:
-            values = json.loads(data)
-        except (ValueError, RecursionError):  # then it may be lines, of which the first is bad
+            return list(enumerate((json.dumps(value).encode() for value in json.loads(data)), 1))
+        except (ValueError, RecursionError):  # lines, the first of which is broken
             pass
-        else:
-            yield from enumerate((v if isinstance(v, dict) else "not a JSON object" for v in values), 1)
-            return
-    for number, line in enumerate(data.split(b"\n"), 1):
-        if line.strip():
-            yield number, _object(line)
+    return [(number, line) for number, line in enumerate(data.split(b"\n"), 1) if line.strip()]
 
 
-def _object(line: bytes) -> Row | str:
+def json_row(line: bytes) -> Row | str:
+    """The object of a line, or the reason why it is none."""
     try:
         value = json.loads(line)
     except UnicodeDecodeError:

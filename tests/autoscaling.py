@@ -43,7 +43,7 @@ PATIENCE_S = 900  # for a job, or for the cluster to come or go
 GRACE_S = 30  # from `ray job stop` until the driver is gone; Ray kills it then
 HEAD = "f" * 51 + "00000"  # the fake provider's own name for it
 STOPPED = "interrupted; rerun the same command to resume"
-WAITING = "waiting for the cluster to grow"
+WAITING = "waiting for the cluster to scale up"
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")  # colours, progress bars
 
 State = dict[psutil.Process, int]  # worker nodes, and how many actors that decode are on each

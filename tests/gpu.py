@@ -19,8 +19,8 @@ os.environ |= {"RAY_AUTH_MODE": "disabled", "HF_HUB_OFFLINE": "1", "TOKENIZERS_P
 
 import torch
 
-from pipelines import gpus
 from pipelines.benchmarks import models
+from pipelines.runtime import gpus
 from rgtg.decoding.decoder import Decoder
 from rgtg.decoding.request import Request, Sequence
 from rgtg.models.loading import load_config

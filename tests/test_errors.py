@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipelines.launch import guarded
+from pipelines.runtime.launch import guarded
 from rgtg.errors import TransientError, UserError, redacted
 
 

@@ -1,14 +1,19 @@
 """JSON as people write it: lines, an array, a byte order mark, and lines that are none."""
 
 import json
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rgtg.rows import json_rows
+from rgtg.rows import Row, json_lines, json_row
 
 ROWS = [{"prompt": "one\u2028two\u2029\x85three"}, {"prompt": "four"}]
+
+
+def json_rows(data: bytes) -> Iterator[tuple[int, Row | str]]:
+    return ((number, json_row(line)) for number, line in json_lines(data))
 
 
 @pytest.mark.parametrize("ensure_ascii", [True, False])

@@ -14,7 +14,7 @@ from pipelines import pairs, prompts
 from rgtg import s3_filesystem, storage, table_files
 from rgtg.digests import content_digest
 from rgtg.errors import TransientError, UserError
-from rgtg.input_files import InputFile
+from rgtg.input_files import InputFile, find
 from rgtg.lease import Lease
 from rgtg.node_copy import local_copy
 from tests.faulty_s3 import TRANSIENT, always, every, no_faults
@@ -192,12 +192,12 @@ def test_no_file_is_left_out_because_the_store_was_down(faulty, s3):
     storage.write_bytes(f"{s3}/in/b.parquet", b"broken")
     _, path = storage.resolve(f"{s3}/in/a.parquet")
     file = InputFile(f"{s3}/in", path, 0)
-    counts = prompts.take_in([f"{s3}/in"], f"{s3}/out", max_error_rate=0.5)
+    counts = prompts.take_in(find([f"{s3}/in"]), f"{s3}/out", max_error_rate=0.5)
     assert list(counts["skipped_files"]) == [path.replace("a.par", "b.par")]
     assert pairs._fault(file) is None
     faulty.plan = lambda number, method, path: "503" if path.endswith("/in/a.parquet") else None
     with pytest.raises(TransientError, match="cannot read"):
-        prompts.take_in([f"{s3}/in"], f"{s3}/out", max_error_rate=0.5)
+        prompts.take_in(find([f"{s3}/in"]), f"{s3}/out", max_error_rate=0.5)
     with pytest.raises(TransientError, match="cannot read"):
         pairs._fault(file)
 

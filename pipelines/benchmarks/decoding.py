@@ -1,4 +1,4 @@
-"""How fast guided decoding is, beside transformers and the loops that papers published."""
+"""The speed of guided decoding, next to transformers and the loops that papers published."""
 
 import itertools
 import resource
@@ -26,17 +26,17 @@ from rgtg.models.loading import DTYPES, resolve_device, resolve_dtype, slow_bflo
 from rgtg.report.printing import print_table
 
 BETA = 1.0
-RESCORED = 8  # tokens of the loop without a cache, which is too slow for more
-# Of the lengths of completions: the median and the largest in proportion to it, and the standard deviation of the log.
+RESCORED = 8  # tokens that the loop without a cache decodes; it is too slow for more
+# Log-normal lengths of completions: the largest in multiples of the median, and the standard deviation of the log.
 LONGEST, SPREAD = 4.7, 0.8
-PER_SLOT = 10  # of such completions
+PER_SLOT = 10  # completions of such lengths
 
 
 @dataclass(frozen=True)
 class Task:
-    """What all ways decode, by what."""
+    """The models, prompts and device of one measurement, shared by all ways to decode."""
 
-    places: dict[str, str]  # of the models
+    paths: dict[str, str]  # of the models
     size: models.Size
     prompt_tokens: tuple[int, int]  # the shortest and the longest
     new_tokens: int
@@ -49,11 +49,11 @@ class Task:
         return models.texts(torch.linspace(*self.prompt_tokens, rows).long().tolist(), self.size.vocabulary, seed)
 
     def decoder(self, method: str, slots: int) -> Decoder:
-        """The product, by a method, in which no text ends by chance."""
+        """The decoder of rgtg for a method, without EOS, so that no text ends by chance."""
         rewards = {"pargs": "reward", "farma": "next-token"}
         decoder = Decoder.load(
-            self.places["language"],
-            self.places[rewards[method]] if method in rewards else None,
+            self.paths["language"],
+            self.paths[rewards[method]] if method in rewards else None,
             method,
             beta=BETA,
             k=self.k,
@@ -71,36 +71,37 @@ class Way:
     """One way to decode a batch."""
 
     name: str
-    run: Callable[[int], Any]  # completions of so many tokens
-    tokens: int  # of a completion
+    run: Callable[[int], Any]  # decodes completions of that many tokens
+    tokens: int  # per completion
     rows: int
-    caches: list[SlotCache] = field(default_factory=list)  # and models, of which every step reads all
+    # A step reads all of these caches and weights.
+    caches: list[SlotCache] = field(default_factory=list)
     models: list[torch.nn.Module] = field(default_factory=list)
 
 
 def main(
     hidden: Annotated[int, typer.Option(min=1, help="Hidden size of both models.")] = 512,
-    layers: Annotated[int, typer.Option(min=1, help="Their layers.")] = 8,
-    heads: Annotated[int, typer.Option(min=1, help="Their attention heads.")] = 8,
-    kv_heads: Annotated[int, typer.Option(min=1, help="Their heads of keys and values.")] = 4,
-    vocabulary: Annotated[int, typer.Option(min=1, help="Their vocabulary.")] = 32_000,
-    k: Annotated[int, typer.Option(min=1, help="Candidates a step.")] = 10,
-    slots: Annotated[str, typer.Option(help="Completions at once: one run for each.")] = "1,8,32",
-    prompt_tokens: Annotated[str, typer.Option(help="Shortest and longest prompt.")] = "32,64",
-    new_tokens: Annotated[int, typer.Option(min=2, help="Tokens of a completion.")] = 64,
+    layers: Annotated[int, typer.Option(min=1, help="Layers of both models.")] = 8,
+    heads: Annotated[int, typer.Option(min=1, help="Attention heads of both models.")] = 8,
+    kv_heads: Annotated[int, typer.Option(min=1, help="Key-value heads of both models.")] = 4,
+    vocabulary: Annotated[int, typer.Option(min=1, help="Vocabulary size of both models.")] = 32_000,
+    k: Annotated[int, typer.Option(min=1, help="Candidates per step.")] = 10,
+    slots: Annotated[str, typer.Option(help="Concurrent completions; one run for each number.")] = "1,8,32",
+    prompt_tokens: Annotated[str, typer.Option(help="Shortest and longest prompt in tokens.")] = "32,64",
+    new_tokens: Annotated[int, typer.Option(min=2, help="Tokens per completion.")] = 64,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto.")] = "auto",
     device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "auto",
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; by default as torch has it.")] = None,
-    cuda_graphs: Annotated[bool, typer.Option(help="On a GPU, steps of rgtg by CUDA graphs.")] = True,
-    repeats: Annotated[int, typer.Option(min=1, help="Turns of which the median counts.")] = 3,
-    loops: Annotated[bool, typer.Option(help="Also the published loops, which are slow.")] = True,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; by default torch's number.")] = None,
+    cuda_graphs: Annotated[bool, typer.Option(help="On a GPU, run the steps of rgtg as CUDA graphs.")] = True,
+    repeats: Annotated[int, typer.Option(min=1, help="Turns per way; the median counts.")] = 3,
+    loops: Annotated[bool, typer.Option(help="Also measure the published loops, which are slow.")] = True,
     refill: Annotated[
-        bool, typer.Option(help="Also completions of many lengths: refilled slots, static batches.")
+        bool, typer.Option(help="Also measure completions of many lengths, in refilled slots and in static batches.")
     ] = False,
 ) -> None:
-    """Guided decoding on this machine: tokens per second of every way, and what guidance costs.
+    """Measure guided decoding on this machine: tokens per second of each way, and the cost of guidance.
 
-    Models have random weights. All ways decode in turns; medians are compared.
+    Models have random weights. All ways decode in turns; their medians are compared.
     """
     if threads:
         torch.set_num_threads(threads)
@@ -109,7 +110,7 @@ def main(
     if kind == torch.bfloat16 and (warning := slow_bfloat16("--dtype bfloat16", where)):
         print(f"warning: {warning}", file=sys.stderr, flush=True)
     if k > vocabulary:
-        raise UserError(f"--k is {k}, more than the vocabulary of {vocabulary}")
+        raise UserError(f"--k is {k}, more than the vocabulary of {vocabulary}; lower --k")
     size = models.Size(hidden, layers, heads, kv_heads, vocabulary)
     shortest, longest = numbers(prompt_tokens, "--prompt-tokens", 2)
     batches = numbers(slots, "--slots")
@@ -135,7 +136,7 @@ def _requests(prompts: list[list[int]], lengths: list[int]) -> list[Request]:
 
 
 def _engine_ways(task: Task, rows: int) -> list[Way]:
-    """The product: unguided, by candidates, by next tokens."""
+    """Decoding by rgtg: unguided, guided by candidates, guided by a token-level reward head."""
     ways = []
     for name, method in (
         ("rgtg, unguided", "unguided"),
@@ -143,7 +144,7 @@ def _engine_ways(task: Task, rows: int) -> list[Way]:
         ("rgtg, next token (farma)", "farma"),
     ):
         decoder = task.decoder(method, rows)
-        seeds = itertools.count()  # other prompts every time: those of the last turn are still in their rows
+        seeds = itertools.count()  # new prompts each time, since those of the last turn are still cached
 
         def run(tokens: int, decoder: Decoder = decoder, seeds: Any = seeds) -> None:
             decoder.engine.run(_requests(task.prompts(rows, next(seeds)), [tokens] * rows))
@@ -159,12 +160,12 @@ def _engine_ways(task: Task, rows: int) -> list[Way]:
 
 
 def _plain_ways(task: Task, rows: int, loops: bool) -> list[Way]:
-    """transformers' own generate, and the published loops; these with prompts of one length, the mean."""
+    """`generate` of transformers, and the published loops. These get prompts of the mean length."""
     language: Any = AutoModelForCausalLM.from_pretrained(
-        task.places["language"], dtype=task.dtype, use_safetensors=True
+        task.paths["language"], dtype=task.dtype, use_safetensors=True
     )
     reward: Any = AutoModelForSequenceClassification.from_pretrained(
-        task.places["reward"], dtype=task.dtype, use_safetensors=True
+        task.paths["reward"], dtype=task.dtype, use_safetensors=True
     )
     language, reward = language.to(task.device).eval(), reward.to(task.device).eval()
     prompts = task.prompts(rows, seed=0)
@@ -189,7 +190,7 @@ def _plain_ways(task: Task, rows: int, loops: bool) -> list[Way]:
         loop = partial(published.reordered, language, reward, equal, BETA, task.k)
         ways.append(Way("loop: a cached row a candidate", loop, task.new_tokens, rows))
     if loops and rows == 1:
-        # Its cost grows with the text: these tokens stand in the middle of it.
+        # Its cost grows with the length of the text, so the middle tokens are measured.
         middle = torch.cat([equal, equal.repeat(1, 8)[:, : max(0, (task.new_tokens - RESCORED) // 2)]], dim=1)
         loop = partial(published.rescoring, language, reward, middle, BETA, task.k)
         ways.append(Way("loop: no cache", loop, min(RESCORED, task.new_tokens), rows))
@@ -197,7 +198,7 @@ def _plain_ways(task: Task, rows: int, loops: bool) -> list[Way]:
 
 
 def _refill(task: Task, slots: int, repeats: int) -> None:
-    """Many completions of log-normal lengths: slots refilled one by one, and in batches that wait for the longest."""
+    """Completions of log-normal lengths: in slots that are refilled, and in batches that wait for the longest."""
     draw = torch.Generator().manual_seed(0)
     spread = torch.randn(PER_SLOT * slots, generator=draw).mul(SPREAD).exp().clamp(max=LONGEST)
     lengths = spread.mul(task.new_tokens).ceil().long().tolist()
@@ -215,15 +216,15 @@ def _refill(task: Task, slots: int, repeats: int) -> None:
     seconds = measure({"refilled": refilled, "static": static}, repeats)
     print(
         f"{len(lengths)} guided completions of {min(lengths)}-{max(lengths)} tokens, mean "
-        f"{sum(lengths) / len(lengths):.0f}: {sum(lengths) / seconds['refilled'].wall:,.1f} tokens/s where slots are "
-        f"refilled, {sum(lengths) / seconds['static'].wall:,.1f} in static batches "
+        f"{sum(lengths) / len(lengths):.0f}: {sum(lengths) / seconds['refilled'].wall:,.1f} tokens/s in refilled "
+        f"slots, {sum(lengths) / seconds['static'].wall:,.1f} in static batches "
         f"({seconds['static'].wall / seconds['refilled'].wall:.2f} times as fast)",
         flush=True,
     )
 
 
 def _bandwidth(device: torch.device) -> float:
-    """Bytes a second that a copy on the device reads and writes."""
+    """Bytes per second that a copy on the device reads and writes."""
     source = torch.empty(2**28, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     seconds = measure({"copy": lambda: [target.copy_(source) for _ in range(10)]}, 5)["copy"].wall
@@ -231,7 +232,7 @@ def _bandwidth(device: torch.device) -> float:
 
 
 def _bytes_of_step(task: Task, way: Way) -> float:
-    """What a step must read: all weights but the embeddings, and the live keys and values in the middle of a text."""
+    """Bytes that a step must read: all weights but the embeddings, and the keys and values at half a completion."""
     weights = sum(
         parameter.numel() * parameter.element_size()
         for model in way.models
@@ -243,7 +244,7 @@ def _bytes_of_step(task: Task, way: Way) -> float:
 
 
 def _print(task: Task, slots: int, ways: list[Way], seconds: dict[str, Seconds]) -> None:
-    """Of each way: reading the prompts (and one token), what comes after it, and both together."""
+    """Print for each way the time of the prefill (with one token), of the other tokens, and of both."""
     bandwidth = _bandwidth(task.device) if task.device.type == "cuda" else None
     table = Table(title=f"{slots} at once", title_justify="left")
     columns = ["way", "tokens/s", "cost of unguided", "prefill s", "decode tokens/s", "CPU ms a token"]
@@ -254,7 +255,7 @@ def _print(task: Task, slots: int, ways: list[Way], seconds: dict[str, Seconds])
         first, whole = seconds[f"{way.name} 1"], seconds[f"{way.name} {way.tokens}"]
         rate = way.rows * way.tokens / whole.wall
         unguided = unguided or rate
-        # Steps a second, if they take long enough to be told from reading the prompts.
+        # Steps per second, if they take long enough to be told from the prefill.
         steps = (way.tokens - 1) / (whole.wall - first.wall) if whole.wall > 1.05 * first.wall else None
         row = [way.name, f"{rate:,.1f}", f"{unguided / rate:.2f}", f"{first.wall:.3f}"]
         row.append(f"{way.rows * steps:,.1f}" if steps else "-")

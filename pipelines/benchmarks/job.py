@@ -1,4 +1,4 @@
-"""What Ray and writing cost: the `generate` job beside the bare engine, many prompts, several actors."""
+"""The overhead of Ray and of writing: the `generate` job next to the bare engine, many prompts, several actors."""
 
 import resource
 import statistics
@@ -15,22 +15,23 @@ import ray
 import torch
 import typer
 
-from pipelines import generate, prompts, ray_session, train_reward
+from pipelines import generate, prompts, train_reward
 from pipelines.benchmarks.timing import numbers
 from pipelines.generate_actor import Generator
-from pipelines.job_context import JobContext
+from pipelines.runtime import ray_session
+from pipelines.runtime.job_context import JobContext
 from rgtg import config_file, table_files
 from rgtg.config import Config, Generate
 from rgtg.decoding.decoder import Completion, Decoder
 from rgtg.methods import METHODS
 
-TOKENS = 64  # of a completion that a simulated device gives
+TOKENS = 64  # per completion of a simulated device
 
 
 class Instant(Generator):
-    """An actor without a model, which gives every prompt the same completions in no time."""
+    """An actor without a model: every prompt gets the same completions at once."""
 
-    wait = 0.0  # seconds of its device for a prompt
+    wait = 0.0  # seconds per prompt on its device
 
     def __init__(
         self, models: Any, reward: Any, settings: Any, seed: int, progress: Any, day: Any = None, digests: Any = None
@@ -51,28 +52,27 @@ class Instant(Generator):
 
 
 class Waiting(Instant):
-    """The same, whose device takes its time."""
+    """The same with a device that takes time."""
 
     wait = 0.02
 
 
 def main(
-    num_prompts: Annotated[int, typer.Option(min=1, help="Prompts that both complete, four times each.")] = 512,
+    num_prompts: Annotated[int, typer.Option(min=1, help="Prompts of both, with four completions each.")] = 512,
     method: Annotated[str, typer.Option(help="The method.")] = "pargs",
-    repeats: Annotated[int, typer.Option(min=1, help="Turns of which the median counts.")] = 3,
+    repeats: Annotated[int, typer.Option(min=1, help="Turns; the median counts.")] = 3,
     rows: Annotated[str, typer.Option(help="Prompts for a simulated device that takes no time.")] = "1000,100000",
-    actors: Annotated[str, typer.Option(help="Simulated devices at once.")] = "1,2,4",
-    blocks: Annotated[int, typer.Option(min=1, help="Blocks of prompts for each of them.")] = 16,
+    actors: Annotated[str, typer.Option(help="Simulated devices; one run for each number.")] = "1,2,4",
+    blocks: Annotated[int, typer.Option(min=1, help="Blocks of prompts per simulated device.")] = 16,
 ) -> None:
-    """The `generate` job on this machine: its tokens per second beside the bare engine's, on the sandbox.
+    """Measure the `generate` job on this machine: its tokens per second next to the bare engine's, on the sandbox.
 
-    Then what a row costs beside its decoding, by a device that takes no time; and how the rate grows with actors, by
-    devices that only wait.
+    Then the overhead per row, on a device that takes no time, and the rate of several actors, on devices that wait.
     """
     with TemporaryDirectory() as folder:
         most = max(numbers(actors, "--actors"))
         ray_session.start(_config(folder, "ray", f"generate.max_actors={most}"))
-        _beside_the_engine(folder, num_prompts, method, repeats)
+        _compare_with_engine(folder, num_prompts, method, repeats)
         for number in numbers(rows, "--rows"):
             _many_rows(folder, number)
         for number in numbers(actors, "--actors"):
@@ -80,7 +80,7 @@ def main(
         ray.shutdown()
 
 
-def _beside_the_engine(folder: str, num_prompts: int, method: str, repeats: int) -> None:
+def _compare_with_engine(folder: str, num_prompts: int, method: str, repeats: int) -> None:
     config = _config(folder, "sandbox", f"generate.method={method}", "train_reward.epochs=1")
     opened = JobContext.open(config, pairs=True, prompts=True)
     config, directory = opened.config, opened.directory
@@ -110,7 +110,7 @@ def _beside_the_engine(folder: str, num_prompts: int, method: str, repeats: int)
 
 
 def _bare(decoder: Decoder, config: Config, table: pa.Table) -> float:
-    """Tokens a second of one engine in this process."""
+    """Tokens per second of one engine in this process."""
     began = monotonic()
     options = {"samples": config.generate.samples, "max_new_tokens": config.generate.max_new_tokens, "seed": 0}
     requests = [
@@ -127,7 +127,7 @@ def _many_rows(folder: str, number: int) -> None:
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
     print(
         f"{number:,} prompts on a device that takes no time: {1000 * seconds / number:.2f} ms a prompt "
-        f"({whole:.1f} s in all, with taking prompts in and starting), driver's memory at most {memory:,.0f} MiB",
+        f"({whole:.1f} s in all, with start and intake of prompts), driver's memory at most {memory:,.0f} MiB",
         flush=True,
     )
 
@@ -137,13 +137,13 @@ def _several_actors(folder: str, number: int, blocks: int) -> None:
     seconds, _ = _simulated(folder, each * number, number, Waiting)
     print(
         f"{number} simulated device(s) of {1 / Waiting.wait:.0f} prompts/s: {each * number / seconds:,.1f} prompts/s, "
-        f"{each * Waiting.wait / seconds:.2f} of what they can",
+        f"{each * Waiting.wait / seconds:.2f} of their maximum",
         flush=True,
     )
 
 
 def _simulated(folder: str, number: int, actors: int, actor: type[Instant]) -> tuple[float, float]:
-    """Seconds of decoding, and of the whole of a job on simulated devices."""
+    """Seconds of decoding, and of the whole job, on simulated devices."""
     run = f"{actor.__name__}-{number}-{actors}"
     source = Path(folder, f"{run}.parquet")
     pq.write_table(pa.table({"prompt": [f"prompt number {i} of {number}" for i in range(number)]}), source)

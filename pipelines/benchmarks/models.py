@@ -1,4 +1,4 @@
-"""Models with random weights of a size of one's choice, for measuring: their text means nothing, their time does."""
+"""Models of any size with random weights, for measuring speed."""
 
 import copy
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ UNKNOWN, BOS, EOS, PAD, FIRST = range(5)
 
 @dataclass(frozen=True)
 class Size:
-    """Of one model; all are alike."""
+    """The size of each model."""
 
     hidden: int = 512
     layers: int = 8
@@ -34,15 +34,15 @@ class Size:
     def __post_init__(self) -> None:
         if self.hidden % (2 * self.heads) or self.heads % self.kv_heads:
             raise UserError(
-                f"a hidden size of {self.hidden} with {self.heads} heads and {self.kv_heads} of keys and values does "
-                "not divide: take a multiple of twice the heads, and heads that are a multiple of theirs"
+                f"a hidden size of {self.hidden} does not fit {self.heads} heads and {self.kv_heads} key-value heads; "
+                "take a hidden size that is a multiple of 2 x heads, and heads that are a multiple of key-value heads"
             )
         if self.vocabulary < 2 * FIRST:
             raise UserError(f"the vocabulary of {self.vocabulary} is too small; take at least {2 * FIRST}")
 
 
 def write(folder: Path, size: Size) -> dict[str, str]:
-    """Directories of a language model, of a reward model, and of one with a head of next tokens, by these names."""
+    """Write a language model, a reward model and one with a token-level head; their directories by name."""
     disable_progress_bar()
     vocab = {f"t{i}": i for i in range(size.vocabulary)}
     tokenizer = Tokenizer(models.WordLevel(vocab=vocab, unk_token=f"t{UNKNOWN}"))

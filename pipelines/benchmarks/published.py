@@ -1,4 +1,4 @@
-"""The loops that papers published, written plainly, to measure against. Nothing decodes by them.
+"""The loops that papers published, written plainly, as baselines for speed. No job uses them.
 
 Both complete a batch of prompts of equal length by the token rule, greedily so that no noise is in the way, and return
 the token ids (B, T) of the completions. Models are plain transformers: a causal language model and a classifier.
@@ -13,9 +13,8 @@ from transformers import DynamicCache
 
 @torch.inference_mode()
 def rescoring(language: Any, reward: Any, prompts: Tensor, beta: float, k: int, num_tokens: int) -> Tensor:
-    """Every candidate is a text of its own that the reward model reads from its beginning, without a cache, and one
-    after the other: as published with PARGS (arXiv 2406.07780), there for one prompt at a time. The language model has
-    its cache.
+    """The loop published with PARGS (arXiv 2406.07780), there for one prompt at a time: the reward model reads each
+    candidate's whole text, one after the other and without a cache. The language model has a cache.
     """
     text, cache, step = prompts, DynamicCache(), prompts
     for _ in range(num_tokens):
@@ -29,7 +28,7 @@ def rescoring(language: Any, reward: Any, prompts: Tensor, beta: float, k: int, 
 
 @torch.inference_mode()
 def reordered(language: Any, reward: Any, prompts: Tensor, beta: float, k: int, num_tokens: int) -> Tensor:
-    """Every candidate is a row of the reward model's cache; the chosen one is copied over its siblings each step."""
+    """Each candidate has a row of the reward model's cache; each step copies the chosen row over the others."""
     rows, device = len(prompts), prompts.device
     text, cache, step = prompts, DynamicCache(), prompts
     reward_cache: Any = DynamicCache()

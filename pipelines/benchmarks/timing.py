@@ -1,4 +1,4 @@
-"""Measuring: all ways in turns, several times over, of which the medians are compared."""
+"""Timing: all ways run in turns, several times; their medians are compared."""
 
 import statistics
 import time
@@ -16,7 +16,7 @@ class Seconds(NamedTuple):
 
 
 def measure(ways: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, Seconds]:
-    """Median seconds of each way; a first turn warms up and does not count."""
+    """The median seconds of each way. The first turn is a warm-up and does not count."""
     seen: dict[str, list[Seconds]] = {name: [] for name in ways}
     for turn in range(repeats + 1):
         for name, way in ways.items():
@@ -33,7 +33,7 @@ def measure(ways: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, Se
 
 
 def numbers(text: str, option: str, count: int | None = None) -> list[int]:
-    """Of an option: `1,8,32`, so many of them. Raises UserError for anything else."""
+    """The value of an option such as `1,8,32`, with `count` numbers. Raises UserError for anything else."""
     parts = text.split(",")
     found = [int(part) for part in parts if part.strip().isdigit()]
     if len(found) != len(parts) or 0 in found or (count and len(found) != count):

@@ -1,4 +1,4 @@
-"""How fast a reward model trains: the objectives, TRL's trainer, and a row for every prefix as in published code."""
+"""The speed of training: the objectives, TRL's trainer, and one row per prefix as in published code."""
 
 import random
 from collections.abc import Callable
@@ -25,22 +25,22 @@ from rgtg.training_settings import TrainReward
 
 def main(
     hidden: Annotated[int, typer.Option(min=1, help="Hidden size of the model.")] = 256,
-    layers: Annotated[int, typer.Option(min=1, help="Its layers.")] = 6,
-    heads: Annotated[int, typer.Option(min=1, help="Its attention heads.")] = 8,
-    kv_heads: Annotated[int, typer.Option(min=1, help="Its heads of keys and values.")] = 4,
-    vocabulary: Annotated[int, typer.Option(min=1, help="Its vocabulary.")] = 8192,
-    pairs: Annotated[int, typer.Option(min=1, help="Preference pairs of a turn.")] = 64,
-    batch: Annotated[int, typer.Option(min=1, help="Pairs of a step.")] = 32,
+    layers: Annotated[int, typer.Option(min=1, help="Layers of the model.")] = 6,
+    heads: Annotated[int, typer.Option(min=1, help="Attention heads of the model.")] = 8,
+    kv_heads: Annotated[int, typer.Option(min=1, help="Key-value heads of the model.")] = 4,
+    vocabulary: Annotated[int, typer.Option(min=1, help="Vocabulary size of the model.")] = 8192,
+    pairs: Annotated[int, typer.Option(min=1, help="Preference pairs per turn.")] = 64,
+    batch: Annotated[int, typer.Option(min=1, help="Pairs per step.")] = 32,
     prompt_tokens: Annotated[int, typer.Option(min=1, help="Median length of a prompt; lengths are log-normal.")] = 48,
     response_tokens: Annotated[int, typer.Option(min=1, help="Median length of a response; also log-normal.")] = 64,
     max_length: Annotated[int, typer.Option(min=1, help="Longest prompt and response together.")] = 512,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; by default as torch has it.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; by default torch's number.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "auto",
-    repeats: Annotated[int, typer.Option(min=1, help="Turns of which the median counts.")] = 3,
+    repeats: Annotated[int, typer.Option(min=1, help="Turns per way; the median counts.")] = 3,
 ) -> None:
-    """Training of a reward model on this machine: pairs per second of every way.
+    """Measure the training of a reward model on this machine: pairs per second of each way.
 
-    Weights and texts are random. All ways train in turns in the same precision; medians are compared.
+    Weights and texts are random. All ways train in turns, in the same precision; their medians are compared.
     """
     if threads:
         torch.set_num_threads(threads)
@@ -67,7 +67,7 @@ def main(
             ways["TRL RewardTrainer"] = _trl(language, given, batch, max_length, where, Path(folder)), pairs
         else:
             print("TRL is not installed: pip install trl")
-        # The rows of one step of the others, since there are as many as tokens.
+        # Only as many rows as one step of the others has, since there is one row per token.
         prefixes = [prefix for pair in given for prefix in _prefixes(pair)]
         rows = random.Random(0).sample(prefixes, min(2 * batch, len(prefixes)))
         done = pairs * len(rows) / len(prefixes)
@@ -76,7 +76,7 @@ def main(
 
 
 def _pairs(number: int, prompt: int, response: int, max_length: int, vocabulary: int) -> list[TokenizedPair]:
-    """Random tokens, of lengths that are log-normal as those of conversations are."""
+    """Pairs of random tokens with log-normal lengths, like those of conversations."""
     draw = random.Random(0)
 
     def text(median: int, longest: int) -> list[int]:
@@ -101,7 +101,7 @@ def _train(trainer: RewardTrainer, pairs: list[TokenizedPair], batch: int) -> No
 
 
 def _prefixes(pair: TokenizedPair) -> list[TokenizedPair]:
-    """A pair for every length, as the data of published code are written."""
+    """One pair per prefix length, as in the data of published code."""
     longest = max(len(pair.chosen_ids), len(pair.rejected_ids))
     return [
         replace(pair, chosen_ids=pair.chosen_ids[:n], rejected_ids=pair.rejected_ids[:n])
@@ -112,7 +112,7 @@ def _prefixes(pair: TokenizedPair) -> list[TokenizedPair]:
 def _trl(
     language: str, pairs: list[TokenizedPair], batch: int, max_length: int, device: torch.device, folder: Path
 ) -> Callable[[], Any]:
-    """TRL's trainer on the same texts; it tokenises them before it is measured."""
+    """TRL's trainer on the same texts, which it tokenizes before the measurement."""
     from datasets import Dataset
     from transformers import AutoTokenizer
     from trl import RewardConfig, RewardTrainer

@@ -1,1 +1,1 @@
-"""The experiments whose tables the README shows; none is part of a night."""
+"""Experiments whose tables the README shows. No job runs them."""

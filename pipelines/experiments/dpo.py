@@ -1,10 +1,10 @@
-"""A fine-tuned model to compare guidance with: DPO (arXiv 2305.18290) by TRL on the same pairs. A benchmark, no stage.
+"""A fine-tuned model to compare guidance with: DPO (arXiv 2305.18290) by TRL on the same pairs.
 
     pip install trl
     python -m pipelines.experiments.dpo --out DIR        the sandbox's language model on the sandbox's pairs
     rgtg evaluate "evaluate.methods=[unguided, pargs, unguided language=DIR]"
 
-TRL is no dependency: nothing else imports it.
+TRL is not a dependency: only this file needs it.
 """
 
 from pathlib import Path
@@ -15,7 +15,7 @@ import pyarrow as pa
 import torch
 import typer
 
-from pipelines.launch import guarded
+from pipelines.runtime.launch import guarded
 from rgtg import sandbox
 from rgtg.config_section import SANDBOX
 from rgtg.errors import UserError
@@ -24,19 +24,19 @@ from rgtg.parquet import open_parquet
 
 
 def main(
-    out: Annotated[Path, typer.Option(help="Where the fine-tuned model goes.")],
+    out: Annotated[Path, typer.Option(help="Directory of the fine-tuned model.")],
     language: Annotated[str, typer.Option(help="Language model directory.")] = SANDBOX,
     pairs: Annotated[str, typer.Option(help="Parquet with prompt, chosen and rejected as text.")] = SANDBOX,
-    beta: Annotated[float, typer.Option(help="How strongly the model is held to what it was.")] = 0.1,
+    beta: Annotated[float, typer.Option(help="Strength of the KL penalty that keeps the model near its start.")] = 0.1,
     learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-4,
     epochs: Annotated[int, typer.Option(help="Passes over the pairs.")] = 2,
-    max_length: Annotated[int, typer.Option(help="Tokens of prompt and response.")] = 96,
+    max_length: Annotated[int, typer.Option(help="Longest prompt and response in tokens.")] = 96,
 ) -> None:
     """Fine-tune by DPO, in float32 on this machine."""
     try:
         from trl import DPOConfig, DPOTrainer
     except ImportError as error:
-        raise UserError("this benchmark needs TRL: pip install trl") from error
+        raise UserError("this experiment needs TRL: pip install trl") from error
     from transformers import AutoModelForCausalLM
 
     if SANDBOX in (language, pairs):

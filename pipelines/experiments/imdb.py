@@ -1,10 +1,10 @@
-"""The trial on real reviews: does a partial reward model judge prefixes better, and which method moves the sentiment?
+"""Real reviews: does a partial reward model judge prefixes better, and which method moves the sentiment most?
 
     python -m pipelines.experiments.imdb --data DIR --language DIR
 
 DIR of --data holds labelled.parquet (id, text, label) and unlabelled.parquet (id, text) of the IMDB reviews (Maas et
-al. 2011). It runs `evaluate` with reward models that are trained on the reviews, completes the first words of others,
-and asks a judge that was trained on yet others. It prints the README's tables.
+al. 2011). It trains reward models on some reviews, completes the first words of others with `evaluate`, and asks a
+judge that was trained on yet others. It prints the tables of README.md.
 """
 
 import random
@@ -20,7 +20,7 @@ import torch
 import typer
 
 from pipelines import evaluate
-from pipelines.launch import guarded
+from pipelines.runtime.launch import guarded
 from rgtg import config_file, table_files
 from rgtg.chat import Prompt, encode_prompt
 from rgtg.errors import UserError
@@ -45,7 +45,7 @@ METHODS = [
 
 @dataclass(frozen=True)
 class Reviews:
-    """Labelled reviews (text, 1 for positive) in three parts without a text in common, and the prompts."""
+    """Labeled reviews (text, 1 for positive) in three parts that share no text, and the prompts."""
 
     train: list[tuple[str, int]]
     held_out: list[tuple[str, int]]
@@ -56,14 +56,14 @@ class Reviews:
 def main(
     data: Annotated[Path, typer.Option(help="Directory of labelled.parquet and unlabelled.parquet.")],
     language: Annotated[str, typer.Option(help="Language model directory.")],
-    out: Annotated[str, typer.Option(help="Where runs and inputs are written.")] = "runs/imdb",
-    max_length: Annotated[int, typer.Option(help="Tokens of a review that the reward models see.")] = 256,
+    out: Annotated[str, typer.Option(help="Directory of runs and inputs.")] = "runs/imdb",
+    max_length: Annotated[int, typer.Option(help="Tokens of a review that the reward models read.")] = 256,
     epochs: Annotated[int, typer.Option(help="Passes over the pairs.")] = 1,
     num_prompts: Annotated[int, typer.Option(help="Prompts to complete.")] = 512,
     threads: Annotated[int, typer.Option(help="CPU threads of training.")] = 2,
-    methods: Annotated[list[str] | None, typer.Option(help="Ways to complete, as of evaluate.methods.")] = None,
+    methods: Annotated[list[str] | None, typer.Option(help="Methods to compare, as in evaluate.methods.")] = None,
 ) -> None:
-    """Run the trial; what is done already is not done again."""
+    """Run the experiment and skip finished parts."""
     reviews = read_reviews(data, num_prompts)
     pairs, eval_pairs, prompts = _write_inputs(reviews, Path(out))
     config = config_file.load(
@@ -86,7 +86,7 @@ def main(
     )
     evaluate.run(config, {"judged positive": _judge(reviews)})
     models = sorted(Path(config.run.directory).glob("reward_model*"))
-    scalar = [place for place in models if RewardModel.check(str(place), "reward model") == "scalar"]
+    scalar = [path for path in models if RewardModel.check(str(path), "reward model") == "scalar"]
     _print_accuracy(
         reviews, {p.name.removeprefix("reward_model_"): _accuracy(str(p), reviews.held_out) for p in scalar}
     )
@@ -94,15 +94,15 @@ def main(
 
 
 def read_reviews(data: Path, num_prompts: int) -> Reviews:
-    """The parts; a text that occurs twice is kept once, so that none is on two sides."""
+    """The parts. Each text is kept once, so that no two parts share one."""
     for name in ("labelled.parquet", "unlabelled.parquet"):
         if not (data / name).is_file():
             raise UserError(f"there is no {name} in {str(data)!r}")
     table = _rows(data / "labelled.parquet")
-    labelled = list({row["text"]: (row["text"], row["label"]) for row in table}.values())
-    random.Random(0).shuffle(labelled)
-    judge, held_out, train = labelled[:4000], labelled[4000:9000], labelled[9000:]
-    known = {text for text, _ in labelled}
+    labeled = list({row["text"]: (row["text"], row["label"]) for row in table}.values())
+    random.Random(0).shuffle(labeled)
+    judge, held_out, train = labeled[:4000], labeled[4000:9000], labeled[9000:]
+    known = {text for text, _ in labeled}
     texts = [row["text"] for row in _rows(data / "unlabelled.parquet") if row["text"] not in known]
     openings = {" ".join(text.split()[:PROMPT_WORDS]) for text in texts if len(text.split()) > 2 * PROMPT_WORDS}
     return Reviews(train, held_out, judge, random.Random(1).sample(sorted(openings), num_prompts))
@@ -113,7 +113,7 @@ def _rows(file: Path) -> list[dict[str, Any]]:
 
 
 def _write_inputs(reviews: Reviews, out: Path) -> tuple[Path, Path, Path]:
-    """Pairs of a positive and a negative review with an empty prompt, and the prompts, as Parquet."""
+    """Write the pairs (a positive and a negative review, with an empty prompt) and the prompts as Parquet."""
     inputs = out / "inputs"
     inputs.mkdir(parents=True, exist_ok=True)
     paths = inputs / "pairs.parquet", inputs / "eval_pairs.parquet", inputs / "prompts.parquet"
@@ -127,18 +127,18 @@ def _write_inputs(reviews: Reviews, out: Path) -> tuple[Path, Path, Path]:
 
 
 def _accuracy(reward_model: str, held_out: list[tuple[str, int]]) -> list[float]:
-    """Accuracy at the first 5, 10 ... words and in full: reviews split at the median reward of their prefixes."""
+    """Accuracy on the first 5, 10 ... words and on whole reviews, which are split at their median reward."""
     model = RewardModel.load(reward_model).eval()
 
     def encode(text: str) -> list[int]:
         return encode_prompt(model.tokenizer, text)[: model.context]
 
     ids = [encode(text) for text in _first_words(held_out, None)]
-    # One forward of a review gives the rewards of all its prefixes; these are the positions to read.
+    # One forward pass gives the rewards of all prefixes of a review, read at these positions.
     ends = np.array([[len(encode(text)) - 1 for text in _first_words(held_out, words)] for words in (*WORDS, None)])
     rewards = np.empty(ends.shape)
     autocast = torch.autocast("cpu", torch.bfloat16, enabled=has_fast_bfloat16(torch.device("cpu")))  # as in training
-    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))  # like lengths together: little padding
+    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))  # similar lengths in one batch, for little padding
     for start in range(0, len(order), 16):
         rows = order[start : start + 16]
         width = len(ids[rows[-1]])
@@ -163,7 +163,7 @@ def _classifier(reviews: list[tuple[str, int]]) -> Any:
 
 
 def _prefixes(reviews: list[tuple[str, int]]) -> list[tuple[str, int]]:
-    """Each review twice, cut at random lengths: what a bag of n-grams needs to judge prefixes well."""
+    """Each review twice, cut at random lengths, so that a bag of n-grams learns to judge prefixes."""
     draw = random.Random(2)
     return [(" ".join(text.split()[: draw.randint(3, 200)]), label) for text, label in reviews * 2]
 
@@ -183,7 +183,7 @@ def _print_accuracy(reviews: Reviews, accuracies: dict[str, list[float]]) -> Non
 
 
 def _judge(reviews: Reviews) -> Callable[[list[Prompt], list[str]], list[float]]:
-    """The probability of a positive review, of the completion alone, without its prompt."""
+    """A judge that gives the probability of a positive review, of the completion without its prompt."""
     judge = _classifier(_prefixes(reviews.judge))
     accuracy = judge.score(_first_words(reviews.held_out, 40), [label for _, label in reviews.held_out])
     print(

@@ -52,7 +52,7 @@ def test_the_job_is_measured_beside_the_engine():
     [
         (["decoding", "--slots=many"], "error: --slots is 'many'; write numbers above 0 with commas between them"),
         (["decoding", "--prompt-tokens=64"], "--prompt-tokens is '64'; write 2 numbers above 0"),
-        (["decoding", "--heads=7"], "does not divide"),
+        (["decoding", "--heads=7"], "does not fit"),
         (["decoding", "--vocabulary=3", "--k=2"], "the vocabulary of 3 is too small"),
         (["decoding", "--dtype=fp8"], "the dtype 'fp8' is unknown"),
         (["decoding", "--repeats=0"], "greater than or equal to 1"),

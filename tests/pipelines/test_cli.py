@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import doctor, ray_session
+from pipelines import doctor
+from pipelines.runtime import ray_session
 from rgtg.config_file import load
 from rgtg.errors import TransientError, UserError
 from rgtg.lease import Lease
@@ -104,7 +105,7 @@ def test_a_job_that_is_stopped_says_so_and_closes_what_it_holds(tmp_path, number
     """As a person and a scheduler do it, while the job waits."""
     job = (
         "import signal, sys\n"
-        "from pipelines.launch import guarded\n"
+        "from pipelines.runtime.launch import guarded\n"
         "from rgtg.lease import Lease\n"
         "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"  # it is ignored where the tests run behind nohup
         "def run():\n"
@@ -131,7 +132,7 @@ def test_a_job_that_is_stopped_while_an_object_is_deleted_stops_too():
     """Where Python can raise nothing, the signal must not be lost."""
     job = (
         "import os, signal, sys\n"
-        "from pipelines.launch import guarded\n"
+        "from pipelines.runtime.launch import guarded\n"
         "class Deleted:\n"
         "    def __del__(self):\n"
         "        os.kill(os.getpid(), signal.SIGTERM)\n"
@@ -155,10 +156,10 @@ def test_ray_that_does_not_start_is_one_sentence(monkeypatch, capsys):
 
     monkeypatch.setattr(ray_session.ray, "init", slow)
     with pytest.raises(
-        TransientError, match=r"Ray did not start, 3 times \(The current node timed out .*start the job"
+        TransientError, match=r"Ray failed to start 3 times \(The current node timed out .*start the job"
     ):
         ray_session._init()
-    assert capsys.readouterr().out.count("once more") == 2
+    assert capsys.readouterr().out.count("retrying") == 2
 
 
 def test_a_second_job_on_a_run_is_refused_while_the_first_lives(tmp_path, language_dir):

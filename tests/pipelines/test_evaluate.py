@@ -56,7 +56,7 @@ def test_methods_side_by_side_with_a_judge_and_the_next_start_decodes_nothing(
     capsys.readouterr()
     again = evaluate.run(config, lengths)
     assert again == results
-    assert "prompts to do" not in capsys.readouterr().out
+    assert "prompts to complete" not in capsys.readouterr().out
 
 
 def test_each_method_gets_the_reward_model_of_its_paper(configure, asked, write_parquet, ray_here):

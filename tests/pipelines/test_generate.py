@@ -102,7 +102,7 @@ def test_a_finished_run_is_not_done_again_and_other_settings_are_refused(job):
     generate.run(job())
     assert files == {file: file.stat().st_mtime_ns for file in Path(directory.path("completions")).iterdir()}
     with pytest.raises(
-        UserError, match=r"generate\.beta null \(now 1\.5\).*another run\.id \(--new-run\) to start beside it"
+        UserError, match=r"generate\.beta null \(now 1\.5\).*start another run \(--new-run, or another run\.id\)"
     ):
         generate.run(job(**{"generate.beta": 1.5}))
 

@@ -8,8 +8,8 @@ import pyarrow as pa
 import pytest
 import torch
 
-from pipelines.fingerprints import model_digest
 from pipelines.generate_actor import Generator, memory_plan
+from pipelines.runtime.fingerprints import model_digest
 from rgtg.config import Generate, Models
 from rgtg.decoding.decoder import Decoder
 from rgtg.decoding.engine import Engine
@@ -70,10 +70,12 @@ def test_slots_are_planned_before_anything_is_loaded(generator, monkeypatch):
     monkeypatch.setattr("pipelines.generate_actor.memory_of", lambda device: room)
     made, progress = generator()
     assert made.decoder.engine.slots == 16
-    assert progress.lines == [f"an actor needs {memory_plan(*generator.arguments)}: it decodes on 16 slots, not 32"]
+    assert progress.lines == [
+        f"an actor needs {memory_plan(*generator.arguments)}; it decodes with 16 slots instead of 32"
+    ]
     assert complete(made, PROMPTS[:1])[0]["error"] is None
     monkeypatch.setattr("pipelines.generate_actor.memory_of", lambda device: needed.weights)
-    with pytest.raises(UserError, match="take smaller models"):
+    with pytest.raises(UserError, match="use smaller models"):
         generator()
 
 
@@ -82,8 +84,8 @@ def test_fewer_slots_where_memory_runs_out_and_the_same_completions(generator, m
     made, progress = generator()
     rows = complete(made, PROMPTS)
     assert progress.lines == [
-        "a device ran out of memory with 32 slots: it goes on with 16",
-        "a device ran out of memory with 16 slots: it goes on with 8",
+        "a device ran out of memory with 32 slots; continuing with 16",
+        "a device ran out of memory with 16 slots; continuing with 8",
     ]
     assert all(row["error"] is None for row in rows)
     expected = Decoder.load(language_dir, reward_dir, slots=8, device="cpu")

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 
 from pipelines import evaluate
-from pipelines.fingerprints import InputDigests
-from pipelines.job_context import JobContext
+from pipelines.runtime.fingerprints import InputDigests
+from pipelines.runtime.job_context import JobContext
 from rgtg import config_file
 from rgtg.errors import UserError
 

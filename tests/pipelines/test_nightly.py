@@ -51,7 +51,7 @@ def job(configure, write_parquet):
 def test_a_night_ends_with_everything_and_the_next_start_does_nothing(job, ray_here, capsys):
     directory = nightly.run(job())
     said = capsys.readouterr().out
-    assert "nothing was done" not in said
+    assert "nothing to do" not in said
     for words in (
         "accuracy (partial)",
         "accuracy (full)",
@@ -60,7 +60,7 @@ def test_a_night_ends_with_everything_and_the_next_start_does_nothing(job, ray_h
         "1 prompts with an error",
     ):
         assert words in said
-    place = Path(directory.place)
+    place = Path(directory.uri)
     assert {"config.yaml", "manifest.json", "_SUCCESS", "reward_model", "prompts", "completions", "preferences"} <= {
         file.name for file in place.iterdir()
     }
@@ -82,7 +82,7 @@ def test_a_night_ends_with_everything_and_the_next_start_does_nothing(job, ray_h
     assert all(file.stat().st_mtime_ns == time for file, time in written.items())
     said = capsys.readouterr().out
     assert "step " not in said
-    assert f"nothing was done: the run {directory.place} was complete already; --new-run" in said
+    assert f"nothing to do: the run {directory.uri} is already complete; use --new-run" in said
 
     # A comparison beside it uses the reward models that are there, and leaves the run complete.
     (result,) = evaluate.run(job(**{"evaluate.methods": "args", "evaluate.num_prompts": 4}))
@@ -96,8 +96,8 @@ def test_a_night_ends_with_everything_and_the_next_start_does_nothing(job, ray_h
 def test_what_would_fail_after_the_training_is_said_before_it(job, make_language, make_tokenizer, tmp_path):
     other = make_language(make_tokenizer("abc"))
     for changes, sentence in (
-        ({"generate.samples": 1}, "a preference pair needs two completions that differ"),
-        ({"generate.method": "args"}, "a preference pair needs two completions that differ"),
+        ({"generate.samples": 1}, "a preference pair needs two different completions"),
+        ({"generate.method": "args"}, "a preference pair needs two different completions"),
         ({"train_reward.init": other}, "another tokenizer than models.language"),
         ({"train_reward.objective": "farma"}, "scores candidates, and the reward model has a next-token head"),
         ({"generate.method": "farma"}, "has a scalar head"),

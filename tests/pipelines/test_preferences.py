@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines import generate, preferences
-from pipelines.run_directory import RunDirectory
+from pipelines.runtime.run_directory import RunDirectory
 from rgtg import storage
 from rgtg.errors import UserError
 from rgtg.preferences import selection

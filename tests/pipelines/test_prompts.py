@@ -9,6 +9,7 @@ from pipelines import prompts
 from rgtg import table_files
 from rgtg.chat import prompt_id
 from rgtg.errors import UserError
+from rgtg.input_files import find
 from rgtg.schemas import MESSAGES
 
 HELLO = [{"role": "user", "content": "hello"}]
@@ -16,7 +17,7 @@ HELLO = [{"role": "user", "content": "hello"}]
 
 def take_in(tmp_path, *places):
     target = str(tmp_path / "prompts")
-    counts = prompts.take_in([str(place) for place in places], target, max_error_rate=1.0)
+    counts = prompts.take_in(find([str(place) for place in places]), target, max_error_rate=1.0)
     rows = [row for file in sorted((tmp_path / "prompts").iterdir()) for row in pq.read_table(file).to_pylist()]
     return counts, rows
 
@@ -76,7 +77,7 @@ def test_a_line_that_is_not_utf8_is_a_bad_row(tmp_path):
 
 
 def test_a_column_error_is_ours(tmp_path, write_parquet):
-    with pytest.raises(UserError, match="a column 'error', which completions/ uses itself"):
+    with pytest.raises(UserError, match="a column 'error', which completions/ also has"):
         take_in(tmp_path, write_parquet("a.parquet", prompt=["one"], error=["mine"]))
 
 
@@ -144,7 +145,7 @@ def test_columns_that_differ_between_files_agree_on_a_type(tmp_path, write_parqu
 
 
 def test_a_column_that_would_clash_is_refused(tmp_path, write_parquet):
-    with pytest.raises(UserError, match="a column 'method', which completions/ uses itself"):
+    with pytest.raises(UserError, match="a column 'method', which completions/ also has"):
         take_in(tmp_path, write_parquet("a.parquet", prompt=["one"], method=["x"]))
 
 
@@ -217,15 +218,15 @@ def test_two_bad_rows_of_one_id_are_both_kept(tmp_path, write_parquet):
 )
 def test_values_that_cannot_be_made_text_are_one_sentence(tmp_path, write_parquet, values):
     write_parquet("in/a.parquet", prompt=["one"], when=values)
-    prompts.take_in([str(tmp_path / "in")], str(tmp_path / "out"), 1.0)  # they are kept as they are
+    prompts.take_in(find([str(tmp_path / "in")]), str(tmp_path / "out"), 1.0)  # they are kept as they are
     write_parquet("in/b.parquet", prompt=["two"], when=["noon"])
-    with pytest.raises(UserError, match=r"the column 'when' of '.*a.parquet' is of another type in another file"):
+    with pytest.raises(UserError, match=r"the column 'when' of '.*a.parquet' has another type in another file"):
         take_in(tmp_path, tmp_path / "in")
 
 
 def test_a_prompt_is_readable_whatever_stands_beside_it(tmp_path, write_parquet):
     far = pa.array([10**9], pa.date32())  # the year 2.7 million, which Python has not
-    counts = prompts.take_in([write_parquet("a.parquet", prompt=["one"], when=far)], str(tmp_path / "out"), 1.0)
+    counts = prompts.take_in(find([write_parquet("a.parquet", prompt=["one"], when=far)]), str(tmp_path / "out"), 1.0)
     assert counts["errors"] == 0
     (table,) = table_files.read_tables(str(tmp_path / "out"))
     assert table["prompt"].to_pylist() == ["one"]

@@ -30,7 +30,7 @@ from rgtg.chat import check_prompt
 from rgtg.config import Generate, Models
 from rgtg.decoding.decoder import Decoder
 from rgtg.errors import RowError, UserError
-from rgtg.input_files import InputFile
+from rgtg.input_files import InputFile, RawRows, find
 from rgtg.models.packed import PackedLinear
 from rgtg.parquet import open_parquet, parquet_fault
 from rgtg.rows import table_rows
@@ -342,7 +342,7 @@ FILES = {
     ),
     "column of two lines": refused("its columns are a b$", {"bad.parquet": pa.table({"a\nb": [1]})}),
     "a column error": refused(
-        "'error', which completions/ uses itself", {"bad.parquet": pa.table({"prompt": ["x"], "error": ["e"]})}
+        "'error', which completions/ also has", {"bad.parquet": pa.table({"prompt": ["x"], "error": ["e"]})}
     ),
     "ten thousand tiny files": Case(
         {f"bad-{i:05d}.jsonl": line(prompt=f"p{i}") if i % 100 else b"{" for i in range(10_000)},
@@ -356,7 +356,7 @@ def ids(*rows: tuple[Any, Any]) -> bytes:
     return b"".join(line(prompt_id=own, prompt=prompt) for own, prompt in rows)
 
 
-TWICE = "the prompt_id {} stands for two different prompts .* ids must be unique"
+TWICE = "the prompt_id {} stands for two different prompts .* make the ids unique"
 IDS = {
     "twice": refused(TWICE.format("'x'"), {"bad.jsonl": ids(("x", "a"), ("x", "b"))}),
     "in two files": refused(TWICE.format("'x'"), {"bad.jsonl": ids(("x", "a")), "other.jsonl": ids(("x", "b"))}),
@@ -442,7 +442,7 @@ OTHER_COLUMNS = {
         "a column '.ud800', whose name is not valid Unicode", {"bad.jsonl": line(**{"prompt": "x", "\ud800": 1})}
     ),
     "a name of ours": refused(
-        "a column 'completions', which completions/ uses", {"bad.jsonl": line(prompt="x", completions=[])}
+        "a column 'completions', which completions/ also has", {"bad.jsonl": line(prompt="x", completions=[])}
     ),
     "text that is not UTF-8": parquet(
         "row 1 is not readable", good=("y",), prompt=["x", "y"], c=raw_strings(b"\xff", b"y")
@@ -456,7 +456,7 @@ OTHER_COLUMNS = {
         ("y",),
     ),
     "text here, messages there": refused(
-        "a run takes one kind of prompts: .* is text, .* is messages", {"bad.jsonl": line(prompt=[user("x")])}
+        "a run takes one kind of prompts, and .* is text, .* is messages", {"bad.jsonl": line(prompt=[user("x")])}
     ),
     "text and messages in a file": refused(
         "a run takes one kind of prompts", {"bad.jsonl": line(prompt="x") + line(prompt=[user("x")])}
@@ -496,7 +496,7 @@ def take_in(
     put(directory / "in", files | {"zzz-good.jsonl": b"".join(line(prompt=prompt) for prompt in beside)})
     target = directory / "prompts"
     try:
-        counts = prompts.take_in([str(directory / "in")], str(target), max_error_rate=1.0)
+        counts = prompts.take_in(find([str(directory / "in")]), str(target), max_error_rate=1.0)
     except UserError as error:
         assert_clear(sentence := str(error))
         return {}, [], sentence
@@ -662,19 +662,20 @@ PAIRS_OF_STRANGE_TEXT = {
 
 @pytest.fixture(scope="module")
 def tokenized(language_dir):
-    """Tokenise raw rows as the job does, in a batch."""
+    """Tokenize raw rows as the job does, in a batch."""
 
-    def tokenize(batch: pa.Table) -> list[dict[str, Any]]:
-        return pairs._tokenize(batch, language_dir, False, 64, "truncate", date(2026, 1, 1), 0.5).to_pylist()
+    def tokenize(raw: RawRows) -> list[dict[str, Any]]:
+        return pairs._tokenize(raw, language_dir, False, 64, "truncate", date(2026, 1, 1), 0.5).to_pylist()
 
     return tokenize
 
 
-def lines_of(data: bytes) -> pa.Table:
+def lines_of(data: bytes) -> RawRows:
     """The rows of a file of JSON, as the job reads them."""
     with tempfile.TemporaryDirectory() as directory:
         Path(directory, "pairs.jsonl").write_bytes(data)
-        return pa.concat_tables(pairs._raw(pair_file(Path(directory, "pairs.jsonl"))))
+        (raw,) = pairs._raw(pair_file(Path(directory, "pairs.jsonl")))
+        return raw
 
 
 def pair_file(path: Path) -> InputFile:
@@ -760,14 +761,8 @@ def test_pairs_of_parquet(tokenized, tmp_path, name):
     put(tmp_path / "in", {"bad.parquet": pa.table(columns)})
     file = pair_file(tmp_path / "in" / "bad.parquet")
     assert pairs._fault(file) is None
-    assert_beside(
-        [
-            row
-            for table in (pa.Table.from_pylist(PAIRS), *pairs._raw(file), pa.Table.from_pylist(PAIRS))
-            for row in tokenized(table)
-        ],
-        reasons,
-    )
+    good = RawRows(pa.Table.from_pylist(PAIRS), is_json=False)
+    assert_beside([row for raw in (good, *pairs._raw(file), good) for row in tokenized(raw)], reasons)
 
 
 PAIR_TABLE = pa.table({name: [f"{name} of {i}" for i in range(30)] for name in ("prompt", "chosen", "rejected")})
@@ -810,12 +805,11 @@ def test_a_line_of_pairs_that_only_a_deeper_stack_cannot_read(tokenized):
     def deeper(frames: int, call: Callable[[], Any]) -> Any:
         return deeper(frames - 1, call) if frames else call()
 
-    lines = [json.dumps(pair) for pair in PAIRS] + ['{"chosen": ' + "[" * 700 + "]" * 700 + "}"]
-    table = pa.table({pairs.JSON_ROW: lines})
-    assert tokenized(table)[-1]["split"] == "unused"
-    rows = deeper(300, lambda: tokenized(table))
+    raw = lines_of(GOOD_LINES + b'{"chosen": ' + b"[" * 700 + b"]" * 700 + b"}")
+    assert tokenized(raw)[-1]["split"] == "unused"
+    rows = deeper(300, lambda: tokenized(raw))
     assert rows[-1]["reason"] == "the line is not a JSON object"
-    assert [row["split"] for row in rows[:-1]] == [row["split"] for row in tokenized(table)[:-1]]
+    assert [row["split"] for row in rows[:-1]] == [row["split"] for row in tokenized(raw)[:-1]]
 
 
 def test_files_of_pairs_without_a_byte(tmp_path):
@@ -833,7 +827,7 @@ def test_one_bit_of_pairs(tokenized, tmp_path, name):
     if found := pairs._fault(file):
         assert_clear(found)
     else:  # a column whose name is another now is one that these pairs do not have
-        assert sum(len(tokenized(table)) for table in pairs._raw(file)) == PAIR_TABLE.num_rows
+        assert sum(len(tokenized(raw)) for raw in pairs._raw(file)) == PAIR_TABLE.num_rows
 
 
 def test_a_file_without_pairs_is_one_sentence(tmp_path):

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from pipelines import doctor, launch
+from pipelines import doctor
+from pipelines.runtime import launch
 from rgtg.config import Config
 from rgtg.config_file import load
 from rgtg.models import loading

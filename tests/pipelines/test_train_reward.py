@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from pipelines import pairs, train_reward
-from pipelines.job_context import JobContext
+from pipelines.runtime.job_context import JobContext
 from rgtg.errors import UserError
 from rgtg.models.reward import RewardModel
 from tests.tolerance import alike

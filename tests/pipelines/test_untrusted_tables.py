@@ -14,11 +14,11 @@ import ray
 
 from pipelines import generate, pairs, prompts, train_reward
 from pipelines.experiments import dpo
-from pipelines.job_context import JobContext
+from pipelines.runtime.job_context import JobContext
 from rgtg import table_files
 from rgtg.config import Config
 from rgtg.errors import UserError
-from rgtg.input_files import InputFile
+from rgtg.input_files import InputFile, find
 from tests.hostile import Trap, hostile_table
 
 ROOT = Path(__file__).parents[2]
@@ -37,8 +37,6 @@ ALLOWED = {
     ("pipelines/generate.py", "read_parquet"): "check_tables stands before it",
     ("pipelines/train_reward.py", "read_parquet"): "check_tables stands before it",
     ("pipelines/pairs.py", "open_stream"): "bytes that this job has made of a plain table",
-    ("pipelines/pairs.py", "open_file"): "rgtg's own, of bytes",
-    ("rgtg/input_files.py", "open_file"): "rgtg's own, of bytes",
 }
 HARMLESS = {"json", "yaml", "storage", "config_file", "Decoder", "RewardModel", "LanguageModel", "TextReward", "cls"}
 
@@ -71,7 +69,7 @@ def trap(tmp_path) -> Trap:
 
 def test_prompts(tmp_path, trap):
     pq.write_table(hostile_table(trap, prompt=["one"]), tmp_path / "a.parquet")
-    prompts.take_in([str(tmp_path / "a.parquet")], str(tmp_path / "prompts"), max_error_rate=0.1)
+    prompts.take_in(find([str(tmp_path / "a.parquet")]), str(tmp_path / "prompts"), max_error_rate=0.1)
     (row,) = pq.read_table(tmp_path / "prompts").to_pylist()
     assert row["prompt"] == "one"
     assert row["plain"] == row["list"][0] == pickle.dumps(trap)
@@ -87,7 +85,7 @@ def test_pairs(tmp_path, trap, column):
     )
     file = InputFile(str(tmp_path), str(tmp_path / "a.parquet"), 0)
     assert pairs._fault(file) is None
-    assert [row for raw in pairs._raw(file) for row in raw.to_pylist()]
+    assert [row for raw in pairs._raw(file) for row in raw.rows()]
     assert not trap.sprung
 
 
@@ -128,7 +126,7 @@ def taken_in(config: Config) -> JobContext:
 
 def test_tables_of_a_run_are_checked_before_ray_reads_them(configure, write_parquet, tmp_path, trap, monkeypatch):
     monkeypatch.setattr(ray.data, "read_parquet", lambda *_, **__: pytest.fail("Ray was to read it"))
-    monkeypatch.setattr("pipelines.ray_session.start", lambda config: None)
+    monkeypatch.setattr("pipelines.runtime.ray_session.start", lambda config: None)
     config = configure(**{"generate.prompts": write_parquet("a.parquet", prompt=["one"])})
     job = taken_in(config)
     directory = job.directory
@@ -159,7 +157,7 @@ def asked(monkeypatch) -> list[list[str]]:
         raise Asked
 
     monkeypatch.setattr(ray.data, "read_parquet", read_parquet)
-    monkeypatch.setattr("pipelines.ray_session.start", lambda config: None)
+    monkeypatch.setattr("pipelines.runtime.ray_session.start", lambda config: None)
     monkeypatch.setattr(generate, "Progress", lambda *_: nullcontext(SimpleNamespace(actor=None)))
     return paths
 
@@ -203,7 +201,7 @@ def test_what_ray_lists_itself_holds_nothing_but_tables(configure, write_parquet
 
 def test_a_chunk_of_raw_rows_holds_no_extension_type(tmp_path, trap):
     pq.write_table(hostile_table(trap, prompt=["p"], chosen=["a"], rejected=["b"]), tmp_path / "a.parquet")
-    files = pa.table({"place": [str(tmp_path)], "path": [str(tmp_path / "a.parquet")], "eval_fraction": [0.0]})
+    files = pa.table({"uri": [str(tmp_path)], "path": [str(tmp_path / "a.parquet")], "eval_fraction": [0.0]})
     for chunk in pairs._chunks(files):
         assert pa.ipc.open_stream(chunk["rows"][0].as_py()).read_all().num_rows == 1
     assert not trap.sprung

@@ -8,7 +8,8 @@ import pytest
 import torch
 from ray import train
 
-from pipelines import checkpoints, train_reward
+from pipelines import train_reward
+from pipelines import train_reward_checkpoints as checkpoints
 from rgtg.errors import TransientError, UserError
 
 
@@ -77,15 +78,15 @@ def test_a_torn_one_is_passed_over_and_said(tmp_path, said, tear):
     assert newest(tmp_path, said) == 10
     if tear is not a_directory:
         (line,) = said
-        assert "checkpoint_2' is broken" in line
-        assert line.endswith(") and left aside")
+        assert line.startswith("skipping the checkpoint ")
+        assert "checkpoint_2', which is broken (" in line
 
 
 def test_where_none_is_whole_training_begins_anew(tmp_path, said):
     half(put(tmp_path / "1" / "checkpoint_1", 10) / "learner.pt")
     assert newest(tmp_path, said) is None
     assert len(said) == 2
-    assert said[1] == "no checkpoint is whole: training begins anew"
+    assert said[1] == "no checkpoint is intact; training starts from the beginning"
 
 
 BUSY = (

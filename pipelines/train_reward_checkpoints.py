@@ -1,4 +1,4 @@
-"""Checkpoints of training: worker 0 writes them, and an attempt goes on from the newest one that is whole."""
+"""Checkpoints of training: worker 0 writes them, and an attempt resumes from the newest intact one."""
 
 import json
 import pickle
@@ -17,46 +17,46 @@ from rgtg.errors import first_line
 from rgtg.storage_errors import translate_errors
 from rgtg.training.reward_trainer import RewardTrainer
 
-STATE = "learner.pt"  # the file of a checkpoint that training goes on from
-CURVE = "training.jsonl"  # the training curve, a line a point
-# What reading a file raises that was cut off or overwritten, or that is no state at all. An OSError is of a disk or a
-# store that does not answer, and is no reason to go back.
+STATE = "learner.pt"  # the state that training resumes from
+CURVE = "training.jsonl"  # the training curve, one point per line
+# Raised by reading a file that is cut off, overwritten or not a state at all. An OSError comes from a disk or a store
+# that does not answer, which is no reason to fall back to an older checkpoint.
 TORN = (EOFError, RuntimeError, ValueError, LookupError, TypeError, pickle.UnpicklingError)
 
 
-def found(place: str) -> list[str]:
-    """The places of all checkpoints below `place`, whole or torn, the newest first."""
-    if not storage.exists(place):
+def found(uri: str) -> list[str]:
+    """The paths of all checkpoints below `uri`, intact or torn, the newest first."""
+    if not storage.exists(uri):
         return []
-    _, path = storage.resolve(place)
-    names = [file.path[len(path) + 1 :] for file in storage.list_files(place, (STATE,))]
-    places = [storage.join(place, name.rpartition("/")[0]) for name in names]
-    return sorted(places, key=lambda checkpoint: (attempt(checkpoint), checkpoint), reverse=True)
+    _, path = storage.resolve(uri)
+    names = [file.path[len(path) + 1 :] for file in storage.list_files(uri, (STATE,))]
+    checkpoints = [storage.join(uri, name.rpartition("/")[0]) for name in names]
+    return sorted(checkpoints, key=lambda checkpoint: (attempt(checkpoint), checkpoint), reverse=True)
 
 
 def attempt(checkpoint: str) -> int:
-    """The number of the attempt that wrote a checkpoint; 0 for those that stand where attempts had no number."""
+    """The number of the attempt that wrote a checkpoint; 0 for one of a version that did not number attempts."""
     number = checkpoint.split("/")[-2]
     return int(number) if number.isdecimal() else 0
 
 
-def newest_state(place: str, rank: int, say: Callable[[str], None]) -> dict[str, Any] | None:
-    """What the newest whole checkpoint holds, None where there is none; the same one for all workers.
+def newest_state(uri: str, rank: int, report_line: Callable[[str], None]) -> dict[str, Any] | None:
+    """The state in the newest intact checkpoint below `uri`, the same for all workers; None where there is none.
 
-    A worker may be killed while it writes one, and a disk may be full. Raises TransientError or UserError where one
-    cannot be read.
+    Torn checkpoints are skipped: a worker may be killed while it writes one, and a disk may be full. Raises
+    TransientError or UserError where a disk or store does not deliver one.
     """
     chosen = state = None
     if rank == 0:
-        places = found(place)
-        for checkpoint in places:
+        checkpoints = found(uri)
+        for checkpoint in checkpoints:
             try:
                 chosen, state = checkpoint, _state(checkpoint)
                 break
             except TORN as error:
-                say(f"the checkpoint {checkpoint!r} is broken ({first_line(error)}) and left aside")
-        if places and not chosen:
-            say("no checkpoint is whole: training begins anew")
+                report_line(f"skipping the checkpoint {checkpoint!r}, which is broken ({first_line(error)})")
+        if checkpoints and not chosen:
+            report_line("no checkpoint is intact; training starts from the beginning")
     chosen = broadcast_from_rank_zero(chosen)
     return state if rank == 0 or chosen is None else _state(chosen)
 
@@ -67,14 +67,14 @@ def _state(checkpoint: str) -> dict[str, Any]:
     with translate_errors(f"cannot read the checkpoint {checkpoint!r}"), ExitStack() as stack:
         directory = s3_filesystem.retry_read(lambda: stack.enter_context(fetched()))
         state = torch.load(Path(directory, STATE), weights_only=True, map_location="cpu")
-    state["totals"]  # LookupError: no state of ours
+    state["totals"]  # a LookupError if it is not a state of this trainer
     return state
 
 
 def report(trainer: RewardTrainer, metrics: dict[str, Any], kept: dict[str, Any], rank: int) -> None:
     """Report metrics with a checkpoint, which worker 0 writes; a collective call.
 
-    `kept` are the `totals` and the `curve` of the log, which go on with training.
+    `kept` holds the `totals` and the `curve` of the log, which a resumed training continues.
     """
     state = trainer.state() | kept
     if rank != 0:

@@ -1,4 +1,4 @@
-"""Ray as the jobs use it: the cluster a job was submitted to, or an embedded one on this machine."""
+"""The Ray of a job: the cluster that it was submitted to, or an embedded one on this machine."""
 
 import logging
 import os
@@ -16,32 +16,32 @@ from ray.data.exceptions import ExecutionTimeoutError
 from ray.exceptions import RayError
 from ray.train import TrainingFailedError
 
-from pipelines import gpus
-from pipelines.inputs import on_gpu
-from pipelines.job_log import log
+from pipelines.runtime import gpus
+from pipelines.runtime.job_log import log
+from pipelines.runtime.resolved_config import on_gpu
 from rgtg import storage_errors
 from rgtg.config import Config
 from rgtg.errors import TransientError, UserError, first_line
 
 STARTS = 3
-NO_PROGRESS_S = 2 * 3600  # a cluster that grows from nothing may take long to give the first GPU
+NO_PROGRESS_S = 2 * 3600  # a cluster that scales up from zero nodes may take long to provide the first GPU
 
 
 def start(config: Config) -> None:
-    """Connect to the cluster this job runs on, else start Ray here, with room for every stage of `config`.
+    """Connect to the cluster that this job runs on, else start Ray here, with CPUs and GPUs for every stage.
 
-    Workers and actors hold CPUs (or GPUs); beside them one is for reading and writing and one for the filter of rows
-    that are done, without which a job waits for ever. Raises UserError where this machine lacks the GPUs.
+    Workers and actors hold CPUs (or GPUs). Two more CPUs are for reading and writing and for the filter of finished
+    rows, without which a job would wait forever. Raises UserError where this machine has too few GPUs.
     """
     train, generate = config.train_reward, config.generate
     use_gpu = on_gpu(config.models)
     num_gpus = gpus.needed(config) if use_gpu else 0
-    # An actor with a GPU holds one CPU beside it: Ray's default.
+    # An actor with a GPU also holds one CPU, by Ray's default.
     num_cpus = 2 + max(train.num_workers, generate.max_actors * (1 if use_gpu else generate.threads))
     if not ray.is_initialized():
-        # Workers say what matters through Progress; the rest is in Ray's own log files.
+        # Workers report through Progress; Ray's own messages stay in its log files.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-        os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "8")  # fewer, and Ray warns of its own actors
+        os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "8")  # below 8 Ray warns about its own actors
         quiet: dict[str, Any] = {
             "logging_level": logging.ERROR,
             "log_to_driver": bool(os.environ.get("RGTG_RAY_LOGS")),
@@ -49,7 +49,7 @@ def start(config: Config) -> None:
         if os.environ.get("RAY_ADDRESS"):
             _init(address="auto", **quiet)
         else:
-            # Ray itself would count a GPU as one where MIG has cut it up.
+            # Ray itself would count a GPU that is split into MIG instances as one.
             own = {"num_cpus": max(cores(), num_cpus), "num_gpus": gpus.count(), "include_dashboard": False}
             _init(address="local", **own, **quiet)
     resources = ray.cluster_resources()
@@ -59,10 +59,10 @@ def start(config: Config) -> None:
         if resources.get(kind, 0) < need
     ]
     if lacking and os.environ.get("RAY_ADDRESS"):
-        log.info(f"waiting for the cluster to grow to {' and '.join(lacking)}")
+        log.info(f"waiting for the cluster to scale up to {' and '.join(lacking)}")
     elif lacking:
         without = use_gpu and not resources.get("GPU")
-        remedy = "say models.device=cpu" if without else "ask for fewer actors or workers"
+        remedy = "set models.device=cpu" if without else "ask for fewer actors or workers"
         raise UserError(f"this job needs {' and '.join(lacking)}; {remedy}")
     context = DataContext.get_current()
     context.enable_progress_bars = False
@@ -71,16 +71,14 @@ def start(config: Config) -> None:
     ray_log.setLevel(logging.ERROR)
     if not os.environ.get("RGTG_RAY_LOGS"):
         for handler in ray_log.handlers:
-            if isinstance(
-                handler, logging.StreamHandler
-            ):  # not its file: what failed is said by `translate_ray_errors`, once
+            if isinstance(handler, logging.StreamHandler):  # `translate_ray_errors` reports a failure, once
                 handler.setLevel(logging.CRITICAL)
 
 
 def _init(**options: Any) -> None:
-    """Start Ray, or connect. Raises TransientError where that fails several times, as on a machine that is too busy.
+    """Start Ray or connect to it. Raises TransientError after several failures, as on a machine that is too busy.
 
-    Ray takes SIGTERM for itself; whoever had it before gets it back.
+    Ray replaces the handler of SIGTERM, so it is restored here.
     """
     on_main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGTERM)
@@ -88,32 +86,32 @@ def _init(**options: Any) -> None:
         try:
             ray.init(**options)
             break
-        except Exception as error:  # of no type of its own where a node is too slow
+        except Exception as error:  # Ray raises a plain Exception where a node is too slow
             ray.shutdown()
             if attempt == STARTS:
                 reason = (str(error).splitlines() or [type(error).__name__])[0]
-                raise TransientError(f"Ray did not start, {STARTS} times ({reason}); start the job again") from error
-            log.info(f"Ray did not start ({attempt} of {STARTS}); once more")
+                raise TransientError(f"Ray failed to start {STARTS} times ({reason}); start the job again") from error
+            log.info(f"Ray failed to start (attempt {attempt} of {STARTS}); retrying")
     if on_main:
         signal.signal(signal.SIGTERM, handler)
 
 
 @contextmanager
 def translate_ray_errors(what: str) -> Iterator[None]:
-    """Ray's exceptions as one sentence: what a worker raised as a user's mistake, else the last line of it all.
+    """Translate Ray's exceptions into one sentence: the UserError of a worker, else the last line of its traceback.
 
-    What a store answered is said in its words, be it to a worker or to the driver. Raises UserError or TransientError,
-    with the exception of Ray's as its cause where there is more to know.
+    An error of a store keeps the store's words, whether a worker or the driver got it. Raises UserError or
+    TransientError; the cause is Ray's exception where its traceback says more.
     """
     try:
         yield
     except (RayError, TrainingFailedError, ExecutionTimeoutError, OSError) as error:
         text = "\n".join(str(cause) for cause in _causes(error))
-        if sentence := re.search(r"(?:UserError|RowError): (.+)", text):
-            raise UserError(sentence[1]) from error
+        if message := re.search(r"(?:UserError|RowError): (.+)", text):
+            raise UserError(message[1]) from error
         if re.search(r"torch\S*\.OutOfMemoryError", text):
             raise UserError(
-                f"{what}: a device ran out of memory; lower generate.slots or generate.max_prompt_tokens, or in "
+                f"{what}: a device ran out of memory; lower generate.slots or generate.max_prompt_tokens, or for "
                 "training train_reward.micro_batch_size"
             ) from error
         if failure := storage_errors.failure_of_store(f"{what} failed", text):
@@ -123,9 +121,9 @@ def translate_ray_errors(what: str) -> Iterator[None]:
 
 
 def _last_words(text: str, error: BaseException) -> str:
-    """The last line that names an exception, as tracebacks end; Ray has advice of its own behind them."""
+    """The last line that names an exception, which ends a traceback; Ray appends advice after it."""
     named = re.findall(r"^\s*((?:\w+\.)*\w*(?:Error|Exception|Panic|Exit|Interrupt)\w*(?:: .*)?)$", text, re.MULTILINE)
-    named = named or re.findall(r"^((?:\w+\.)+[A-Z]\w*: .+)$", text, re.MULTILINE)  # of any other name, with a module
+    named = named or re.findall(r"^((?:\w+\.)+[A-Z]\w*: .+)$", text, re.MULTILINE)  # any other name that has a module
     lines = named or [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1] if lines else first_line(error)
 
@@ -137,7 +135,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def cores() -> int:
-    """CPU cores this process may use: of its affinity, and of its container's share where that is less."""
+    """CPU cores that this process may use: by its affinity, or by its container's quota where that is less."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()

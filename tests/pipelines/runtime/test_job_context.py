@@ -10,8 +10,9 @@ import pytest
 import ray
 from ray import train
 
-from pipelines import generate, job_context, nightly, pairs, prompts, run_directory, train_reward
-from rgtg import storage, table_files
+from pipelines import generate, nightly, pairs, prompts, train_reward
+from pipelines.runtime import fingerprints, job_context, run_directory
+from rgtg import digests, table_files
 from rgtg.schemas import completions_schema
 
 
@@ -71,7 +72,7 @@ def without_ray(monkeypatch, make_reward, tmp_path):
         result = SimpleNamespace(checkpoint=train.Checkpoint(str(trained)), metrics=metrics)
         return SimpleNamespace(fit=lambda: result)
 
-    monkeypatch.setattr("pipelines.ray_session.start", lambda config: None)
+    monkeypatch.setattr("pipelines.runtime.ray_session.start", lambda config: None)
     monkeypatch.setattr(pairs, "_write", write_pairs)
     monkeypatch.setattr(train_reward, "_trainer", trainer)
     monkeypatch.setattr(ray.data, "read_parquet", Completing)
@@ -81,7 +82,7 @@ def without_ray(monkeypatch, make_reward, tmp_path):
 
 @pytest.fixture
 def calls(monkeypatch) -> Counter[str]:
-    """How often a config is resolved, a manifest read, a file digested, and an input file's content read."""
+    """How often a config is resolved, a manifest read, a file digested, and input files listed and read."""
     counted: Counter[str] = Counter()
 
     def count(module, name, what):
@@ -95,8 +96,10 @@ def calls(monkeypatch) -> Counter[str]:
 
     count(job_context, "resolved", lambda config: "the config")
     count(run_directory, "manifest_of", lambda place: "the manifest")
-    count(storage, "file_digest", lambda place, path: f"digest {path}")
-    count(prompts, "read_bytes", lambda file: f"content {file.path}")
+    for module in (digests, fingerprints):
+        count(module, "file_digest", lambda place, path: f"digest {path}")
+    count(fingerprints, "find", lambda places: f"listing {places}")
+    count(prompts, "read_rows", lambda file: f"content {file.path}")
     return counted
 
 
@@ -121,9 +124,10 @@ def test_a_night_resolves_digests_and_reads_each_thing_once(
         models = [language_dir, directory.path("reward_model")]
         weights = [str(file) for model in models for file in Path(model).iterdir()]
         digested = {f"digest {path}" for path in [*asked, *given, *held_out, *weights]}
+        listed = {f"listing {places}" for places in ([str(Path(asked[0]).parent)], given, held_out)}
         read = {f"content {path}" for path in asked} if start == "new" else set()
-        assert calls == Counter(["the config", "the manifest", *digested, *read])
+        assert calls == Counter(["the config", "the manifest", *listed, *digested, *read])
     assert directory.counts(generate.STAGE)["rows"] == 12
     assert directory.counts(nightly.BASELINE)["rows"] == 4
     assert list(train_reward.accuracies(directory)) == ["partial", "full"]
-    assert "nothing was done" in capsys.readouterr().out
+    assert "nothing to do" in capsys.readouterr().out

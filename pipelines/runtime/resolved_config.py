@@ -1,4 +1,4 @@
-"""What a config stands for on this machine and cluster, resolved before Ray starts or a model loads."""
+"""The resolved config: absolute paths, pinned hub ids and the sandbox's files, checked before Ray starts."""
 
 import os
 
@@ -13,10 +13,10 @@ from rgtg.models.loading import slow_bfloat16
 
 
 def resolved(config: Config, *, models: bool = True, pairs: bool = False, prompts: bool = False) -> Config:
-    """The config with local paths made absolute, since workers run elsewhere, and `sandbox` as what it stands for.
+    """The config with absolute local paths, since workers run in other directories, and the files of the sandbox.
 
-    `models`, `pairs` and `prompts` say what the job reads: the sandbox is built, on first use, and hubs are asked,
-    only for that. Raises UserError for what cannot work on a cluster.
+    `models`, `pairs` and `prompts` say what the job reads: only for these is the sandbox built, on first use, and a
+    hub asked. Raises UserError for settings that cannot work on a cluster.
     """
     reads = [
         *([config.models.language] if models else ()),
@@ -24,35 +24,35 @@ def resolved(config: Config, *, models: bool = True, pairs: bool = False, prompt
         *(config.generate.prompts if prompts else ()),
     ]
     _check_cluster(config, models=models, pairs=pairs)
-    stands_for, eval_pairs = {}, config.train_reward.eval_pairs
+    sandbox_files, eval_pairs = {}, config.train_reward.eval_pairs
     if SANDBOX in reads:
         world = sandbox.ensure()
-        stands_for = {"language": world.language, "pairs": world.pairs, "prompts": world.prompts}
+        sandbox_files = {"language": world.language, "pairs": world.pairs, "prompts": world.prompts}
         if config.train_reward.pairs == [SANDBOX]:
             eval_pairs = eval_pairs or [str(world.eval_pairs)]
 
-    def place(value: str, what: str) -> str:
-        return str(stands_for.get(what, SANDBOX)) if value == SANDBOX else storage.absolute(value)
+    def path(value: str, kind: str) -> str:
+        return str(sandbox_files.get(kind, SANDBOX)) if value == SANDBOX else storage.absolute(value)
 
-    def places(values: list[str], what: str) -> list[str]:
-        return [place(value, what) for value in values]
+    def paths(values: list[str], kind: str) -> list[str]:
+        return [path(value, kind) for value in values]
 
-    def model(value: str, what: str) -> str:
-        return pinned(place(value, "language"), what) if models else value
+    def model(value: str, setting: str) -> str:
+        return pinned(path(value, "language"), setting) if models else value
 
     changes = {
         "run": {"root": storage.absolute(config.run.root, must_exist=False)},
         "models": {
             "language": model(config.models.language, "models.language"),
             "reward": config.models.reward and model(config.models.reward, "models.reward"),
-            "ensemble": [model(place, "models.ensemble") for place in config.models.ensemble],
+            "ensemble": [model(value, "models.ensemble") for value in config.models.ensemble],
         },
         "train_reward": {
-            "pairs": places(config.train_reward.pairs, "pairs"),
-            "eval_pairs": eval_pairs and places(eval_pairs, "pairs"),
+            "pairs": paths(config.train_reward.pairs, "pairs"),
+            "eval_pairs": eval_pairs and paths(eval_pairs, "pairs"),
             "init": config.train_reward.init and model(config.train_reward.init, "train_reward.init"),
         },
-        "generate": {"prompts": places(config.generate.prompts, "prompts")},
+        "generate": {"prompts": paths(config.generate.prompts, "prompts")},
     }
     sections = {name: getattr(config, name).model_copy(update=update) for name, update in changes.items()}
     return config.model_copy(update=sections)
@@ -63,11 +63,11 @@ def _check_cluster(config: Config, *, models: bool, pairs: bool) -> None:
         return
     if models and config.models.device == "auto":
         raise UserError(
-            "models.device is auto, which looks at the driver's machine alone; on a cluster say cuda or cpu"
+            "models.device is auto, which looks at the driver's machine alone; on a cluster set it to cuda or cpu"
         )
     if os.environ.get("RGTG_SHARED_DISK"):
         return
-    # What other machines than the driver's read or write. Prompts are taken in by the driver alone.
+    # Read or written by other machines than the driver's. Prompts are read by the driver alone.
     used = {"run.root": [config.run.root]}
     if models:
         used |= {"models.language": [config.models.language], "models.reward": config.models.rewards}
@@ -77,18 +77,18 @@ def _check_cluster(config: Config, *, models: bool, pairs: bool) -> None:
             "train_reward.pairs": config.train_reward.pairs,
             "train_reward.eval_pairs": config.train_reward.eval_pairs or [],
         }
-    for name, places in used.items():
-        for place in places:
-            on_disk = name == "run.root" or place == SANDBOX or os.path.exists(os.path.expanduser(place))
-            if place and storage.is_local(place) and on_disk:
+    for name, paths in used.items():
+        for path in paths:
+            on_disk = name == "run.root" or path == SANDBOX or os.path.exists(os.path.expanduser(path))
+            if path and storage.is_local(path) and on_disk:
                 raise UserError(
-                    f"{name} is {place!r}, on the disk of this machine, and the cluster's other machines have their "
-                    "own; use s3://, or set RGTG_SHARED_DISK=1 if all of them mount it"
+                    f"{name} is {path!r}, on the disk of this machine, which other machines of the cluster cannot "
+                    "read; use s3://, or set RGTG_SHARED_DISK=1 if all of them mount it"
                 )
 
 
 def slow_settings(config: Config) -> list[str]:
-    """A warning for each setting that asks for bfloat16 on a CPU without units for it."""
+    """A warning for each setting that asks for bfloat16 on a CPU that emulates it."""
     device = torch.device("cuda" if on_gpu(config.models) else "cpu")
     asked = {"models.dtype": config.models.dtype, "train_reward.precision": config.train_reward.precision}
     warnings = (slow_bfloat16(f"{name}=bfloat16", device) for name, value in asked.items() if value == "bfloat16")
@@ -96,5 +96,5 @@ def slow_settings(config: Config) -> list[str]:
 
 
 def on_gpu(models: Models) -> bool:
-    """Whether actors and workers ask for a GPU: as the config says, else where this machine has one."""
+    """Whether actors and workers ask for a GPU: as `device` says; with `auto`, if this machine has one."""
     return models.device == "cuda" or (models.device == "auto" and torch.cuda.is_available())

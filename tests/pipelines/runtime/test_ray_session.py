@@ -3,7 +3,7 @@
 import pytest
 from ray.exceptions import RayTaskError
 
-from pipelines import ray_session
+from pipelines.runtime import ray_session
 from rgtg.errors import TransientError, UserError
 
 TRACEBACK = """\

@@ -1,6 +1,6 @@
-"""What a job says while it works, as lines that read well in a log: Ray's workers report, the driver prints.
+"""Progress of a job as lines that read well in a log: Ray's workers report, the driver prints.
 
-Ray's own messages stay in its log files. A job's log holds its progress and its errors, and nothing else.
+Ray's own messages stay in its log files. The log of a job holds its progress and errors, and nothing else.
 """
 
 import threading
@@ -10,14 +10,14 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipelines.job_log import log
+from pipelines.runtime.job_log import log
 
 EVERY_S = 5.0
 
 
 @ray.remote(num_cpus=0)
 class ProgressActor:
-    """Where workers leave what they have to say."""
+    """Collects the counts and lines that workers report."""
 
     def __init__(self) -> None:
         self.totals: dict[str, float] = {}
@@ -25,9 +25,9 @@ class ProgressActor:
         self.first: float | None = None
 
     def add(self, **amounts: float) -> None:
-        """Add to the sums of actors, rows, errors, tokens, scores and of how many completions were scored.
+        """Add to the totals of actors, rows, errors, tokens, scores and scored completions.
 
-        `seconds` in them is the time since the first actor was ready: loading models is no part of a rate.
+        The total `seconds` is the time since the first actor was ready: rates leave out the loading of models.
         """
         now = time.monotonic()
         self.first = self.first or now
@@ -36,23 +36,24 @@ class ProgressActor:
             self.totals[name] = self.totals.get(name, 0.0) + amount
 
     def log(self, line: str) -> None:
-        """Have the driver print a line."""
+        """Queue a line for the driver to print."""
         self.lines.append(line)
 
     def drain(self) -> tuple[dict[str, float], list[str]]:
+        """The totals, and the lines since the last call."""
         lines, self.lines = self.lines, []
         return self.totals, lines
 
 
 class Progress:
-    """Prints, from a thread of the driver, what workers leave with its actor; a context manager around the work.
+    """A context manager around the work: a thread of the driver prints the lines and totals that the actor collects.
 
-    With `num_rows` it also prints how far the rows are, every few seconds while they move.
+    With `num_rows` it also prints the finished rows, every few seconds while they increase.
     """
 
     def __init__(self, name: str, num_rows: int = 0) -> None:
         self.name, self.num_rows = name, num_rows
-        # On the driver's own machine: the others may come and go, and nothing may be lost with them but rows to do.
+        # On the driver's machine: other nodes may leave, and must take nothing with them but unfinished rows.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self.actor = ProgressActor.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
         self.totals: dict[str, float] = {}
@@ -74,7 +75,7 @@ class Progress:
             ended = self._ended.wait(EVERY_S)
             try:
                 self.totals, lines = ray.get(self.actor.drain.remote(), timeout=60)
-            except RayError:  # what workers have to say is of less worth than their work
+            except RayError:  # a lost report must not stop the work
                 continue
             for line in lines:
                 log.info(line)
@@ -86,12 +87,12 @@ class Progress:
         total = self.totals.get
         rows, tokens, scored, errors = (int(total(n, 0)) for n in ("rows", "tokens", "scored", "errors"))
         if not total("actors"):
-            return f"{self.name}: {self.num_rows:,} prompts to do, loading the models"
+            return f"{self.name}: {self.num_rows:,} prompts to complete, loading the models"
         seconds = max(total("seconds", 0.0), 1e-9)
         parts = [
             f"{rows:,}/{self.num_rows:,} prompts",
             f"{tokens / seconds:,.0f} tokens/s",
-            f"{(self.num_rows - rows) * seconds / rows:,.0f} s left" if rows else "first rows to come",
+            f"{(self.num_rows - rows) * seconds / rows:,.0f} s left" if rows else "waiting for the first rows",
         ]
         if scored:
             parts.append(f"mean score {total('score', 0) / scored:+.3f}")

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import run_directory
-from pipelines.fingerprints import versions_that_round
-from pipelines.run_directory import RunDirectory
+from pipelines.runtime import run_directory
+from pipelines.runtime.fingerprints import versions_that_round
+from pipelines.runtime.run_directory import RunDirectory
 from rgtg import storage
 from rgtg.errors import UserError
 
@@ -73,7 +73,7 @@ def test_a_broken_manifest_is_one_sentence(configure, content):
     place = Path(configure().run.directory)
     place.mkdir(parents=True)
     (place / "manifest.json").write_text(content)
-    with pytest.raises(UserError, match=r"manifest.json' is no manifest of a run"):
+    with pytest.raises(UserError, match=r"manifest.json' is not a manifest of a run"):
         RunDirectory(configure())
 
 
@@ -84,7 +84,7 @@ def test_a_manifest_of_a_newer_version_is_one_sentence_and_one_without_a_number_
     manifest = json.loads(file.read_text())
     assert manifest["format"] == 1
     file.write_text(json.dumps(manifest | {"format": 2}))
-    with pytest.raises(UserError, match=r"has format 2, of a newer rgtg, and this one knows 1; update rgtg"):
+    with pytest.raises(UserError, match=r"has format 2, of a newer rgtg, and this version reads 1; update rgtg"):
         RunDirectory(configure())
     del manifest["format"]
     file.write_text(json.dumps(manifest))

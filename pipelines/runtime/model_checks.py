@@ -1,8 +1,8 @@
-"""Which reward model guides a job, and what can be known to be wrong with its models before one of them is loaded."""
+"""The reward model of a job, and the checks of its models that need no weights loaded."""
 
 import pyarrow as pa
 
-from pipelines.job_context import JobContext
+from pipelines.runtime.job_context import JobContext
 from rgtg import table_files
 from rgtg.chat import check_template
 from rgtg.errors import UserError
@@ -13,8 +13,11 @@ from rgtg.models.reward import RewardModel, check_same_tokens, check_trained
 from rgtg.models.text_reward import TextReward
 
 
-def reward_place(job: JobContext) -> str | None:
-    """The reward model of the run: the configured one, else the one that it trained, else none."""
+def reward_path(job: JobContext) -> str | None:
+    """The reward model of the run: the configured one, else the one that it trained, else None.
+
+    Raises UserError where the method needs one and there is none.
+    """
     config = job.config
     if config.models.reward:
         return config.models.reward
@@ -29,9 +32,9 @@ def reward_place(job: JobContext) -> str | None:
 
 
 def check_models(job: JobContext, reward: str | None) -> None:
-    """Raises UserError for everything about the models that is knowable before one of them is loaded or trained.
+    """Raises UserError for everything that can be wrong with the models before one of them is loaded or trained.
 
-    `reward` is the reward model, or what one will be trained from.
+    `reward` is the reward model, or the model that one will be trained from.
     """
     config, directory = job.config, job.directory
     trust = config.models.trust_remote_code
@@ -41,19 +44,19 @@ def check_models(job: JobContext, reward: str | None) -> None:
         TextReward.check(reward, "models.reward", trust)
         check_head(config.generate.method, "scalar")
     else:
-        for place in config.models.rewards:
-            check_head(config.generate.method, check_trained(place, trust))
+        for path in config.models.rewards:
+            check_head(config.generate.method, check_trained(path, trust))
         found = RewardModel.check(reward, "the reward model", trust) if reward else None
         check_head(config.generate.method, found or config.train_reward.head_kind)
     if reward and config.models.reward_reads == "tokens":
-        for place in {reward, *config.models.ensemble} - {config.models.language}:
-            check_same_tokens(tokenizer, load_tokenizer(place, "the reward model", trust_remote_code=trust))
+        for path in {reward, *config.models.ensemble} - {config.models.language}:
+            check_same_tokens(tokenizer, load_tokenizer(path, "the reward model", trust_remote_code=trust))
     first = next(table_files.read_tables(directory.path("prompts"), ["prompt"]))
     messages = pa.types.is_list(first.schema.field("prompt").type)
     if messages and tokenizer.chat_template:
         check_template(tokenizer, directory.date)
     elif messages:
         raise UserError(
-            f"the prompts are messages but the tokenizer of {config.models.language!r} has no chat template; give "
-            "prompts as text, or a model with a template"
+            f"the prompts are messages, but the tokenizer of {config.models.language!r} has no chat template; use "
+            "prompts of plain text, or a model with a chat template"
         )

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from pipelines import gpus
 from pipelines.generate_actor import memory_plan
+from pipelines.runtime import gpus
 from rgtg import config_file
 from rgtg.errors import UserError
 from rgtg.models import memory
@@ -39,7 +39,7 @@ def test_what_the_doctor_says_of_them(machine):
     machine(2)
     assert gpus.described() == "NVIDIA H100 80GB HBM3 (80.0 GiB)\nNVIDIA H100 80GB HBM3 (80.0 GiB)"
     machine(1, visible="3")
-    assert gpus.described() == "NVIDIA H100 80GB HBM3 (80.0 GiB)\nand no others, since CUDA_VISIBLE_DEVICES is '3'"
+    assert gpus.described() == "NVIDIA H100 80GB HBM3 (80.0 GiB)\nand no others, because CUDA_VISIBLE_DEVICES is '3'"
     machine(0)
     assert gpus.described() == "none"
     machine(0, visible="")
@@ -56,7 +56,7 @@ def test_of_mig_parts_a_process_sees_one_and_a_job_all(machine):
     machine(1, 10.75, "NVIDIA H100 80GB HBM3 MIG 1g.10gb", visible="MIG-8d0c,MIG-51aa, MIG-77fe")
     assert gpus.count() == 3
     assert gpus.described() == (
-        "NVIDIA H100 80GB HBM3 MIG 1g.10gb (10.8 GiB)\nand 2 more MIG parts, each for an actor of its own"
+        "NVIDIA H100 80GB HBM3 MIG 1g.10gb (10.8 GiB)\nand 2 more MIG instances, one for each actor"
     )
     assert gpus.check(config("generate.max_actors=3")) == "3 of 3 for at most 3 actor(s)"
     machine(0, visible="MIG-8d0c")  # as on a machine whose driver does not answer

@@ -1,4 +1,4 @@
-"""The log of a job: a line with its time for all that happens. A command prints its tables and last words itself."""
+"""The log of a job, one line with the time per event. Tables and closing lines are printed by the command itself."""
 
 import logging
 
@@ -8,7 +8,7 @@ class _Printed(logging.Handler):
         print(self.format(record), flush=True)
 
 
-log = logging.getLogger("rgtg")  # what the library logs comes here too
+log = logging.getLogger("rgtg")  # the library logs to it too
 if not log.handlers:
     handler = _Printed()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))

@@ -1,4 +1,4 @@
-"""What the output of a stage depends on: its inputs by name, digests of files and models, and what changed in them."""
+"""Fingerprints: the inputs that the output of a stage depends on, with digests of files and models."""
 
 import hashlib
 import json
@@ -9,67 +9,74 @@ from typing import Any
 from rgtg import storage
 from rgtg.digests import content_digest, file_digest
 from rgtg.errors import UserError
-from rgtg.input_files import find
+from rgtg.input_files import SUFFIXES, Found, find
 from rgtg.models.adapters import describe, is_adapter
 from rgtg.node_copy import local_copy
-from rgtg.rows import SUFFIXES
 
 ROUNDING = ("rgtg", "torch", "transformers")  # packages whose versions decide how a row rounds
 
-Inputs = dict[str, Any]  # everything that changes a stage's rows, by names that a person knows
+Inputs = dict[str, Any]  # everything that changes a stage's rows, by the names of settings and stages
 
 
 class InputDigests:
-    """The digests of one job's inputs. Each is computed once, when a stage first asks for it."""
+    """The digests of a job's inputs. Each is computed once, when a stage first asks for it."""
 
     def __init__(self) -> None:
+        self._found: dict[tuple[str, ...], Found] = {}
         self._files: dict[tuple[str, ...], list[dict[str, Any]]] = {}
         self._models: dict[str, str] = {}
 
-    def files(self, places: list[str]) -> list[dict[str, Any]]:
-        """Names, sizes and digests of the input files at `places`. Raises UserError where there are none."""
-        if tuple(places) not in self._files:
-            self._files[tuple(places)] = listing(places)
-        return self._files[tuple(places)]
+    def found(self, uris: list[str]) -> Found:
+        """The input files at or below `uris`, which are those that `files` describes."""
+        key = tuple(uris)
+        if key not in self._found:
+            self._found[key] = find(uris)
+        return self._found[key]
 
-    def model(self, place: str) -> str:
-        """As `model_digest`."""
-        if place not in self._models:
-            self._models[place] = model_digest(place)
-        return self._models[place]
+    def files(self, uris: list[str]) -> list[dict[str, Any]]:
+        """Paths, sizes and digests of the input files at or below `uris`. Raises UserError where there are none."""
+        key = tuple(uris)
+        if key not in self._files:
+            self._files[key] = _described(uris, self.found(uris))
+        return self._files[key]
+
+    def model(self, uri: str) -> str:
+        """The same as `model_digest`."""
+        if uri not in self._models:
+            self._models[uri] = model_digest(uri)
+        return self._models[uri]
 
 
-def listing(places: list[str]) -> list[dict[str, Any]]:
-    """Names, sizes and digests of the input files at `places`. Raises UserError where there are none."""
-    found = find(places)
+def _described(uris: list[str], found: Found) -> list[dict[str, Any]]:
     files = found.files
     if not files:
         broken = next((f" ({path!r}: {reason})" for path, reason in found.unreadable.items()), "")
-        raise UserError(f"there are no {' or '.join(SUFFIXES)} files at {', '.join(map(repr, places))}{broken}")
+        raise UserError(f"there are no {' or '.join(SUFFIXES)} files at {', '.join(map(repr, uris))}{broken}")
     with ThreadPoolExecutor(storage.READERS) as pool:
-        digests = list(pool.map(lambda file: file_digest(file.place, file.path), files))
+        digests = list(pool.map(lambda file: file_digest(file.uri, file.path), files))
     return [
         {"path": file.path, "size": file.size, "sha256": content} for file, content in zip(files, digests, strict=True)
     ]
 
 
-def model_digest(place: str) -> str:
-    """What stands for the contents of a model in a fingerprint: a directory's digest, or a hub id with its commit."""
-    if "://" not in place and not storage.exists(place):
-        return place
-    directory = local_copy(place)
+def model_digest(uri: str) -> str:
+    """A model in a fingerprint: the digest of its directory, or the hub id with its commit."""
+    if "://" not in uri and not storage.exists(uri):
+        return uri
+    directory = local_copy(uri)
     digest = f"sha256:{content_digest(directory)}"
-    return f"{digest} on {model_digest(describe(directory, place)[0])}" if is_adapter(directory) else digest
+    return f"{digest} on {model_digest(describe(directory, uri)[0])}" if is_adapter(directory) else digest
 
 
 def check_unchanged(digests: dict[str, str]) -> None:
-    """Raises UserError where a model, by its place, is not what the driver saw: what a worker has just loaded would
-    mix two models in one run.
+    """Raises UserError where a model, by its path, has another digest now than when the driver took it.
+
+    A worker calls it after loading, so that no run mixes the outputs of two models.
     """
-    for place, digest in digests.items():
-        if model_digest(place) != digest:
+    for uri, digest in digests.items():
+        if model_digest(uri) != digest:
             raise UserError(
-                f"the model {place!r} changed while the job ran (it was {digest}); put it back to go on, or give "
+                f"the model {uri!r} changed while the job ran (its digest was {digest}); restore it to resume, or set "
                 "another run.id"
             )
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.fingerprints import InputDigests, check_unchanged, fingerprint
+from pipelines.runtime.fingerprints import InputDigests, check_unchanged, fingerprint
 from rgtg.errors import UserError
 
 

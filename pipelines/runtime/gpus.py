@@ -1,4 +1,4 @@
-"""The GPUs of this machine, as torch sees them and as Ray hands them out to actors and workers."""
+"""The GPUs of this machine: how many torch sees, and how Ray assigns them to actors and workers."""
 
 import math
 import os
@@ -13,9 +13,9 @@ VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 def count() -> int:
-    """GPUs that this machine has for a job, or parts of one, if MIG has cut it up.
+    """The GPUs that this machine has for a job; each MIG instance counts as one.
 
-    Of such parts a process sees the first alone, so those count that the environment names.
+    A process sees only the first MIG instance, so those are counted that the environment names.
     """
     named = [name for name in os.environ.get(VISIBLE, "").split(",") if name.strip()]
     if torch.cuda.is_available() and named and all(name.strip().startswith("MIG-") for name in named):
@@ -24,7 +24,7 @@ def count() -> int:
 
 
 def described() -> str:
-    """A line on each GPU that this process sees, or why it sees none."""
+    """One line for each GPU that this process sees, or the reason why it sees none."""
     visible = os.environ.get(VISIBLE)
     if not torch.cuda.is_available():
         if torch.version.cuda is None:
@@ -32,24 +32,24 @@ def described() -> str:
         return f"none ({VISIBLE} is {visible!r})" if visible is not None else "none"
     lines = [_line(torch.cuda.get_device_properties(i)) for i in range(torch.cuda.device_count())]
     if count() > len(lines):
-        lines.append(f"and {count() - len(lines)} more MIG parts, each for an actor of its own")
+        lines.append(f"and {count() - len(lines)} more MIG instances, one for each actor")
     elif visible is not None:
-        lines.append(f"and no others, since {VISIBLE} is {visible!r}")
+        lines.append(f"and no others, because {VISIBLE} is {visible!r}")
     return "\n".join(lines)
 
 
 def needed(config: Config) -> int:
-    """GPUs that the stages of a job need at once, at least."""
-    return max(config.train_reward.num_workers, math.ceil(config.generate.min_actors / _together(config)))
+    """The least number of GPUs that the stages of a job need at once."""
+    return max(config.train_reward.num_workers, math.ceil(config.generate.min_actors / _actors_per_gpu(config)))
 
 
-def _together(config: Config) -> int:
-    """Actors on one GPU: none is spread over two."""
+def _actors_per_gpu(config: Config) -> int:
+    """Actors that share one GPU. No actor is spread over two GPUs."""
     return int(1 / config.generate.gpus_per_actor)
 
 
 def check(config: Config) -> str:
-    """How actors and workers share the GPUs of this machine. Raises UserError where there are too few."""
+    """How actors share the GPUs of this machine, as one line. Raises UserError where there are too few."""
     generate, found = config.generate, count()
     if needed(config) > found:
         raise UserError(
@@ -57,9 +57,9 @@ def check(config: Config) -> str:
             f"{generate.min_actors} actor(s) of generate.gpus_per_actor {generate.gpus_per_actor:g} need "
             f"{needed(config)}; lower train_reward.num_workers, generate.min_actors or generate.gpus_per_actor"
         )
-    most = found * _together(config)
+    most = found * _actors_per_gpu(config)
     actors = min(generate.max_actors, most)
-    used = math.ceil(actors / _together(config))
+    used = math.ceil(actors / _actors_per_gpu(config))
     idle = f"; generate.max_actors={most} would use all of them" if used < found else ""
     return f"{used} of {found} for at most {actors} actor(s){idle}"
 

@@ -1,4 +1,4 @@
-"""Which run is gone on with after midnight."""
+"""Which run a command resumes after midnight."""
 
 import json
 from datetime import UTC, date, datetime, timedelta
@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import launch, night
-from pipelines.run_directory import RunDirectory
+from pipelines.runtime import default_run, launch
+from pipelines.runtime.run_directory import RunDirectory
 from rgtg.config import Config, Run
 
 
@@ -28,8 +28,8 @@ class Clock:
             def now(cls, tz=None):
                 return clock.now
 
-        monkeypatch.setattr(night, "date", Today)
-        monkeypatch.setattr(night, "datetime", Now)
+        monkeypatch.setattr(default_run, "date", Today)
+        monkeypatch.setattr(default_run, "datetime", Now)
 
 
 @pytest.fixture
@@ -46,45 +46,45 @@ def begin(root: Path, name: str, created: datetime, *, complete: bool = False) -
 
 
 def test_a_night_is_found_again_after_midnight(tmp_path, clock, capsys):
-    assert night.night(str(tmp_path), Config()) == "2026-11-20"
+    assert default_run.default_run_id(str(tmp_path), Config()) == "2026-11-20"
     begin(tmp_path, "2026-11-20", clock.now)
     clock.now += timedelta(minutes=20)
-    assert night.night(str(tmp_path), Config()) == "2026-11-20"
-    assert "2026-11-20, which is not complete; it began 0.3 hours ago" in capsys.readouterr().out
+    assert default_run.default_run_id(str(tmp_path), Config()) == "2026-11-20"
+    assert "2026-11-20, which is incomplete and began 0.3 hours ago" in capsys.readouterr().out
     (tmp_path / "2026-11-20" / "_SUCCESS").touch()
-    assert night.night(str(tmp_path), Config()) == "2026-11-21"
+    assert default_run.default_run_id(str(tmp_path), Config()) == "2026-11-21"
 
 
 def test_the_next_night_is_a_new_run_whatever_became_of_the_last(tmp_path, clock):
     begin(tmp_path, "2026-11-20", clock.now)  # it failed, and nobody started it again
     clock.now += timedelta(days=1)
-    assert night.night(str(tmp_path), Config()) == "2026-11-21"
+    assert default_run.default_run_id(str(tmp_path), Config()) == "2026-11-21"
 
 
 def test_a_run_of_today_goes_before_one_of_yesterday(tmp_path, clock):
     begin(tmp_path, "2026-11-20", clock.now)
     clock.now += timedelta(minutes=20)
     begin(tmp_path, "2026-11-21", clock.now)
-    assert night.night(str(tmp_path), Config()) == "2026-11-21"
+    assert default_run.default_run_id(str(tmp_path), Config()) == "2026-11-21"
 
 
 def test_a_clock_that_was_set_back_harms_nothing(tmp_path, clock):
     begin(tmp_path, "2026-11-20", clock.now)
     clock.now -= timedelta(days=3)
-    assert night.night(str(tmp_path), Config()) == "2026-11-17"
+    assert default_run.default_run_id(str(tmp_path), Config()) == "2026-11-17"
 
 
 @pytest.mark.parametrize("content", ["", "{", '{"run_id": "x"}'])
 def test_a_torn_manifest_of_yesterday_does_not_stop_tonight(tmp_path, clock, capsys, content):
     begin(tmp_path, "2026-11-19", clock.now)
     (tmp_path / "2026-11-19" / "manifest.json").write_text(content)
-    assert night.night(str(tmp_path), Config()) == "2026-11-20"
-    assert "run: 2026-11-20 begins, since '" in capsys.readouterr().out
+    assert default_run.default_run_id(str(tmp_path), Config()) == "2026-11-20"
+    assert "run: starting 2026-11-20, because '" in capsys.readouterr().out
 
 
 @pytest.fixture
 def yesterday(configure, clock, write_parquet, tmp_path, monkeypatch):
-    """A run that began ten minutes before midnight, and what `night` says after it, with other settings."""
+    """A run that began ten minutes before midnight, and what `default_run_id` says after it, with other settings."""
     prompts = write_parquet("prompts.parquet", prompt=["one"])
     place = {"run.id": "2026-11-20", "generate.prompts": prompts}
     directory = RunDirectory(configure(**place))
@@ -96,7 +96,7 @@ def yesterday(configure, clock, write_parquet, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def chosen(**changes) -> str:
-        return night.night(configure().run.root, configure(**(place | changes)))
+        return default_run.default_run_id(configure().run.root, configure(**(place | changes)))
 
     return chosen
 
@@ -129,8 +129,8 @@ def test_what_the_sandbox_stands_for_is_no_change(configure, clock):
     directory.manifest["created"] = clock.now.strftime("%Y-%m-%dT%H:%M:%SZ")
     directory.begin("pairs", dict.fromkeys([*resolved, "train_reward.eval_pairs", "run.seed"]))
     clock.now += timedelta(minutes=20)
-    assert night.night(sandbox.run.root, sandbox) == "2026-11-20"
-    assert night.night(sandbox.run.root, configure(**place, **{"run.seed": 1})) == "2026-11-21"
+    assert default_run.default_run_id(sandbox.run.root, sandbox) == "2026-11-20"
+    assert default_run.default_run_id(sandbox.run.root, configure(**place, **{"run.seed": 1})) == "2026-11-21"
 
 
 def test_settings_that_cannot_be_read_are_not_known(yesterday, configure):

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import pyarrow as pa
 import pytest
 
-from pipelines.fingerprints import InputDigests
-from pipelines.job_context import JobContext
-from pipelines.model_checks import check_models
+from pipelines.runtime.fingerprints import InputDigests
+from pipelines.runtime.job_context import JobContext
+from pipelines.runtime.model_checks import check_models
 from rgtg import storage, table_files
 from rgtg.config import Config
 from rgtg.errors import UserError

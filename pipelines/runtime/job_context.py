@@ -1,25 +1,25 @@
-"""What the stages of one job share: the resolved config, the open run directory and the digests of the inputs."""
+"""The context of a job, shared by its stages: resolved config, open run directory and digests of the inputs."""
 
 from dataclasses import dataclass, replace
 
-from pipelines.fingerprints import InputDigests
-from pipelines.inputs import resolved
-from pipelines.run_directory import RunDirectory
+from pipelines.runtime.fingerprints import InputDigests
+from pipelines.runtime.resolved_config import resolved
+from pipelines.runtime.run_directory import RunDirectory
 from rgtg.config import Config
 from rgtg.config_section import Section
 
 
 @dataclass(frozen=True)
 class JobContext:
-    """Opened once, by the command, and handed to each of its stages."""
+    """Opened once by the command and passed to each of its stages."""
 
-    config: Config  # paths are absolute, and ids of hubs have their commit
+    config: Config  # resolved: paths are absolute, hub ids are pinned to a commit
     directory: RunDirectory
     digests: InputDigests
 
     @classmethod
     def open(cls, config: Config, *, models: bool = True, pairs: bool = False, prompts: bool = False) -> "JobContext":
-        """Resolve the config and open its run directory. The flags say what the job reads, as for `resolved`."""
+        """Resolve the config and open its run directory. The flags name what the job reads, as in `resolved`."""
         config = resolved(config, models=models, pairs=pairs, prompts=prompts)
         directory = RunDirectory(config)
         begun = directory.manifest["stages"].get("generate")
@@ -28,7 +28,7 @@ class JobContext:
         return cls(config, directory, InputDigests())
 
     def with_sections(self, **sections: Section) -> "JobContext":
-        """The same job with other sections of the config, for what a run compares itself with.
+        """The same job with other sections of the config, for the comparisons within a run.
 
         The run directory keeps the config that it was opened with.
         """
