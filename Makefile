@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 # By a path: a finder would lose to a folder named rgtg, as a clone is, in whose parent someone works.
 EDITABLE := --config-settings editable_mode=compat --editable '.[dev]'
 
-.PHONY: install nightly methods chaos autoscaling test test-portable test-avx2 test-slow test-gpu check format clean
+.PHONY: preferences install nightly methods chaos autoscaling test test-portable test-avx2 test-slow test-gpu check format clean
 
 install: $(INSTALLED)
 
@@ -29,6 +29,11 @@ nightly: install
 # Every method on the sandbox, one after the other: the README's table of methods.
 methods: install
 	$(BIN)/rgtg evaluate --config cluster/examples/methods.yaml
+
+# Every strategy of preference pairs on the sandbox, and what policies learn from them: hours, and it resumes.
+preferences: install
+	$(BIN)/python -m pip install --quiet trl
+	$(BIN)/python -m pipelines.experiments.preferences
 
 # Two at a time, but those that start Ray: it fills two cores by itself.
 test: install

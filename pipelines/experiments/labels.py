@@ -1,0 +1,139 @@
+"""Completions of the sandbox by the product's jobs, pairs of them by every strategy, and how many are truly right."""
+
+from functools import cache
+from pathlib import Path
+from statistics import fmean
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines import generate, preferences, train_reward
+from pipelines.experiments.policies import Pair
+from rgtg import config_file, sandbox, table_files
+from rgtg.preferences.selection import Rules, Statistics, candidates, fraction, select
+from rgtg.sandbox.world import prompts as sandbox_prompts
+from rgtg.sandbox.world import true_reward
+from rgtg.scores import score
+
+NUM_PROMPTS = 1200
+OF_EACH = 4  # completions of a kind that a strategy takes
+BEST_OF = 12  # unguided ones for best-of-n: about as many as decode in the seconds of four guided ones
+EVALUATED = 150  # held-out prompts, four samples each, of a policy
+
+TOKEN_REWARDS = ["completions.list.element.token_rewards"]
+
+Rows = dict[str, list[dict[str, Any]]]  # the completions of each prompt
+
+
+class Source(NamedTuple):
+    """Pairs of a strategy; or of `best-worst` among so many `unguided` completions alone."""
+
+    strategy: str
+    unguided: int | None = None
+
+
+SOURCES = {
+    "best-worst": Source("best-worst"),
+    "best-near": Source("best-near"),
+    "best-random": Source("best-random"),
+    "best-worst of 4 unguided": Source("best-worst", OF_EACH),
+    "best-worst of 12 unguided": Source("best-worst", BEST_OF),
+    "guided-unguided": Source("guided-unguided"),
+    "guided-unguided-random": Source("guided-unguided-random"),
+    "opposed": Source("opposed"),
+}
+ALL_SOURCES = ";".join(SOURCES)
+
+
+def completed(out: Path, name: str, **settings: Any) -> tuple[Rows, str]:
+    """What a reward model of its own has completed, by the product's jobs, which resume; and how it scores texts."""
+    given = {
+        **{"run.root": str(out), "run.id": name, "models.device": "cpu", "generate.prompts": _prompts(out)},
+        **{"generate.samples": OF_EACH, "generate.unguided_samples": BEST_OF, "generate.opposed_samples": OF_EACH},
+        **settings,
+    }
+    config = config_file.load(None, [f"{key}={value}" for key, value in given.items()])
+    way = train_reward.run(config).counts(train_reward.STAGE)["accuracy"]["score"]
+    directory = generate.run(config)
+    tables = table_files.read_tables(directory.path("completions"), preferences.COLUMNS + TOKEN_REWARDS)
+    rows = {row["prompt"]: preferences.completions_of(row) for table in tables for row in table.to_pylist()}
+    return dict(sorted(rows.items())), way
+
+
+@cache
+def _prompts(out: Path) -> str:
+    path = out / "prompts.parquet"
+    out.mkdir(parents=True, exist_ok=True)
+    others = set(held_out())
+    given = [prompt for prompt in sandbox_prompts(NUM_PROMPTS + EVALUATED, seed=7) if prompt not in others]
+    pq.write_table(pa.table({"prompt": given[:NUM_PROMPTS]}), path)
+    return str(path)
+
+
+@cache
+def held_out() -> list[str]:
+    return pq.read_table(sandbox.ensure().prompts)["prompt"].to_pylist()[:EVALUATED]
+
+
+def shuffled(out: Path, seed: int) -> str:
+    """The sandbox's pairs, with half of them the wrong way round."""
+    rows = pq.read_table(sandbox.ensure().pairs).to_pylist()
+    for row in rows:
+        if fraction(f"shuffled/{seed}/{row['prompt']}/{row['chosen']}") < 0.5:
+            row["chosen"], row["rejected"] = row["rejected"], row["chosen"]
+    path = out / f"shuffled-{seed}.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    return str(path)
+
+
+@cache
+def truth(prompt: str, text: str) -> float:
+    return true_reward(prompt + text)
+
+
+def scored(rows: Rows, way: str) -> Rows:
+    """The completions with another score: a way of their rewards, or the `truth`."""
+
+    def of(prompt: str, c: dict[str, Any]) -> float:
+        return truth(prompt, c["text"]) if way == "truth" else score(c["token_rewards"], way)
+
+    return {prompt: [c | {"score": of(prompt, c)} for c in completions] for prompt, completions in rows.items()}
+
+
+def pairs_of(rows: Rows, source: Source) -> list[Pair]:
+    """One pair of each prompt that has one."""
+    rules = Rules(max_similarity=0.9)
+    taken = {prompt: candidates(_taken(completions, source), rules) for prompt, completions in rows.items()}
+    statistics = Statistics()
+    for found in taken.values():
+        statistics.add(found)
+    night = statistics.night()
+    pairs = []
+    for prompt, found in taken.items():
+        selected = select(found, source.strategy, rules, night, prompt)
+        if not isinstance(selected, str):
+            pairs.append(Pair(prompt, *(c.text for c in selected)))
+    return pairs
+
+
+def _taken(completions: list[dict[str, Any]], source: Source) -> list[dict[str, Any]]:
+    """Those of a prompt that a source takes; the first one is of the strategy's own pool."""
+    unguided = completions[OF_EACH : OF_EACH + BEST_OF]
+    if source.unguided:
+        return unguided[: source.unguided]
+    return [*completions[:OF_EACH], *unguided[:OF_EACH], *completions[OF_EACH + BEST_OF :]]
+
+
+def labels_of(rows: Rows) -> dict[str, dict[str, float]]:
+    """Of the pairs of each source: how many are right by the true reward (a tie is half), and by how much."""
+    found = {}
+    for name, source in SOURCES.items():
+        pairs = pairs_of(rows, source)
+        margins = [truth(p.prompt, p.chosen) - truth(p.prompt, p.rejected) for p in pairs]
+        found[name] = {
+            "pairs": len(pairs),
+            "right": fmean((margin > 0) + 0.5 * (margin == 0) for margin in margins),
+            "margin": fmean(margins),
+        }
+    return found
