@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from rgtg.models.attention import additive_mask
-from rgtg.models.shapes import round_up
+from rgtg.models.shapes import right_padded, round_up
 
 # A prompt's bits must be its own, and rounding depends on the shape of a forward. So its length alone gives the shape:
 # a short prompt is padded to the next of these lengths and is one of as many (some may be empty) as have so many
@@ -88,7 +88,7 @@ class PrefixCache:
         # Learned positions may end before the padded length does.
         last = torch.tensor([[max(len(prompt), 1) - 1] for prompt in prompts], device=device)
         self.model(
-            input_ids=torch.tensor([[*prompt, *[0] * (length - len(prompt))] for prompt in prompts], device=device),
+            input_ids=right_padded(prompts, length).to(device),
             attention_mask=mask,
             position_ids=torch.arange(length, device=device).minimum(last) + start,
             past_key_values=cache,

@@ -22,7 +22,7 @@ from rgtg.methods import METHODS, check_head
 from rgtg.models.ensemble import Combine, combine
 from rgtg.models.loading import num_embeddings
 from rgtg.models.reward import RewardModel, check_same_tokens
-from rgtg.models.shapes import round_up
+from rgtg.models.shapes import right_padded, round_up
 from rgtg.models.text_reward import TextReward
 
 BATCH, WIDTH_MULTIPLE = 32, 32
@@ -113,11 +113,9 @@ class TokenScorer:
         lengths = [len(p) + len(r) for p, r in zip(prompt_ids, response_ids, strict=True)]
         width = min(round_up(max(lengths), WIDTH_MULTIPLE), self.context or max(lengths))
         device = self.models[0].model.device
-        ids = torch.zeros(len(lengths), width, dtype=torch.long)
-        for row, prompt, response in zip(ids, prompt_ids, response_ids, strict=True):
-            row[: len(prompt) + len(response)] = torch.tensor(prompt + response)
+        ids = right_padded([[*p, *r] for p, r in zip(prompt_ids, response_ids, strict=True)], width).to(device)
         starts = torch.tensor([len(prompt) for prompt in prompt_ids], device=device)
-        every = torch.stack([model(ids.to(device), starts) for model in self.models])
+        every = torch.stack([model(ids, starts) for model in self.models])
         rewards: Tensor = combine(every, self.how, self.width).cpu()
         return [
             row[len(prompt) : length].tolist()

@@ -1,4 +1,9 @@
-"""Shapes that are rounded up, because the rounding of a matrix product depends on its shape."""
+"""Shapes that are rounded up, because the rounding of a matrix product depends on its shape; and padding to them."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
 
 # The engine never changes a shape. In some libraries rounding depends on the place of a row too where rows are an odd
 # number, so slots are always a multiple of this, or one.
@@ -7,3 +12,12 @@ SLOT_MULTIPLE = 8
 
 def round_up(n: int, multiple: int) -> int:
     return -(-n // multiple) * multiple
+
+
+def right_padded(rows: Sequence[Sequence[int]], width: int = 0, fill: int = 0) -> Tensor:
+    """Token ids as int64 (B, T) on the CPU, right-padded with `fill`; T is `width`, or the longest row if longer.
+
+    What padding holds does not matter to a causal model, which never sees what is on the right of a token.
+    """
+    width = max(width, *map(len, rows))
+    return torch.tensor([[*row, *[fill] * (width - len(row))] for row in rows], dtype=torch.long)

@@ -18,6 +18,7 @@ from rgtg.models.loading import (
     resolve_device,
     resolve_dtype,
 )
+from rgtg.models.shapes import right_padded, round_up
 
 BATCH = 16
 
@@ -98,15 +99,10 @@ class TextReward:
     @torch.inference_mode()
     def forward(self, ids: list[list[int]], multiple: int = 1) -> list[float]:
         """Rewards of token ids, in one forward."""
-        width = min(-(-max(map(len, ids)) // multiple) * multiple, self.context)
-        batch = torch.zeros(len(ids), width, dtype=torch.long)
-        mask = torch.zeros(len(ids), width, dtype=torch.long)
+        width = min(round_up(max(map(len, ids)), multiple), self.context)
         pad = self.model.config.get_text_config().pad_token_id
-        if pad is not None:
-            batch.fill_(pad)
-        for row, tokens in enumerate(ids):
-            batch[row, : len(tokens)], mask[row, : len(tokens)] = torch.tensor(tokens), 1
-        batch, mask = batch.to(self.model.device), mask.to(self.model.device)
+        batch = right_padded(ids, width, 0 if pad is None else pad).to(self.model.device)
+        mask = right_padded([[1] * len(tokens) for tokens in ids], width).to(self.model.device)
         head = getattr(self.model, "score", None)
         with sdpa_kernel(BACKENDS):
             if isinstance(head, torch.nn.Linear):  # a causal classifier: by position, since pooling stumbles over EOS

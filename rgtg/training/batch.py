@@ -6,6 +6,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from rgtg.models.shapes import right_padded
 from rgtg.preferences.tokenized import TokenizedPair
 
 
@@ -42,10 +43,8 @@ def collate(
         chosen = [c + [eos_id] * (n - len(c)) for c, n in zip(chosen, longer, strict=True)]
         rejected = [r + [eos_id] * (n - len(r)) for r, n in zip(rejected, longer, strict=True)]
     rows = [p.prompt_ids + ids for side in (chosen, rejected) for p, ids in zip(pairs, side, strict=True)]
-    width = max(width, *map(len, rows))
     return Batch(
-        # What padding holds does not matter: a causal model never sees what is on its right.
-        input_ids=torch.tensor([row + [0] * (width - len(row)) for row in rows]),
+        input_ids=right_padded(rows, width),
         prompt_lengths=torch.tensor([len(p.prompt_ids) for p in pairs]),
         chosen_lengths=torch.tensor([len(ids) for ids in chosen]),
         rejected_lengths=torch.tensor([len(ids) for ids in rejected]),
