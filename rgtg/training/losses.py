@@ -154,8 +154,12 @@ def loss_of(objective: str, average: str = "prefix") -> Loss:
     return Loss(globals()[row.loss], num_prefixes if row.mean_over == "prefixes" else num_pairs)
 
 
+# What follows has no caller yet. Ranked lists (`train_reward.objective=plackett-luce`) will call the first one; soft
+# Q-learning of a token-level head, as a guide and as an objective of policies, the other two.
+
+
 def plackett_luce_loss(ranked: Tensor) -> Tensor:
-    """Negative log-likelihood (B,) of a ranking by rewards (B, K), the best first:
+    """Negative log-likelihood (B,) of rankings, from the rewards (B, K) of K texts, the best first.
 
     -sum over k of log(exp r_k / sum over j >= k of exp r_j) (Zhu et al. 2023, arXiv 2301.11270).
     """
@@ -163,29 +167,17 @@ def plackett_luce_loss(ranked: Tensor) -> Tensor:
     return (remaining - ranked).sum(-1)
 
 
-def bellman_loss(values: Tensor, next_values: Tensor, next_probs: Tensor, outcome: Tensor, mask: Tensor) -> Tensor:
-    """CD-Q (arXiv 2310.17022): squared error of V(y[:i]) with the mean of V(y[:i] v) under the language model.
-
-    values, mask (B, T); next_values and next_probs (B, T, V); outcome (B,) stands in for the mean at the last token of
-    a response, the last one of the mask. The target takes no gradient. Summed over tokens, averaged over B.
-    """
-    target = (next_probs * next_values).sum(-1).detach()
-    last = mask & ~torch.nn.functional.pad(mask[:, 1:], (0, 1))
-    target = torch.where(last, outcome[:, None], target)
-    return ((values - target).square() * mask).sum(-1).mean()
-
-
 def path_consistency_loss(values: Tensor, taken: Tensor, outcome: Tensor, mask: Tensor) -> Tensor:
-    """Multi-step path consistency of soft Q-learning (arXiv 2106.07704, with the language model as the prior):
+    """Multi-step path consistency of soft Q-learning, with the language model as the prior (arXiv 2106.07704).
 
-    for every t, the sum over s >= t of (Q(s, y_s) - V(s)) is to be outcome - V(t), where V is the log-mean-exp of Q
-    under the language model: the soft counterpart of the max of FaRMA. values V(s) and taken Q(s, y_s), mask (B, T);
-    outcome (B,). V on the right takes no gradient. Summed over tokens, averaged over B.
+    For every t the sum over s >= t of Q(s, y_s) - V(s) should be outcome - V(t), where V is the log-mean-exp of Q
+    under the language model (`soft_values`). values V(s), taken Q(s, y_s) and mask are (B, T), outcome (B,). The
+    target takes no gradient. Summed over tokens, averaged over B.
     """
     advantages = ((taken - values) * mask).flip(-1).cumsum(-1).flip(-1)
     return ((advantages - (outcome[:, None] - values.detach())).square() * mask).sum(-1).mean()
 
 
 def soft_values(q: Tensor, logprobs: Tensor) -> Tensor:
-    """log of the mean of exp Q under the language model, (..., V) to (...): the KL-regularised value of a prefix."""
+    """The KL-regularized value of a prefix, log of the mean of exp Q under the language model: (..., V) to (...)."""
     return (q + logprobs).logsumexp(-1)
