@@ -69,7 +69,9 @@ def test_every_attempt_is_noted_once_with_its_versions(configure, monkeypatch):
 
 def test_why_there_are_no_files_is_said(tmp_path):
     (tmp_path / "a.parquet").symlink_to(tmp_path / "nothing")
-    with pytest.raises(UserError, match=r"there are no .* files at .* \('.*a.parquet': a link to what is not there\)"):
+    with pytest.raises(
+        UserError, match=r"there are no .* files at .* \('.*a.parquet': a link to a file that does not exist\)"
+    ):
         run_directory.listing([str(tmp_path)])
 
 

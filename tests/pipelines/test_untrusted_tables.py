@@ -185,7 +185,7 @@ def test_what_ray_lists_itself_holds_nothing_but_tables(configure, write_parquet
     directory, checkpoint = prompts.run(config), str(tmp_path / "_checkpoint")
     hide(checkpoint, name, trap)
     pq.write_table(pa.table({"prompt_id": ["a"]}), Path(checkpoint, "a.pending.parquet"))
-    with pytest.raises(UserError, match="is nothing that a run wrote there"):
+    with pytest.raises(UserError, match="is no file of the run"):
         generate.complete(config, None, directory, str(tmp_path / "target"), checkpoint)
     assert not asked
 
