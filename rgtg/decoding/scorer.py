@@ -25,7 +25,12 @@ from rgtg.models.reward import RewardModel, check_same_tokens
 from rgtg.models.shapes import right_padded, round_up
 from rgtg.models.text_reward import TextReward
 
-BATCH, WIDTH_MULTIPLE = 32, 32
+# Texts of a forward. Not measured: the shape of what is scored while decoding is that of one request, whatever BATCH.
+BATCH = 32
+
+# Widths are a multiple of this, since rounding depends on the shape. By arithmetic 16 tokens of padding on average,
+# and 16 shapes up to 512 tokens.
+WIDTH_MULTIPLE = 32
 
 
 class Scorer(Protocol):

@@ -20,13 +20,17 @@ from rgtg.training.distributed import DistributedModel
 from rgtg.training.losses import Prefixes, loss_of, prefix_mask, prefix_rewards
 from rgtg.training.prefix_accuracy import PrefixAccuracy
 
-# For a worker that has run out of pairs before the others: it must take part, and this one has no gradient.
+# For a worker that runs out of pairs before the others: it must take part, and this pair has no gradient.
 NO_PAIR = TokenizedPair(prompt_ids=[0], chosen_ids=[0], rejected_ids=[0], common=1)
 
-MICRO_TOKENS = 8192  # of a forward, padding included, where the settings do not say how many pairs it takes
+# Tokens of a forward, padding included, where micro_batch_size is not set. Measured on one CPU core (CPU ms a pair):
+# 100 with 1,024 and 2,048, 121 with 4,096, 127 with 8,192; a GPU needs large forwards. Again:
+# `python -m pipelines.benchmarks.constants MICRO_TOKENS`.
+MICRO_TOKENS = 8192
 
-# On a GPU a new width costs memory of its own and a choice of kernels, and tensor cores take multiples of eight. On a
-# CPU padding costs what tokens cost.
+# On a GPU a new width costs memory and a choice of kernels, and tensor cores take multiples of 8; on a CPU, whose
+# multiple is 1, padding costs as much as tokens. By arithmetic 32 tokens of padding on average. Not measured for want
+# of a GPU: `python -m pipelines.benchmarks.constants GPU_WIDTH_MULTIPLE`.
 GPU_WIDTH_MULTIPLE = 64
 
 
