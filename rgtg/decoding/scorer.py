@@ -39,7 +39,7 @@ class Scorer(Protocol):
     vocabulary: int | None  # ids below it can be scored
 
     def read(self, prompt: Prompt) -> tuple[list[int], str]:
-        """A prompt as a request carries it: token ids, or text. Raises RowError for one that cannot be tokenised."""
+        """A prompt as a request carries it: token ids, or text. Raises RowError for one that cannot be tokenized."""
 
     def guidance(self, method: str, slots: int, k: int) -> Guidance | None:
         """What shows the candidates' rewards to a method; None where it looks at none."""

@@ -200,6 +200,6 @@ def test_path_consistency_is_zero_at_the_soft_values_that_tilt_the_language_mode
     mask = torch.ones(27, 3, dtype=torch.bool)
     assert path_consistency_loss(values, taken, outcome, mask).item() < 1e-20
     assert path_consistency_loss(values, taken + 0.1, outcome, mask).item() == pytest.approx(0.01 + 0.04 + 0.09)
-    # Token by token, p(v) exp(Q(v)) normalised draws exactly the texts of p(y) exp(r(y)).
+    # Token by token, p(v) exp(Q(v)) normalized draws exactly the texts of p(y) exp(r(y)).
     log_p = torch.tensor([sum(world.logprobs(y[:i])[y[i]] for i in range(3)) for y in TEXTS], dtype=torch.float64)
     torch.testing.assert_close(log_p + (taken - values).sum(-1), (log_p + outcome).log_softmax(-1))
