@@ -1,4 +1,4 @@
-"""Prompts to token ids: text or messages, each model's own chat template, one BOS and never two."""
+"""Prompts and responses to token ids: text or messages, by each model's own chat template, with at most one BOS."""
 
 import hashlib
 import json
@@ -13,14 +13,14 @@ from rgtg.errors import RowError, UserError, first_line
 from rgtg.rows import is_unicode
 from rgtg.templates import renderer
 
-MAX_TEXT = 1 << 23  # characters that are tokenised; a context of a million tokens has some four million
+MAX_TEXT = 1 << 23  # characters that are tokenized; a context of a million tokens has about four million
 
 Message = dict[str, str]
 Prompt = str | list[Message]
 
 
 def check_prompt(prompt: Any) -> str | None:
-    """The sentence that says why `prompt` is none, or None for a prompt (text, or a list of {role, content})."""
+    """Why `prompt` is not a prompt (text, or a list of {role, content}); None where it is one."""
     if prompt is None:
         return "the prompt is null"
     if isinstance(prompt, str):
@@ -51,12 +51,12 @@ def prompt_id(prompt: Prompt) -> str:
 
 
 def render(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, day: date | None = None) -> str:
-    """The text a model reads: messages through its own chat template, plain text as it is.
+    """The text that a model reads: messages rendered by its own chat template, plain text unchanged.
 
-    `day` is the date that a template writes which asks for it, by default today's.
+    `day` is the date for templates that write one, by default today.
 
-    Raises UserError for messages where the tokenizer has no chat template or a broken one, RowError where it refuses
-    them, or takes too much time or memory for them.
+    Raises UserError for messages where the tokenizer has no chat template or a broken one, RowError where the template
+    refuses the messages, or needs too much time or memory for them.
     """
     if isinstance(prompt, str):
         return prompt
@@ -65,11 +65,11 @@ def render(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, day: date | None 
             f"the prompt is a list of messages but the tokenizer of {tokenizer.name_or_path!r} has no chat template; "
             "give prompts as text, or a model with a template"
         )
-    # A conversation that ends with the assistant is one that the model goes on with.
+    # The model continues the last message of a conversation that ends with the assistant.
     goes_on = prompt[-1]["role"] == "assistant"
     try:
         template = tokenizer.get_chat_template()
-    except ValueError as error:  # several, and none is the default
+    except ValueError as error:  # several templates without a default
         raise UserError(f"the chat template of {tokenizer.name_or_path!r}: {first_line(error)}") from error
     messages = [{key: value for key, value in message.items() if value is not None} for message in prompt]
     options = {
@@ -81,17 +81,16 @@ def render(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, day: date | None 
 
 
 def check_template(tokenizer: PreTrainedTokenizerBase, day: date | None = None) -> None:
-    """Raises UserError for a chat template that is missing, broken, or takes too long whatever the messages."""
-    with suppress(RowError):  # it may well not take one word
+    """Raises UserError for a chat template that is missing, broken, or too slow for any messages."""
+    with suppress(RowError):  # a template may refuse a single word
         render(tokenizer, [{"role": "user", "content": "word"}], day)
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, day: date | None = None) -> list[int]:
-    """Token ids of a prompt as the model expects it, `day` as for `render`; at least one, with at most one BOS at the
-    start.
+    """Token ids of a prompt as the model expects it: at least one, with at most one BOS. `day` as for `render`.
 
-    Raises RowError for a prompt that is empty in a vocabulary without BOS: nothing stands before the first token; and
-    for text that the tokenizer fails on.
+    Raises RowError for text on which the tokenizer fails, and for an empty prompt where the vocabulary has no BOS: the
+    first token of a completion needs a token before it.
     """
     return _encode(tokenizer, render(tokenizer, prompt, day))
 
@@ -104,11 +103,11 @@ def encode_response(
     complete: bool = True,
     day: date | None = None,
 ) -> list[int]:
-    """Token ids of `response` where it follows `prompt`; with the EOS that ends it if `complete`.
+    """Token ids of `response` after `prompt`, with a final EOS if `complete`.
 
-    The response is tokenised behind its prompt, so that it gets the ids a model would generate there (tokenizers of
-    the SentencePiece family put a space before a text of its own). Where the two merge over the boundary, the prompt
-    keeps its ids, as it does in decoding.
+    Both are tokenized together, so that the response gets the ids a model would generate there (SentencePiece
+    tokenizers put a space before a separate text). Where tokens merge across the boundary, the prompt keeps its ids,
+    as it does in decoding.
     """
     text = render(tokenizer, prompt, day)
     prompt_ids = _encode(tokenizer, text)
@@ -124,8 +123,8 @@ def encode_response(
 
 
 def decode_response(tokenizer: PreTrainedTokenizerBase, prompt_ids: list[int], response_ids: list[int]) -> str:
-    """The text of generated ids, without special tokens, with the space that stands before it in its place."""
-    context = prompt_ids[-8:]  # enough for every tokenizer to know that this is not the start of a text
+    """The text of generated ids, without special tokens, with the space that separates it from the prompt."""
+    context = prompt_ids[-8:]  # enough to show a tokenizer that this is not the start of a text
     with tokenizing():
         before = str(tokenizer.decode(context, skip_special_tokens=True))
         both = str(tokenizer.decode([*context, *response_ids], skip_special_tokens=True))
@@ -136,26 +135,26 @@ def decode_response(tokenizer: PreTrainedTokenizerBase, prompt_ids: list[int], r
 
 @contextmanager
 def tokenizing() -> Iterator[None]:
-    """What a tokenizer written in Rust fails with on a text (it may give up on a regular expression): RowError."""
+    """Raise failures of a tokenizer on a text as RowError; Rust code may panic, as over a regular expression."""
     try:
         yield
-    except BaseException as error:  # a panic is no Exception, and its class cannot be imported
+    except BaseException as error:  # a panic is not an Exception, and its class cannot be imported
         if isinstance(error, Exception) or type(error).__name__ != "PanicException":
             raise
         raise RowError(f"the tokenizer fails on the text: {first_line(error)}") from None
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    if len(text) > MAX_TEXT:  # it takes 300 bytes a character, and nothing can stop it
+    if len(text) > MAX_TEXT:  # it takes 300 bytes a character and cannot be interrupted
         raise RowError(f"the text has {len(text)} characters, more than {MAX_TEXT}")
     bos = tokenizer.bos_token_id
     with tokenizing():
         ids = tokenizer(text).input_ids
     eos = tokenizer.eos_token_id
     if ids and ids[-1] == eos and not text.endswith(tokenizer.eos_token or "\0"):
-        ids = ids[:-1]  # some tokenizers close every text; a prompt is not closed
+        ids = ids[:-1]  # some tokenizers append an EOS to every text; a prompt needs none
     if bos is not None and bos != eos:
-        while ids[:2] == [bos, bos]:  # the template wrote one, the tokenizer another
+        while ids[:2] == [bos, bos]:  # one of the template, another of the tokenizer
             ids = ids[1:]
     if not ids:
         start = bos if bos is not None else eos

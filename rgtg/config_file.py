@@ -1,4 +1,4 @@
-"""Settings as people write them: YAML files and section.key=value overrides, and one clear sentence for a mistake."""
+"""Reading settings: YAML files and section.key=value overrides, with one clear message for a mistake."""
 
 from pathlib import Path
 from typing import Any, get_args
@@ -17,14 +17,14 @@ MAX_BYTES = 1 << 20  # of a config file
 def load(file: str | Path | None = None, overrides: list[str] | tuple[str, ...] = ()) -> Config:
     """The config of a YAML file and `section.key=value` overrides. Raises UserError, naming the key, for a mistake.
 
-    With `models.language` left at `sandbox`, the sandbox's own settings stand in for the general defaults.
+    Where `models.language` is `sandbox`, the sandbox's settings replace the general defaults.
     """
     settings = _read(file)
     for override in overrides:
         key, equals, value = override.partition("=")
         section, dot, name = key.partition(".")
         if not (equals and dot and name):
-            raise UserError(f"{override!r} is no setting; write section.key=value, such as generate.samples=8")
+            raise UserError(f"{override!r} is not a setting; write section.key=value, such as generate.samples=8")
         target = settings.setdefault(section, {})
         if not isinstance(target, dict):
             raise UserError(f"{section!r} is a section of settings, not a value")
@@ -41,11 +41,11 @@ def load(file: str | Path | None = None, overrides: list[str] | tuple[str, ...] 
 
 
 def as_yaml() -> str:
-    """Every setting as a config file to edit: a sentence on each, and its default behind a `#`.
+    """Every setting as a config file to edit: its description, and its default as a comment.
 
-    Behind a `#`, since what a file sets is no default any more: the sandbox has some of its own.
+    As a comment, since a value in a file is no default any more: the sandbox has some defaults of its own.
     """
-    lines = ["# Take away the # in front of a setting to change it."]
+    lines = ["# Remove the # in front of a setting to change it."]
     for section, field in Config.model_fields.items():
         lines.append(f"{section}:")
         assert isinstance(field.annotation, type)
@@ -81,9 +81,9 @@ def _read(file: str | Path | None) -> dict[str, Any]:
 
 
 def value_of(text: str, path: yaml_text.Path = ()) -> Any:
-    """What a person means by a value that is written as text, for the setting at `path`.
+    """The value that a person means by `text`, for the setting at `path`.
 
-    Text is taken as written, ` #` and `: ` included, unless it is quoted, null or a list.
+    For a setting of text it is taken literally, ` #` and `: ` included, unless it is quoted, null or a list.
     """
     try:
         value = yaml_text.read(text, lambda _: _is_text(path))
@@ -95,7 +95,7 @@ def value_of(text: str, path: yaml_text.Path = ()) -> Any:
 
 
 def _is_text(path: yaml_text.Path) -> bool:
-    """Whether the setting at section, key holds text, alone or in a list."""
+    """Whether the setting at (section, key) holds text, or a list of texts."""
     section = Config.model_fields.get(path[0]) if len(path) == 2 else None
     fields = section.annotation.model_fields if section else {}  # type: ignore[union-attr]
     return bool(fields) and path[1] in fields and _holds_text(fields[path[1]].annotation)

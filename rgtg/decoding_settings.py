@@ -21,7 +21,7 @@ class DecodingSettings(Section):
     temperature: float = Field(1.0, gt=0)
     """Divides the whole score of a candidate, log-probability and reward; a greedy method does not feel it."""
     top_p: float = Field(1.0, gt=0, le=1)
-    """Of the candidates only the likeliest that together have this probability; the first one always counts."""
+    """Keep only the most probable candidates that together have this probability; the first one always counts."""
     k: int | None = Field(None, ge=0, le=10**9)
     """Candidates a step, the top-k tokens; by default the method's published value. 0 is the whole vocabulary."""
     proposals: Thousands | None = None

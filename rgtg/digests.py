@@ -1,4 +1,4 @@
-"""SHA-256 of files and directories, the same wherever they lie."""
+"""SHA-256 of files and directories, which does not depend on where they are stored."""
 
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +24,7 @@ def file_digest(uri: str, path: str) -> str:
 
 
 def content_digest(uri: str) -> str:
-    """SHA-256 of all files at `uri`, names and contents: it changes when anything in a directory does."""
+    """The SHA-256 over names and contents of all files at `uri`; hidden files do not count."""
     _, path = resolve(uri)
     total, files = hashlib.sha256(), list_files(uri)
     with ThreadPoolExecutor(READERS) as pool:

@@ -1,4 +1,4 @@
-"""A language model behind an OpenAI-compatible endpoint as a judge of pairs: which of two answers is better."""
+"""A client of an OpenAI-compatible endpoint, and its use as a judge: which of two texts is better."""
 
 import json
 import logging
@@ -37,29 +37,29 @@ Answer with the single letter A or B."""
 
 AT_ONCE = 8
 ATTEMPTS = 6
-DEADLINE_S = 120.0  # of a request, from its first byte to the answer's last
-LONGEST_PAUSE_S = 60.0  # between attempts, whatever the endpoint asks for
+DEADLINE_S = 120.0  # of a request, from its first byte to the last of the answer
+LONGEST_PAUSE_S = 60.0  # between attempts, even if the endpoint asks for more
 MAX_BYTES = 4 << 20  # of an answer
-MAX_UNREADABLE = 0.1  # part of the verdicts
+MAX_UNREADABLE = 0.1  # fraction of the verdicts
 
-# What says that the address, the key or the certificate is wrong, and not that nobody is there.
+# Errors of the address, the key or the certificate, which a retry does not fix.
 MISTAKES = (exceptions.SSLError, exceptions.InvalidURL, exceptions.InvalidSchema, exceptions.InvalidHeader)
 
 
 class Wins(NamedTuple):
-    scores: list[float]  # one a pair
-    asked: int  # verdicts, two for a pair of texts that differ
-    unreadable: int  # of them, each counted as 0.5
+    scores: list[float]  # one per pair
+    asked: int  # verdicts: two per pair whose texts differ
+    unreadable: int  # verdicts that are neither A nor B, each counted as 0.5
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """`url` is the base of the API, such as https://host/v1. Throttling and server errors are tried again."""
+    """`url` is the base of the API, such as https://host/v1. Throttling and server errors are retried."""
 
     url: str
     model: str
     key_variable: str
-    backoff_s: float = 1.0  # before the second attempt; twice as long before each further one
+    backoff_s: float = 1.0  # before the second attempt; doubled before each further one
 
     def wins(self, prompts: Sequence[Prompt], ours: Sequence[str], theirs: Sequence[str]) -> Wins:
         """1.0 where `ours` is preferred, 0.0 where `theirs` is, 0.5 where swapping the sides changes the verdict.
@@ -83,9 +83,9 @@ class Endpoint:
         return Wins(scores, len(verdicts), unreadable)
 
     def ask(self, questions: Sequence[str]) -> list[str]:
-        """The answer to each question, several asked at once; "" where there is no text in it."""
+        """The answer to each question, "" where it has no text. AT_ONCE questions are asked in parallel."""
         key = self._key()
-        stopped: Future[None] = Future()  # by a refusal, or a signal: nobody waits for what else was asked
+        stopped: Future[None] = Future()  # set on a refusal or a signal: the other requests are abandoned
         with requests.Session() as session, ThreadPoolExecutor(AT_ONCE) as pool:
             try:
                 answers = [pool.submit(self._ask, session, key, question, stopped) for question in questions]
@@ -98,10 +98,10 @@ class Endpoint:
                 pool.shutdown(cancel_futures=True)
 
     def _key(self) -> str:
-        """Raises UserError for a key that no header can hold."""
+        """The key, "" without one. Raises UserError for a key that no header can hold."""
         key = os.environ.get(self.key_variable, "").strip()
         if not re.fullmatch(r"[\x21-\x7e]*", key):
-            raise UserError(f"the key in {self.key_variable} has a space, a line's end or a letter that is not ASCII")
+            raise UserError(f"the key in {self.key_variable} has a space, a line break or a non-ASCII character")
         url = urlsplit(self.url)
         if key and url.scheme == "http" and url.hostname not in ("localhost", "127.0.0.1", "::1"):
             logger.info(f"warning: the key in {self.key_variable} goes to {self.url!r} unencrypted; use https://")
@@ -113,7 +113,7 @@ class Endpoint:
             trouble = None
             try:
                 status, asked_pause, content = self._post(session, key, body, stopped)
-            except MISTAKES as error:  # their texts may hold the key or a proxy's password
+            except MISTAKES as error:  # their texts may contain the key or a proxy's password
                 hint = "; name its authority in REQUESTS_CA_BUNDLE" if isinstance(error, exceptions.SSLError) else ""
                 raise UserError(f"the judge {self.url!r} cannot be asked: {type(error).__name__}{hint}") from None
             except (requests.RequestException, HTTPError, TimeoutError) as error:
@@ -131,7 +131,7 @@ class Endpoint:
     def _post(
         self, session: requests.Session, key: str, body: dict[str, Any], stopped: Future[None]
     ) -> tuple[int, str, bytes]:
-        """Status, the pause it asks for and content, within DEADLINE_S and MAX_BYTES. No redirect is followed."""
+        """Status, Retry-After and content, within DEADLINE_S and MAX_BYTES. Redirects are not followed."""
 
         def authorized(request: requests.PreparedRequest) -> requests.PreparedRequest:
             if key:
@@ -142,8 +142,8 @@ class Endpoint:
             with session.post(
                 f"{self.url.rstrip('/')}/chat/completions",
                 json=body,
-                headers={"Accept-Encoding": "identity"},  # nothing to unpack, which may be a thousand times as long
-                auth=authorized,  # as a header it would lose to a .netrc
+                headers={"Accept-Encoding": "identity"},  # no compression, which can expand a thousandfold
+                auth=authorized,  # as a plain header it would be overridden by a .netrc
                 timeout=DEADLINE_S,
                 allow_redirects=False,
                 stream=True,
@@ -178,7 +178,7 @@ class Endpoint:
             given = json.loads(content)["choices"][0]["message"]["content"]
         except (ValueError, LookupError, TypeError, RecursionError):
             raise UserError(f"the judge {self.url!r} does not speak the chat completions API") from None
-        if isinstance(given, list):  # of parts
+        if isinstance(given, list):  # a list of parts
             given = "".join(str(part.get("text") or "") for part in given if isinstance(part, dict))
         return given if isinstance(given, str) else ""
 
@@ -195,8 +195,9 @@ def _prefers_first(answer: str) -> float | None:
 
 
 def _within(seconds: float, call: Any, stopped: Future[None]) -> Any:
-    """What `call` gives. Raises TimeoutError after `seconds`, or when `stopped` is set: a socket's own timeout begins
-    anew at every byte.
+    """The result of `call`. Raises TimeoutError after `seconds`, or when `stopped` is set.
+
+    A socket's own timeout is not enough: it restarts with every byte.
     """
     result: Future[Any] = Future()
 
@@ -206,6 +207,6 @@ def _within(seconds: float, call: Any, stopped: Future[None]) -> Any:
         except BaseException as error:
             result.set_exception(error)
 
-    threading.Thread(target=run, daemon=True).start()  # one that hangs keeps no process from its end
+    threading.Thread(target=run, daemon=True).start()  # a thread that hangs does not keep the process from ending
     wait([result, stopped], seconds, return_when=FIRST_COMPLETED)
     return result.result(0)

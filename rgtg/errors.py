@@ -1,10 +1,10 @@
-"""What a user's mistake raises: its text is the whole answer. No credentials are in it."""
+"""Exceptions whose text is all that a user needs to see: one line, without credentials."""
 
 import os
 import re
 
-# Of a URL: what stands before @, but for a lone user of hdfs:// and the like; and parameters that sign or open. Of
-# headers: what follows.
+# In a URL: the part before @, except a lone user name as in hdfs://user@host; and parameters with keys or signatures.
+# In a header: its value.
 _USER_INFO = re.compile(
     r"(?i)(?<=://)[^/\s@:'\"]*:[^\s'\"]*?(?=@)|(?:(?<=https://)|(?<=http://)|(?<=s3://))[^/\s'\"]*(?=@)"
 )
@@ -16,7 +16,7 @@ _HEADER = re.compile(
     r"(?i)\b(authorization|x-amz-security-token|x-api-key)(['\"]?\s*[:=]\s*['\"]?)(bearer |basic )?[^\s'\",]+"
 )
 _SECRET_NAMES = re.compile(r"(?i)(key|token|secret|password|passwd|credentials)$")
-_SHORTEST = 8  # a value of the environment that is shorter is as likely a word
+_SHORTEST = 8  # a shorter value of the environment is as likely an ordinary word
 
 
 def without_url_credentials(text: str) -> str:
@@ -24,7 +24,7 @@ def without_url_credentials(text: str) -> str:
 
 
 def redacted(text: str) -> str:
-    """`text` without the credentials in it: those of URLs and headers, and values of the environment's secrets."""
+    """`text` without credentials: those of URLs and headers, and the values of secret environment variables."""
     text = _HEADER.sub(r"\1\2\3***", without_url_credentials(text))
     for name, value in os.environ.items():
         if len(value.strip()) >= _SHORTEST and _SECRET_NAMES.search(name) and not os.path.isabs(value):
@@ -33,29 +33,29 @@ def redacted(text: str) -> str:
 
 
 class UserError(Exception):
-    """What is wrong, where, and what to do, in one sentence. Commands print it and exit with 2."""
+    """A user's mistake: what is wrong, where, and what to do, in one sentence. Commands print it and exit with 2."""
 
-    def __init__(self, sentence: str) -> None:
-        super().__init__(redacted(printable(sentence)))
+    def __init__(self, message: str) -> None:
+        super().__init__(redacted(printable(message)))
 
 
 class TransientError(Exception):
-    """Something outside does not answer; the same command may well work later. Printed too, and the exit code is 1."""
+    """Something outside does not answer; the same command may work later. Commands print it and exit with 1."""
 
-    def __init__(self, sentence: str) -> None:
-        super().__init__(redacted(printable(sentence)))
+    def __init__(self, message: str) -> None:
+        super().__init__(redacted(printable(message)))
 
 
 class RowError(UserError):
-    """The mistake is in one row of the data: that row is marked with the sentence, and the rest goes on."""
+    """A mistake in one row of the data: the row is marked with the message, and the job continues."""
 
 
 def printable(text: str) -> str:
-    """Text as one line that any terminal and log can take: names of files, ids and keys may hold anything."""
+    """`text` as one line that any terminal and log can show; names of files, ids and keys may hold anything."""
     line = " ".join(text.splitlines())
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
 
 
 def first_line(error: BaseException) -> str:
-    """What an exception says, as part of a sentence; some say nothing."""
+    """The first line of an exception's text, or its type where it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -33,7 +33,7 @@ OBJECTIVES: dict[str, Objective] = {
     "rad": Objective("rad_loss_sum"),
     "fudge": Objective("fudge_loss_sum"),
     "cd": Objective("cd_loss_sum"),
-    # Heads of next tokens: FaRMA, arXiv 2502.04517, and GenARM, arXiv 2410.08193, Bradley-Terry on the sum of the
+    # Token-level heads: FaRMA, arXiv 2502.04517, and GenARM, arXiv 2410.08193, Bradley-Terry on the sum of the
     # log-probabilities of a response, with its scale.
     "farma": Objective("farma_loss_sum", heads=("next-token",), best_next=True),
     "genarm": Objective("full_loss_sum", heads=("log-probability",), scale=0.05),
@@ -82,11 +82,11 @@ METHODS: dict[str, Method] = {
     # PARGS and PARGS-G, arXiv 2406.07780: a reward model trained on partial sequences.
     "pargs": Method("candidates", False, 2.0, 10, "partial"),
     "pargs-greedy": Method("candidates", True, 1.0, 10, "partial"),
-    # The same objective with a head of next tokens: one reward call a token.
+    # The same objective with a token-level head: one reward call a token.
     "pargs-next-token": Method("next-token", False, 2.0, 10, "partial"),
     # ARGS-greedy, arXiv 2402.01694: a reward model trained on full sequences.
     "args": Method("candidates", True, 1.0, 10, "full"),
-    # FaRMA, arXiv 2502.04517, and GenARM, arXiv 2410.08193: heads of next tokens.
+    # FaRMA, arXiv 2502.04517, and GenARM, arXiv 2410.08193: token-level heads.
     "farma": Method("next-token", False, 1.0, 10, "farma"),
     "genarm": Method("next-token", False, 1.0, 10, "genarm"),
     # RAD, arXiv 2310.09520: regression on prefixes, the reward clamped.

@@ -1,7 +1,7 @@
 """Copies of remote models on this machine: made once for all its processes, private to the user, checked before use.
 
-They lie in `$RGTG_CACHE/copies` (by default ~/.cache/rgtg/copies), each beside a lock that its readers share. What no
-process has used for a week is removed.
+They are in `$RGTG_CACHE/copies` (by default ~/.cache/rgtg/copies), each with a lock that its readers share. A copy
+that no process has used for a week is removed.
 """
 
 import errno
@@ -26,21 +26,21 @@ from rgtg.storage import READERS, is_local, list_files, resolve
 from rgtg.storage_errors import translate_errors
 
 UNUSED_S = 7 * 24 * 3600
-SIZES = ".sizes.json"  # of a copy's files: written last
-FRESH = ".fresh-"  # in the name of one that is being made
+SIZES = ".sizes.json"  # file with the sizes of a copy's files: written last
+FRESH = ".fresh-"  # part of the name of a copy in the making
 
-_held: dict[Path, int] = {}  # descriptors of the locks of copies that this process uses, to its end
+_held: dict[Path, int] = {}  # descriptors of the locks that this process holds, until it ends
 
 
 def local_copy(uri: str) -> str:
-    """A local path with the files at `uri`: the path itself, or a copy of a remote directory, made once a node.
+    """A local path with the files at `uri`: a local path itself, or a copy of a remote directory, made once a node.
 
-    The copy is keyed by the names, sizes and times of the files, so a changed model is fetched anew.
+    The key of the copy is the names, sizes and times of the files, so that a changed model is fetched again.
     """
     if "://" not in uri or is_local(uri):
         return uri if "://" not in uri else resolve(uri)[1]
     filesystem, path = resolve(uri)
-    files = list_files(uri)  # and no others: a key may have a .. that leads out of the copy
+    files = list_files(uri)  # only these: a key with .. would leave the copy's directory
 
     def fetch(target: str) -> None:
         def one(file: pafs.FileInfo) -> None:
@@ -58,20 +58,20 @@ def local_copy(uri: str) -> str:
 
 
 def copy_of(what: list[object], fetch: Callable[[str], None]) -> str:
-    """The directory that `fetch` fills for `what`: names, sizes and times of files, which are its key.
+    """The directory that `fetch` fills. Its key is `what`: names, sizes and times of files.
 
-    Raises UserError where the cache is not this user's own.
+    Raises UserError where the cache is not private to this user.
     """
     home = _home()
     target = home / hashlib.sha256(repr(what).encode()).hexdigest()[:24]
     with _locked(home / "all.lock", fcntl.LOCK_EX):
         _remove_unused(home, target)
     if target not in _held:
-        # The actors of a machine start together: one of them copies, and the others wait for it, but not for its end.
+        # The actors of a machine start together: one copies, and the others wait for the copy, not for its process.
         with _locked(target.with_suffix(".copying"), fcntl.LOCK_EX):
             lock = target.with_suffix(".lock")
             used = _open(lock)
-            fcntl.flock(used, fcntl.LOCK_SH)  # from here on nobody removes it
+            fcntl.flock(used, fcntl.LOCK_SH)  # now no other process removes it
             os.utime(lock)
             try:
                 if not _is_whole(target):
@@ -81,25 +81,25 @@ def copy_of(what: list[object], fetch: Callable[[str], None]) -> str:
                 raise
             _held[target] = used
     if not _is_whole(target):
-        raise UserError(f"the copy {str(target)!r} of a model changed while it was in use; start again")
+        raise UserError(f"the copy {str(target)!r} of a model changed while it was in use; run the command again")
     return str(target)
 
 
 def cache_directory() -> Path:
-    """`$RGTG_CACHE`, by default ~/.cache/rgtg, made where it is not there. Raises UserError where it cannot be."""
+    """`$RGTG_CACHE`, by default ~/.cache/rgtg, created if missing. Raises UserError where that fails."""
     given = os.environ.get("RGTG_CACHE") or "~/.cache/rgtg"
     try:
         base = Path(given).expanduser().absolute()
         base.mkdir(parents=True, exist_ok=True)
-    except RuntimeError as error:  # in a container whose user has no entry and no HOME
-        raise UserError(f"there is no home for the cache {given!r}; set RGTG_CACHE") from error
+    except RuntimeError as error:  # in a container whose user is not in /etc/passwd and has no HOME
+        raise UserError(f"cannot find the home directory for the cache {given!r}; set RGTG_CACHE") from error
     except OSError as error:
         raise UserError(f"cannot write to the cache {given!r}: {error.strerror}; set RGTG_CACHE") from error
     return base
 
 
 def _home() -> Path:
-    """The directory of all copies, of this user alone."""
+    """The directory of all copies, private to this user."""
     home = cache_directory() / "copies"
     try:
         with suppress(FileExistsError):
@@ -109,7 +109,8 @@ def _home() -> Path:
         raise UserError(f"cannot write to the cache {str(home)!r}: {error.strerror}; set RGTG_CACHE") from error
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
         raise UserError(
-            f"the cache {str(home)!r} is no directory of this user's alone (mode 0700); mend that, or set RGTG_CACHE"
+            f"the cache {str(home)!r} must be a directory that only this user can enter; chmod it to 0700, or set "
+            "RGTG_CACHE"
         )
     return home
 
@@ -118,13 +119,13 @@ def _open(path: Path) -> int:
     try:
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        remedy = "remove it" if error.errno == errno.ELOOP else "make room and let it be written, or set RGTG_CACHE"
+        remedy = "remove it" if error.errno == errno.ELOOP else "free space and make it writable, or set RGTG_CACHE"
         raise UserError(f"cannot open the lock {str(path)!r}: {error.strerror}; {remedy}") from error
 
 
 @contextmanager
 def _locked(path: Path, how: int) -> Iterator[bool]:
-    """Whether it was free: always, but for LOCK_NB."""
+    """Hold a lock. Yields whether it was free: with LOCK_NB it may not be, and is not held then."""
     descriptor = _open(path)
     try:
         free = True
@@ -134,7 +135,7 @@ def _locked(path: Path, how: int) -> Iterator[bool]:
             free = False
         yield free
     finally:
-        fcntl.flock(descriptor, fcntl.LOCK_UN)  # a child that was forked meanwhile has the descriptor too
+        fcntl.flock(descriptor, fcntl.LOCK_UN)  # a child forked in the meantime has the descriptor too
         os.close(descriptor)
 
 
@@ -163,7 +164,7 @@ def _is_whole(target: Path) -> bool:
 
 
 def _remove_unused(home: Path, wanted: Path) -> None:
-    """Copies that no process holds, nor has taken for a week, and what killed ones left of their copying.
+    """Remove copies unused for a week, and what killed processes left unfinished.
 
     The locks stay: another process may just have opened them.
     """
@@ -175,7 +176,7 @@ def _remove_unused(home: Path, wanted: Path) -> None:
         with _locked(lock, fcntl.LOCK_EX | fcntl.LOCK_NB) as free:
             if free:
                 shutil.rmtree(copy, ignore_errors=True)
-    # At once and whatever the clock says: a model fills half a disk, and the next attempt needs that half.
+    # Unfinished copies go at once: a model may fill half a disk, and the next attempt needs that half.
     for fresh in home.glob(f"*{FRESH}*"):
         with _locked(home / f"{fresh.name.partition(FRESH)[0]}.copying", fcntl.LOCK_EX | fcntl.LOCK_NB) as free:
             if free:

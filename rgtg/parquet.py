@@ -1,8 +1,8 @@
-"""Parquet files of others, read as plain Arrow types: no extension type of theirs is ever made.
+"""Untrusted Parquet files, read as plain Arrow types: no extension type in them is ever instantiated.
 
-A file's Arrow schema names extension types, and each name that this process has registered runs code: Ray's type for
-Python objects unpickles its values. So the names are taken out of the footer before Arrow reads it, at any depth of
-nesting, and every column is what it is stored as.
+A file's Arrow schema may name extension types, and a name that this process has registered runs code: Ray's type for
+Python objects unpickles its values. So the names are removed from the footer before Arrow reads it, at any depth of
+nesting, and every column has its storage type.
 """
 
 import base64
@@ -14,24 +14,24 @@ import pyarrow.parquet as pq
 
 from rgtg.errors import first_line
 
-# What Arrow raises where it cannot read: of the last two are bytes that are no text, and dates that Python has not.
+# Errors of reading a file; the last two are for bytes that are not text, and dates that Python does not have.
 UNREADABLE = (pa.ArrowException, OSError, ValueError, OverflowError)
 
 MAGIC, ENCRYPTED = b"PAR1", b"PARE"
-TAIL = 64 * 1024  # bytes of a file's end that are read first; most footers are shorter
+TAIL = 64 * 1024  # bytes at the end of a file that are read first; most footers are shorter
 
 SCHEMA = b"ARROW:schema"  # the key of a file's Arrow schema, an IPC message in base64
-EXTENSION = b"ARROW:extension:"  # how the keys of an extension type begin in it
-UNKNOWN_SCHEMA, UNKNOWN_EXTENSION = b"-----:schema", b"-----:extension:"  # as long, and nothing to Arrow
+EXTENSION = b"ARROW:extension:"  # prefix of an extension type's keys in it
+UNKNOWN_SCHEMA, UNKNOWN_EXTENSION = b"-----:schema", b"-----:extension:"  # of the same lengths, and unknown to Arrow
 
 
 def open_parquet(source: pa.NativeFile) -> pq.ParquetFile:
-    """A Parquet file whose columns have plain types: extension types are what they are stored as.
+    """Open a Parquet file; columns of extension types have their storage types.
 
-    Raises one of UNREADABLE for a file that is none, or is encrypted.
+    Raises one of UNREADABLE for a file that is encrypted or not Parquet.
     """
     footer = plain_footer(read_footer(source))
-    # A file that has nothing but the footer is enough to parse it.
+    # A file of nothing but this footer, from which Arrow parses the metadata.
     alone = MAGIC + footer + len(footer).to_bytes(4, "little") + MAGIC
     metadata = pq.ParquetFile(pa.BufferReader(alone)).metadata
     source.seek(0)
@@ -39,14 +39,14 @@ def open_parquet(source: pa.NativeFile) -> pq.ParquetFile:
 
 
 def read_footer(source: pa.NativeFile) -> bytes:
-    """The footer of a Parquet file, Thrift as it was written. Raises ValueError where there is none."""
+    """The raw footer (Thrift) of a Parquet file. Raises ValueError where there is none."""
     size = source.size()
     source.seek(max(0, size - TAIL))
     tail = source.read(TAIL)
     if tail[-4:] == ENCRYPTED:
         raise ValueError("it is encrypted")
     if size < 12 or tail[-4:] != MAGIC:
-        raise ValueError("it does not end as one")
+        raise ValueError("it does not end like a Parquet file")
     length = int.from_bytes(tail[-8:-4], "little")
     if length > size - 12:
         raise ValueError("its footer is longer than the file")
@@ -57,13 +57,13 @@ def read_footer(source: pa.NativeFile) -> bytes:
 
 
 def plain_footer(footer: bytes) -> bytes:
-    """A footer of the same length without a name of an extension type.
+    """The footer without names of extension types, at the same length.
 
-    Arrow finds its schema by a key, which must stand in the footer as it is. Wherever it stands, the value behind it
-    is made plain; where that is no value that Arrow would write, the key becomes one that Arrow does not know.
+    Arrow finds its schema by a key in the footer. Wherever that key occurs, the names are removed from the schema
+    behind it; where the bytes behind it are no schema that Arrow would write, the key itself is made unknown.
     """
     plain = bytearray(footer)
-    for start in _places(footer, SCHEMA):
+    for start in _offsets(footer, SCHEMA):
         end = start + len(SCHEMA)
         value = _string(footer, end)
         if value and (schema := _plain_schema(footer[value])):
@@ -73,7 +73,7 @@ def plain_footer(footer: bytes) -> bytes:
     return bytes(plain)
 
 
-def _places(data: bytes, part: bytes) -> Iterator[int]:
+def _offsets(data: bytes, part: bytes) -> Iterator[int]:
     start = data.find(part)
     while start >= 0:
         yield start
@@ -81,9 +81,9 @@ def _places(data: bytes, part: bytes) -> Iterator[int]:
 
 
 def _string(footer: bytes, start: int) -> slice | None:
-    """Where the string that follows at `start` is, in Thrift's compact protocol: the next field, and its length.
+    """The slice of the string field that begins at `start`, in Thrift's compact protocol.
 
-    None where it does not end its struct: of two fields with one id the last one counts.
+    None where it is not the last field of its struct: of two fields with the same id the last one counts.
     """
     if footer[start : start + 1] != b"\x18":
         return None
@@ -98,7 +98,7 @@ def _string(footer: bytes, start: int) -> slice | None:
 
 
 def _plain_schema(value: bytes) -> bytes | None:
-    """An Arrow schema in base64 without names of extension types; None where that is no base64 in its normal form."""
+    """An Arrow schema in base64 without names of extension types; None where it is not canonical base64."""
     try:
         message = base64.b64decode(value, validate=True)
     except binascii.Error:
@@ -109,9 +109,9 @@ def _plain_schema(value: bytes) -> bytes | None:
 
 
 def parquet_fault(source: pa.NativeFile, columns: list[str] | None = None) -> str | None:
-    """Why the rows of a Parquet file cannot be read, None where all can (of those columns).
+    """Why some rows of a Parquet file cannot be read (in `columns`); None where all can.
 
-    They are decoded once for that: a file may be broken far behind a schema that is whole, and lose rows silently.
+    Everything is decoded once: behind a valid footer a file may be corrupt, and lose rows silently.
     """
     try:
         file = open_parquet(source)

@@ -1,4 +1,4 @@
-"""Columns of prompts that are not ours and pass through: one type for all files, in which no value loses anything."""
+"""Columns of the user's prompts that pass through: one Arrow type for all files, in which no value loses anything."""
 
 import json
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from rgtg.parquet import UNREADABLE, open_parquet
 from rgtg.rows import is_unicode
 
-# A column of one file: Arrow's, with the type that the file gives it, or the values of JSON, which has no such types.
+# A column of one file: of Parquet with the type in the file, of JSON as a list of values without Arrow types.
 Column: TypeAlias = pa.ChunkedArray | list[Any]
 
 _SAME_VALUES = {
@@ -22,9 +22,9 @@ _SAME_VALUES = {
 
 
 def common_type(columns: Sequence[Column]) -> pa.DataType:
-    """The Arrow type of one column in all files where they agree, and text where they do not.
+    """The Arrow type of one column in all files; string where the files disagree.
 
-    The files of JSON count as one; nulls agree with everything.
+    All JSON files count as one; nulls agree with every type.
     """
     values = [value for column in columns if isinstance(column, list) for value in column]
     kinds = {_plain(column.type) for column in columns if isinstance(column, pa.ChunkedArray)}
@@ -34,18 +34,18 @@ def common_type(columns: Sequence[Column]) -> pa.DataType:
 
 
 def as_type(column: Column, kind: pa.DataType) -> pa.Array | pa.ChunkedArray:
-    """A column in its common type: text where its own values are of another."""
+    """A column cast to its common type; as text where the file has another type."""
     if isinstance(column, list):
         return pa.array([_text(value) for value in column] if pa.types.is_string(kind) else column, kind)
     if column.type == kind or _plain(column.type) == kind or pa.types.is_null(column.type):
         return column.cast(kind)
     if pa.types.is_temporal(column.type) or pa.types.is_decimal(column.type):
-        return column.cast(kind)  # to the last digit, and with the zone; Python has fewer digits
+        return column.cast(kind)  # Arrow keeps all digits and the time zone; Python would not
     return pa.array([_text(value) for value in column.to_pylist()], kind)
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:
-    """The type of the same values without the choice of how they are laid out."""
+    """The type of the same values in the usual layout: no dictionary, no large or view type."""
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     return _SAME_VALUES.get(kind, kind)
 
@@ -58,7 +58,7 @@ def _type_of(values: list[Any]) -> pa.DataType:
 
 
 def _is_stored(kind: pa.DataType) -> bool:
-    """Whether Parquet has this type; it has none for structs without members, or lists nested a hundredfold."""
+    """Whether Parquet can store this type: it cannot store empty structs, or lists nested a hundred deep."""
     trial = pa.BufferOutputStream()
     try:
         pq.write_table(pa.table([pa.array([], kind)], ["values"]), trial)
@@ -68,7 +68,7 @@ def _is_stored(kind: pa.DataType) -> bool:
 
 
 def _text(value: Any) -> str | None:
-    """A value as text; JSON where it is no text that can be stored."""
+    """A value as text: itself, decoded bytes (else hex), or JSON."""
     if value is None or (isinstance(value, str) and is_unicode(value)):
         return value
     if isinstance(value, bytes):

@@ -33,7 +33,7 @@ def fault(path: str) -> str | None:
 
 
 def fault_of_root(path: str) -> str | None:
-    """Why run directories cannot be made below `path`; Ray takes some names for patterns."""
+    """As `fault`, for the directory of runs; Ray would take some of its names for patterns."""
     if (found := fault(path)) is None and (pattern := re.search(r"[*?\[]", path)):
         return f"holds {pattern[0]!r}, which Ray takes for a pattern; give a directory without it"
     return found
@@ -65,7 +65,7 @@ def is_endpoint(uri: str) -> bool:
 
 
 def fault_of_judge(uri: str) -> str | None:
-    """Why `uri` is neither a reward model nor the base of an endpoint."""
+    """As `fault`, for a reward model or the base URL of an endpoint."""
     if not is_endpoint(uri):
         return fault(uri)
     try:

@@ -1,4 +1,4 @@
-"""The Arrow schemas of everything that is written, and nothing else."""
+"""The Arrow schemas of all tables that a run writes."""
 
 import pyarrow as pa
 
@@ -22,18 +22,18 @@ COMPLETION = pa.struct(
     ]
 )
 
-# Columns of ours in prompts/ and completions/; every other column of the input passes through beside them.
+# Our columns in prompts/ and completions/; every other column of the input passes through.
 PROMPT_COLUMNS = ("prompt_id", "prompt", "error")
 COMPLETION_COLUMNS = ("prompt_id", "prompt", "completions", "method", "error")
 
 
 def prompts_schema(prompt: pa.DataType, passed_through: list[pa.Field]) -> pa.Schema:
-    """prompts/: `prompt` is text or messages; `error` says why a row can have no completions."""
+    """prompts/: `prompt` is text or messages; `error` says why a row cannot be completed."""
     return pa.schema([("prompt_id", pa.string()), ("prompt", prompt), ("error", pa.string()), *passed_through])
 
 
 def completions_schema(prompts: pa.Schema) -> pa.Schema:
-    """completions/, one row a prompt, with what passed through the table of prompts."""
+    """completions/: one row per prompt, with the columns that pass through."""
     passed_through = [field for field in prompts if field.name not in PROMPT_COLUMNS]
     return pa.schema(
         [
@@ -48,7 +48,7 @@ def completions_schema(prompts: pa.Schema) -> pa.Schema:
 
 
 def preferences_schema(prompt: pa.DataType) -> pa.Schema:
-    """preferences/: the columns of TRL, text or messages alike in all three, and where the pair comes from.
+    """preferences/: the columns of TRL, all three text or all three messages, and the origin of the pair.
 
     None is called `margin`, which trainers subtract inside their loss.
     """

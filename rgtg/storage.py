@@ -22,9 +22,9 @@ from rgtg.path_syntax import join as join
 from rgtg.storage_errors import translate_errors
 
 NOT_REGULAR = "not a regular file"
-DANGLING = "a link to what is not there"
+DANGLING = "a link to a file that does not exist"
 
-READERS = 16  # files read at once: an object store answers slowly, and many requests as fast as one
+READERS = 16  # files read at once: an object store is slow to answer, and answers many requests as fast as one
 
 
 def resolve(uri: str | Path) -> tuple[pafs.FileSystem, str]:
@@ -44,7 +44,7 @@ def resolve(uri: str | Path) -> tuple[pafs.FileSystem, str]:
 
 
 def absolute(uri: str, *, must_exist: bool = True) -> str:
-    """A local path made absolute. A URI, and what is not there and may be a hub id, stays as it is."""
+    """A local path made absolute. A URI stays unchanged, and so does what does not exist: it may be a hub id."""
     if "://" in uri:
         return uri
     path = os.path.abspath(os.path.expanduser(uri))
@@ -61,12 +61,15 @@ def exists(uri: str) -> bool:
 
 
 def list_files(uri: str, suffixes: tuple[str, ...] = ("",)) -> list[pafs.FileInfo]:
-    """The files at or below `uri` whose names end so, by path; hidden ones aside. UserError: nothing there."""
+    """The files at or below `uri` with these suffixes, sorted by path, without hidden ones.
+
+    Raises UserError where nothing exists at `uri`.
+    """
     return [file for file, fault in scan(uri, suffixes) if fault is None]
 
 
 def scan(uri: str, suffixes: tuple[str, ...]) -> list[tuple[pafs.FileInfo, str | None]]:
-    """All that is at or below `uri`, by path, and why `list_files` leaves it out; hidden files aside."""
+    """Every file at or below `uri`, sorted by path, and why `list_files` leaves it out, if so; hidden ones aside."""
     filesystem, path = resolve(uri)
     info = _info(filesystem, path, uri)
     if info.type == pafs.FileType.NotFound:
@@ -82,10 +85,10 @@ def scan(uri: str, suffixes: tuple[str, ...]) -> list[tuple[pafs.FileInfo, str |
 
 
 def _scan_locally(path: str, uri: str, suffixes: tuple[str, ...]) -> list[tuple[pafs.FileInfo, str | None]]:
-    """The same of a local directory: links are followed, and a directory that links lead to again is met once."""
+    """`scan` of a local directory. Links are followed; a directory that several links lead to is visited once."""
     filesystem = pafs.LocalFileSystem()
     found: list[tuple[pafs.FileInfo, str | None]] = []
-    directories: set[str] = set()  # as they are in reality
+    directories: set[str] = set()  # with all links resolved
 
     def unreadable(error: OSError) -> None:
         found.append((pafs.FileInfo(error.filename), f"cannot be read ({error.strerror})"))
@@ -124,7 +127,7 @@ def read_bytes(uri: str, at_most: int | None = None) -> bytes:
     filesystem, path = resolve(uri)
 
     def read() -> bytes:
-        with filesystem.open_input_file(path) as file:  # a stream would ask for it in small pieces
+        with filesystem.open_input_file(path) as file:  # a stream would request it in small pieces
             return file.read(at_most)
 
     with translate_errors(f"cannot read {uri!r}"):
@@ -136,13 +139,13 @@ def read_json(uri: str) -> Any:
 
 
 def write_bytes(uri: str, data: bytes | pa.Buffer) -> None:
-    """Write a file that a reader sees whole or not at all."""
+    """Write a file atomically: a reader sees it whole or not at all."""
     filesystem, path = resolve(uri)
     with translate_errors(f"cannot write {uri!r}"):
         if isinstance(filesystem, pafs.LocalFileSystem):
             _write_local(path, data)
         else:
-            # In a thread, since a signal interrupts this one: a stream that is dropped half way publishes what it has.
+            # In a thread of its own: a signal interrupts this one, and an unfinished stream would publish a part.
             with ThreadPoolExecutor(1) as writer:
                 writer.submit(_write_object, filesystem, path, data).result()
 
@@ -155,7 +158,7 @@ def _write_object(filesystem: pafs.FileSystem, path: str, data: bytes | pa.Buffe
 def _write_local(path: str, data: bytes | pa.Buffer) -> None:
     os.makedirs(os.path.dirname(path), exist_ok=True)
     temporary = _beside(path)
-    # Not by tempfile, whose mode no umask changes: who may read a run is for the user to say.
+    # Not by tempfile, which ignores the umask: who may read a run is the user's decision.
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         with os.fdopen(descriptor, "wb") as stream:
@@ -169,7 +172,7 @@ def _write_local(path: str, data: bytes | pa.Buffer) -> None:
 
 
 def _beside(path: str) -> str:
-    """A name of nothing yet in the directory of `path`, hidden."""
+    """A new hidden name in the directory of `path`."""
     return os.path.join(os.path.dirname(path), f".{uuid.uuid4().hex}")
 
 
@@ -178,14 +181,14 @@ def write_json(uri: str, value: Any) -> None:
 
 
 def make_directory(uri: str) -> None:
-    """Raises UserError where it cannot be written to."""
+    """Make a directory and its parents. Raises UserError where that is not permitted."""
     filesystem, path = resolve(uri)
     with translate_errors(f"cannot write to {uri!r}"):
         filesystem.create_dir(path, recursive=True)
 
 
 def remove(uri: str) -> None:
-    """Remove a file, or a directory and all below it; nothing happens where there is none."""
+    """Remove a file, or a directory with everything below it, if it exists."""
     filesystem, path = resolve(uri)
     with translate_errors(f"cannot remove {uri!r}"):
         kind = filesystem.get_file_info(path).type

@@ -1,4 +1,4 @@
-"""Tables of a run as Parquet files: read by name, written whole."""
+"""The tables of a run: directories of Parquet files, read file by file and written atomically."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +17,7 @@ from rgtg.storage_errors import translate_errors
 def read_tables(
     uri: str, columns: list[str] | None = None, keep: Callable[[str], bool] = lambda path: True
 ) -> Iterator[pa.Table]:
-    """The Parquet files at `uri` whose path is to `keep`, a table each, by name; some are read ahead."""
+    """The Parquet files at `uri` that `keep` accepts by path, one table each, sorted; some are read in advance."""
     filesystem, _ = resolve(uri)
 
     def read(file: pafs.FileInfo) -> pa.Table:
@@ -34,9 +34,9 @@ def read_tables(
 
 
 def check_tables(uri: str) -> list[str]:
-    """The paths of the Parquet files at `uri`, for a reader that is not ours, which may take others for tables too.
+    """The paths of the Parquet files at `uri`, safe for other readers than ours, such as Ray's.
 
-    Raises UserError where one names extension types, whose code that reader may run. No table of a run has any.
+    Raises UserError where a file names extension types, whose code such a reader may run. No table of a run has any.
     """
     filesystem, _ = resolve(uri)
 
@@ -52,26 +52,29 @@ def check_tables(uri: str) -> list[str]:
     with ThreadPoolExecutor(READERS) as pool, translate_errors(f"cannot read {uri!r}"):
         for file, safe in zip(files, pool.map(is_safe, files), strict=True):
             if not safe:
-                raise UserError(f"{file.path!r} has columns of extension types, so this is no table that a run wrote")
+                raise UserError(
+                    f"{file.path!r} has columns of extension types, which no run writes; remove the file, or give "
+                    "another run.id"
+                )
     return [file.path for file in files]
 
 
 def check_lists(uri: str) -> None:
-    """The same of a directory that such a reader lists itself.
+    """`check_tables` for a reader that lists the directory at `uri` itself.
 
-    Raises UserError also where there is anything else in it: by the reader's rules it might be a table.
+    Raises UserError also where the directory holds anything else, which that reader might take for a table.
     """
     filesystem, path = resolve(uri)
     with translate_errors(f"cannot read {uri!r}"):
         for found in filesystem.get_file_info(pafs.FileSelector(path)):
             is_table = found.type == pafs.FileType.File and found.base_name.endswith(".parquet")
             if not is_table and not found.base_name.startswith((".", "_")):
-                raise UserError(f"{found.path!r} is nothing that a run wrote there; take it away")
+                raise UserError(f"{found.path!r} is no file of the run; move it out of this directory")
     check_tables(uri)
 
 
 def write_table(uri: str, table: pa.Table) -> None:
-    """Write a Parquet file that a reader sees whole or not at all."""
+    """Write a Parquet file atomically: a reader sees it whole or not at all."""
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink)
     write_bytes(uri, sink.getvalue())

@@ -1,8 +1,8 @@
 """The process that renders chat templates for `templates.py`: a line of JSON in, a line of JSON out.
 
-A template is a program that came with a model. It may run for ever, or fill the memory, within one call into C that no
-other thread can interrupt; the kernel ends this process then. It is run as a file of its own and imports nothing of
-this package, which would take seconds and hundreds of megabytes more.
+A template is a program that comes with a model. It may run forever, or fill the memory, within one call into C that no
+other thread can interrupt; then the kernel ends this process. The file runs as a script and imports nothing of this
+package, which would take seconds and hundreds of megabytes.
 """
 
 import json
@@ -17,17 +17,17 @@ from typing import Any
 from transformers.utils import chat_template_utils
 
 MEMORY = 1 << 30  # bytes of address space, the interpreter's 200 MB included
-CPU_S = 5.0  # of the processor: how busy the machine is does not matter
-MAX_TEXT = 1 << 24  # characters; a context of a million tokens has some four million
+CPU_S = 5.0  # CPU time, which does not depend on the load of the machine
+MAX_TEXT = 1 << 24  # characters; a context of a million tokens has about four million
 
 FULL = {"fails": f"takes more than {MEMORY >> 30} GiB of memory"}
 
 
 def answer(request: dict[str, Any]) -> dict[str, str]:
-    """`text`, or why there is none: the template is `broken`, `refuses` this conversation, or `fails` over a bound."""
+    """`text`, or why there is none: the template is `broken`, `refuses` the conversation, or `fails` a bound."""
     template, options = request["template"], request["options"]
     try:
-        # As the global of transformers, which gives the moment at which a template is rendered.
+        # In place of the global function of transformers, which gives the time of rendering.
         midnight = datetime.fromisoformat(request["date"])
         compiled = chat_template_utils._compile_jinja_template(template)
         compiled.environment.globals["strftime_now"] = midnight.strftime
@@ -52,8 +52,8 @@ def _line(error: Exception) -> str:
 
 
 def main() -> None:
-    with suppress(ValueError, OSError):  # some systems have no such limit
-        # Some modules map tens of gigabytes that they never touch: half of it beside those.
+    with suppress(ValueError, OSError):  # not every system has this limit
+        # Some modules map gigabytes of address space without using them: half of MEMORY is on top of those.
         mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         limit = max(MEMORY, mapped + MEMORY // 2)
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))

@@ -1,7 +1,7 @@
-"""YAML as settings are written in it: mappings, lists and scalars of the core schema of YAML 1.2.
+"""The YAML of config files: mappings, lists and scalars of the YAML 1.2 core schema, and nothing else.
 
-YAML 1.1, which PyYAML reads, takes `no` for False, `010` for 8, `12:30` for 750 and a date for a date; it drops the
-first of two equal keys, and its aliases and tags make much, or code, of little. None of that is a setting.
+YAML 1.1, which PyYAML reads, takes `no` for False, `010` for 8, `12:30` for 750 and turns dates into objects; it drops
+the first of two equal keys, and its aliases and tags can expand without bound or run code. Settings need none of that.
 """
 
 import re
@@ -11,24 +11,24 @@ from typing import Any
 import yaml
 from yaml import Event, MappingEndEvent, MappingStartEvent, ScalarEvent, SequenceEndEvent, SequenceStartEvent
 
-MAX_DEPTH = 8  # a list in a section is at the third level
+MAX_DEPTH = 8  # a list in a section is at level 3
 
 _NULL = re.compile(r"(null|Null|NULL|~|)")
 _BOOL = re.compile(r"(true|True|TRUE|false|False|FALSE)")
-_INT = re.compile(r"[-+]?[0-9]{1,100}")  # decimal alone
+_INT = re.compile(r"[-+]?[0-9]{1,100}")  # decimal only
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 
 Path = tuple[str, ...]
 
 
 class NotSettings(ValueError):
-    """What the text holds beside settings, in a few words, with its line."""
+    """The text is not settings: the message says why in a few words, with the line."""
 
 
 def read(text: str, is_text: Callable[[Path], bool] = lambda path: False) -> Any:
-    """What `text` holds. Where `is_text` of the keys above it, an unquoted scalar but null is the text as written.
+    """The value of a YAML text. Where `is_text` is true of its path of keys, an unquoted scalar is text, except null.
 
-    Raises NotSettings for what is not YAML, for a key that stands twice, a tag, an alias, and nesting without end.
+    Raises NotSettings for invalid YAML, a repeated key, a tag, an alias, a second document and too deep nesting.
     """
     try:
         events = yaml.parse(text, Loader=yaml.SafeLoader)
@@ -48,9 +48,9 @@ def read(text: str, is_text: Callable[[Path], bool] = lambda path: False) -> Any
 
 def _value(event: Event, events: Iterator[Event], path: Path, depth: int, is_text: Callable[[Path], bool]) -> Any:
     if isinstance(event, yaml.AliasEvent):
-        raise NotSettings(f"the alias *{event.anchor}{_line(event)} is not read; write the value out")
+        raise NotSettings(f"the alias *{event.anchor}{_line(event)} is not supported; write the value out")
     if event.tag is not None:  # type: ignore[attr-defined]
-        raise NotSettings(f"the tag {event.tag}{_line(event)} is not read; leave it out")  # type: ignore[attr-defined]
+        raise NotSettings(f"the tag {event.tag}{_line(event)} is not supported; remove it")  # type: ignore[attr-defined]
     if depth > MAX_DEPTH:
         raise NotSettings(f"it nests deeper than {MAX_DEPTH} levels{_line(event)}")
     if isinstance(event, ScalarEvent):
@@ -68,7 +68,7 @@ def _value(event: Event, events: Iterator[Event], path: Path, depth: int, is_tex
             raise NotSettings(f"a key{_line(key)} is not text")
         name, where = key.value, (*path, key.value)
         if name in values:
-            raise NotSettings(f"{'.'.join(where)!r} stands twice, in lines {lines[name]} and {_number(key)}")
+            raise NotSettings(f"{'.'.join(where)!r} is set twice, in lines {lines[name]} and {_number(key)}")
         lines[name] = _number(key)
         values[name] = _value(next(events), events, where, depth + 1, is_text)
     return values

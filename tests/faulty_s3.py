@@ -19,7 +19,7 @@ ERRORS = {  # status, code, message
     "expired": (400, "ExpiredToken", "The provided token has expired."),
     "expired-403": (403, "ExpiredToken", "The provided token has expired."),
 }
-# What a second attempt mends. `reset-answer` comes after the request was carried out, `reset-upload` before.
+# A second attempt overcomes these. `reset-answer` comes after the request was carried out, `reset-upload` before.
 TRANSIENT = ("slow", "500", "503", "reset-answer", "reset-upload")
 
 Plan = Callable[[int, str, str], str | None]  # the request's number (from 1), method and path: a fault, or none

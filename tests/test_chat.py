@@ -190,7 +190,7 @@ def spaces():
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
 
 
-def test_a_response_is_tokenised_behind_its_prompt(spaces):
+def test_a_response_is_tokenized_behind_its_prompt(spaces):
     assert spaces.convert_ids_to_tokens(ids(spaces, "ky")) == ["▁", "k", "y"]  # on its own
     for response, tokens in (("ky is", ["k", "y", "▁", "i", "s"]), (" is", ["▁", "i", "s"])):
         encoded = encode_response(spaces, "the s", response)

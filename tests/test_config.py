@@ -146,10 +146,10 @@ def test_what_is_no_override(override):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("generate: {samples: 3}\ngenerate: {k: 5}", "'generate' stands twice, in lines 1 and 2"),
-        ("generate:\n  samples: 3\n  samples: 4", "'generate.samples' stands twice, in lines 2 and 3"),
+        ("generate: {samples: 3}\ngenerate: {k: 5}", "'generate' is set twice, in lines 1 and 2"),
+        ("generate:\n  samples: 3\n  samples: 4", "'generate.samples' is set twice, in lines 2 and 3"),
         ("generate: " + "[" * 2000 + "]" * 2000, "nests deeper"),
-        ("run: {id: &a b, root: *a}", "the alias *a in line 1 is not read"),
+        ("run: {id: &a b, root: *a}", "the alias *a in line 1 is not supported"),
         ("run: {id: !!python/name:os.system x}", "the tag tag:yaml.org,2002:python/name:os.system in line 1"),
         ("run: !!set {id}", "the tag tag:yaml.org,2002:set"),
         ("run: {id: a}\n---\nrun: {id: b}", "a second document begins in line"),

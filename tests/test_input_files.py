@@ -27,8 +27,8 @@ def test_a_link_to_nothing_is_named(folder):
     found = find([str(folder)])
     assert names(found) == ["a.jsonl"]
     assert {Path(path).name: reason for path, reason in found.unreadable.items()} == {
-        "b.jsonl": "a link to what is not there",
-        "volume": "a link to what is not there",
+        "b.jsonl": "a link to a file that does not exist",
+        "volume": "a link to a file that does not exist",
     }
 
 

@@ -71,12 +71,12 @@ def test_a_copy_that_is_not_whole_is_made_anew(fetch, damage):
 def test_a_cache_that_others_can_write_to_is_refused(fetch, cache, tmp_path):
     cache.mkdir(mode=0o700)
     cache.chmod(0o777)
-    with pytest.raises(UserError, match="no directory of this user's alone"):
+    with pytest.raises(UserError, match="must be a directory that only this user can enter"):
         node_copy.copy_of(["a"], fetch)
     cache.rmdir()
     (tmp_path / "elsewhere").mkdir(mode=0o700)
     cache.symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(UserError, match="no directory of this user's alone"):
+    with pytest.raises(UserError, match="must be a directory that only this user can enter"):
         node_copy.copy_of(["a"], fetch)
     assert fetch.times == 0
 
@@ -157,7 +157,7 @@ def test_a_cache_that_cannot_be_written_to_says_so(fetch, cache, monkeypatch):
         raise OSError(errno.EROFS, "Read-only file system")
 
     monkeypatch.setattr(node_copy.os, "open", full)
-    with pytest.raises(UserError, match="Read-only file system; make room .* or set RGTG_CACHE"):
+    with pytest.raises(UserError, match="Read-only file system; free space .* or set RGTG_CACHE"):
         node_copy.copy_of(["a"], fetch)
 
 
@@ -174,7 +174,7 @@ def test_a_user_without_a_home_is_told_what_to_set(fetch, monkeypatch):
     monkeypatch.setenv("HOME", "")
     monkeypatch.setattr(node_copy.os.path, "expanduser", lambda path: path)  # as where no entry has the user's id
     for call in (lambda: node_copy.copy_of(["a"], fetch), sandbox.ensure):
-        with pytest.raises(UserError, match="no home for the cache .*; set RGTG_CACHE"):
+        with pytest.raises(UserError, match="cannot find the home directory for the cache .*; set RGTG_CACHE"):
             call()
 
 

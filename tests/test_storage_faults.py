@@ -113,7 +113,7 @@ def test_a_lease_whose_reading_was_cut_off_is_read_again(faulty, s3):
 def test_expired_credentials(fault, faulty, s3, calls):
     faulty.plan = always(fault)
     for sentence in refused(UserError, calls, f"{s3}/uri").values():
-        assert sentence.endswith("are the credentials of the environment right, and not expired?")
+        assert sentence.endswith("check that the credentials in the environment are right and have not expired")
     assert faulty.requests <= 2 * len(calls), "trying again does not help"
     with pytest.raises(UserError, match="ExpiredToken"), Lease(f"{s3}/uri", print):
         raise AssertionError

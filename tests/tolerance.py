@@ -14,7 +14,7 @@ ROUNDING = 64 * EPS
 def alike(expected: float | list[float], terms: float = 1):
     """What `expected` may become, rewards or log-probabilities that each are the sum of `terms` outputs of a model.
 
-    States are normalised to one before the last layer, so what it sums is of that magnitude even where the sum is not.
+    States are normalized to one before the last layer, so what it sums is of that magnitude even where the sum is not.
     """
     values = expected if isinstance(expected, list) else [expected]
     return pytest.approx(expected, rel=0, abs=terms * ROUNDING * max([1.0, *map(abs, values)]))

@@ -18,11 +18,16 @@ from rgtg.errors import first_line
 
 logger = logging.getLogger(__name__)
 
-# Steps between two looks at which slots have ended: looking waits for the device.
+# Steps between two looks at which slots have ended, since looking waits for the device. By arithmetic a slot that has
+# ended idles for 3.5 steps. Not measured for want of a GPU: `python -m pipelines.benchmarks.constants STRIDE`.
 STRIDE = 8
 
-MOST = 64  # graphs that are kept; those of caches that were smaller are the oldest
-RETRY = 100  # steps of a shape, launched one by one, until its capture is tried once more
+# Graphs that are kept; the oldest are of caches that were smaller. By arithmetic: all views of 16,384 positions.
+MOST = 64
+
+# Steps of a shape, launched kernel by kernel, until its capture is retried once: few beside a night, and enough for
+# another process to free its memory.
+RETRY = 100
 
 # Runs what it is given once more, on the same memory, and gives the tensor that this leaves its result in.
 Replay = Callable[[], Tensor]

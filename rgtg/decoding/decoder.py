@@ -46,7 +46,7 @@ class Completion:
 
 
 class Decoder:
-    """Guided decoding as a library. Every method raises UserError for what the caller can mend."""
+    """Guided decoding as a library. Every method raises UserError for mistakes that the caller can fix."""
 
     def __init__(
         self,

@@ -22,11 +22,16 @@ from rgtg.methods import METHODS, check_head
 from rgtg.models.ensemble import Combine, combine
 from rgtg.models.loading import num_embeddings
 from rgtg.models.reward import RewardModel, check_same_tokens
-from rgtg.models.shapes import round_up
+from rgtg.models.shapes import right_padded, round_up
 from rgtg.models.text_reward import TextReward
 from rgtg.scores import FINAL
 
-BATCH, WIDTH_MULTIPLE = 32, 32
+# Texts of a forward. Not measured: the shape of what is scored while decoding is that of one request, whatever BATCH.
+BATCH = 32
+
+# Widths are a multiple of this, since rounding depends on the shape. By arithmetic 16 tokens of padding on average,
+# and 16 shapes up to 512 tokens.
+WIDTH_MULTIPLE = 32
 
 
 class Scorer(Protocol):
@@ -38,7 +43,7 @@ class Scorer(Protocol):
     adds_up: bool  # whether the reward of a text is a sum over its tokens
 
     def read(self, prompt: Prompt) -> tuple[list[int], str]:
-        """A prompt as a request carries it: token ids, or text. Raises RowError for one that cannot be tokenised."""
+        """A prompt as a request carries it: token ids, or text. Raises RowError for one that cannot be tokenized."""
 
     def guidance(self, method: str, slots: int, k: int) -> Guidance | None:
         """What shows the candidates' rewards to a method; None where it looks at none."""
@@ -120,11 +125,9 @@ class TokenScorer:
         lengths = [len(p) + len(r) for p, r in zip(prompt_ids, response_ids, strict=True)]
         width = min(round_up(max(lengths), WIDTH_MULTIPLE), self.context or max(lengths))
         device = self.models[0].model.device
-        ids = torch.zeros(len(lengths), width, dtype=torch.long)
-        for row, prompt, response in zip(ids, prompt_ids, response_ids, strict=True):
-            row[: len(prompt) + len(response)] = torch.tensor(prompt + response)
+        ids = right_padded([[*p, *r] for p, r in zip(prompt_ids, response_ids, strict=True)], width).to(device)
         starts = torch.tensor([len(prompt) for prompt in prompt_ids], device=device)
-        every = torch.stack([model(ids.to(device), starts) for model in self.models])
+        every = torch.stack([model(ids, starts) for model in self.models])
         rewards: Tensor = combine(every, self.how, self.width).cpu()
         return [
             row[len(prompt) : length].tolist()

@@ -16,7 +16,7 @@ from torch.nn.functional import logsigmoid
 
 from rgtg.methods import RewardTransform
 
-# Multipliers of the finaliser of SplitMix64 (Steele, Lea and Flood, 2014) and its golden-ratio increment, as int64.
+# Multipliers of the finalizer of SplitMix64 (Steele, Lea and Flood, 2014) and its golden-ratio increment, as int64.
 _MIX1, _MIX2, _GOLDEN = -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15, -0x61C8864680B583EB
 
 
@@ -38,7 +38,7 @@ def candidates(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
 class Rule:
     """How a token is chosen: the token rule's `beta` and `k`, and whether it samples or takes the mode.
 
-    `temperature` divides the whole score. `top_p` keeps of the candidates the likeliest that together have this
+    `temperature` divides the whole score. `top_p` keeps the most probable candidates that together have this
     probability at that temperature under the language model; the first one always counts.
     """
 

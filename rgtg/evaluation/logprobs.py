@@ -6,6 +6,7 @@ import torch
 
 from rgtg.chat import Prompt, encode_prompt
 from rgtg.models.language import LanguageModel
+from rgtg.models.shapes import right_padded
 
 BATCH = 16
 
@@ -20,11 +21,7 @@ def logprobs(
     order = sorted(range(len(totals)), key=lambda i: len(prompt_ids[i]) + len(completions[i]))  # little padding
     for start in range(0, len(order), BATCH):
         rows = order[start : start + BATCH]
-        texts = [prompt_ids[row] + completions[row] for row in rows]
-        ids = torch.zeros(len(rows), max(map(len, texts)), dtype=torch.long, device=model.device)
-        for i, text in enumerate(texts):
-            ids[i, : len(text)] = torch.tensor(text)
-        # Padding is on the right, where a causal model does not look.
+        ids = right_padded([prompt_ids[row] + completions[row] for row in rows]).to(model.device)
         every = model.model(ids, use_cache=False).logits[:, :-1].float().log_softmax(-1)
         taken = every.gather(-1, ids[:, 1:, None])[..., 0].double()
         for i, row in enumerate(rows):

@@ -21,9 +21,9 @@ def mean(values: Iterable[float]) -> Mean | None:
     finite = [value for value in values if isfinite(value)]
     if not finite:
         return None
-    centre = sum(finite) / len(finite)
-    variance = sum((value - centre) ** 2 for value in finite) / max(1, len(finite) - 1)
-    return Mean(centre, sqrt(variance / len(finite)), len(finite))
+    center = sum(finite) / len(finite)
+    variance = sum((value - center) ** 2 for value in finite) / max(1, len(finite) - 1)
+    return Mean(center, sqrt(variance / len(finite)), len(finite))
 
 
 def gain(first: dict[str, float], second: dict[str, float]) -> Mean | None:

@@ -1,4 +1,4 @@
-"""Who holds a lease, as its file says it, and whether that process lives. What the file holds may be anything."""
+"""The holder of a lease, as its file names it, and whether that process is alive. The file may hold anything."""
 
 import errno
 import json
@@ -11,22 +11,22 @@ from typing import Any
 
 from rgtg.errors import printable
 
-MAX_BYTES = 1 << 16  # of a lease's file that are read, whatever is in it
+MAX_BYTES = 1 << 16  # of the file that are read
 TEXTS = ("host", "id", "process")
 NUMBERS = {"pid": 1 << 31, "began": 1 << 33, "count": 1 << 53}
-LONGEST = 500  # characters of a text
+LONGEST = 500  # characters of a text that are kept
 
 
 def parsed(content: bytes) -> tuple[dict[str, Any] | None, str | None]:
-    """A holder, as far as it can be read, and its version; nothing of an empty file, which is being made."""
+    """The holder, as far as it can be read, and the version of the file; None for an empty file, just being made."""
     if not content:
         return None, None
     try:
-        said = json.loads(content)
+        fields = json.loads(content)
     except (ValueError, RecursionError):
-        said = None
+        fields = None
     holder: dict[str, Any] = {}
-    for name, value in said.items() if isinstance(said, dict) else ():
+    for name, value in fields.items() if isinstance(fields, dict) else ():
         if name in TEXTS and isinstance(value, str):
             holder[name] = printable(value[:LONGEST])
         elif name in NUMBERS and type(value) is int and 0 <= value < NUMBERS[name]:
@@ -42,7 +42,7 @@ def who(found: dict[str, Any] | None) -> str:
 
 
 def is_dead(holder: dict[str, Any]) -> bool:
-    """Whether a holder of this very machine is no more, which is known at once."""
+    """Whether the holder is a process of this machine that has ended. False for other machines: nothing is known."""
     pid, process = holder.get("pid"), str(holder.get("process"))
     if not isinstance(pid, int) or not process.startswith(f"{_here()} "):
         return False
@@ -50,7 +50,7 @@ def is_dead(holder: dict[str, Any]) -> bool:
 
 
 def _here() -> str:
-    """This machine since it booted, and the processes of it that can be seen."""
+    """An id of this boot of this machine and of the PID namespace."""
     with suppress(OSError):
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot}/{os.readlink('/proc/self/ns/pid')}"
@@ -58,7 +58,7 @@ def _here() -> str:
 
 
 def started(pid: int) -> str | None:
-    """When a process of this machine began, since ids are used again; None where there is no such process."""
+    """An id of a process that includes its start time, since PIDs are reused; None where there is no such process."""
     try:
         status = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

@@ -22,12 +22,12 @@ class LocalFile:
                 fcntl.flock(stream, fcntl.LOCK_SH)
                 return parsed(stream.read(MAX_BYTES))
         except OSError as error:
-            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):  # writing there says what is wrong
+            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):  # replace() then says what is wrong
                 return None, None
             raise
 
     def replace(self, content: bytes, version: str | None) -> str | None:
-        """Write `content` if what is there is `version`; the new version, or None where something else is there."""
+        """As LeaseFile says. Raises UserError or TransientError where the file cannot be written."""
         with translate_errors(f"cannot write to {os.path.dirname(self.path)!r}"):
             return self._replace(content, version)
 
@@ -38,7 +38,7 @@ class LocalFile:
                 fcntl.flock(stream, fcntl.LOCK_EX)
                 try:
                     if not os.path.samestat(os.fstat(stream.fileno()), os.stat(self.path)):
-                        continue  # it was deleted, and made anew, before its lock was ours
+                        continue  # deleted and created again before the lock was ours
                 except FileNotFoundError:
                     continue
                 if parsed(stream.read(MAX_BYTES))[1] != version:
@@ -50,7 +50,7 @@ class LocalFile:
                 return parsed(content)[1]
 
     def _open(self, flags: int, mode: str) -> BinaryIO:
-        """Of a link nothing is opened: the file behind it would be written over."""
+        """Open the file, but no link: the file behind it would be overwritten."""
         return cast(BinaryIO, open(os.open(self.path, flags | os.O_NOFOLLOW, 0o644), mode))
 
     def delete(self, version: str) -> None:

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 NAME = "_lease.json"
 RENEW_S = 5.0
-EXPIRES_S = 60.0  # many renewals: a holder may be slow, or its store
+EXPIRES_S = 60.0  # many renewals, since a holder or its store may be slow
 
 
 class LeaseFile(Protocol):
@@ -38,10 +38,10 @@ class LeaseFile(Protocol):
 
 
 class Lease:
-    """A context manager around a job on `uri`. On entering it raises UserError where another job is at work there.
+    """A context manager around a job on `uri`. Entering it raises UserError where another job is running there.
 
-    Should the lease be lost on the way (the machine slept, and another job took over), `on_loss` is called from a
-    thread: what the job would write now is no longer its own.
+    Where the lease is lost later (the machine slept, and another job took over), `on_loss` is called with a message,
+    from a thread: the job must not write any more.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Lease:
             version = self._watch(found, version)
         self.version = self._replace(version)
         if self.version is None:
-            raise UserError(_sentence(self.uri, self.file.read()[0]))
+            raise UserError(_refusal(self.uri, self.file.read()[0]))
         self._thread.start()
         return self
 
@@ -70,11 +70,11 @@ class Lease:
         self._ended.set()
         self._thread.join()
         if self.version is not None:
-            with suppress(Exception):  # it would only keep the next job waiting
+            with suppress(Exception):  # a lease that stays only makes the next job wait
                 self.file.delete(self.version)
 
     def _watch(self, found: dict[str, Any], version: str | None) -> str | None:
-        """The version that may be replaced, after it stayed as it is for long enough."""
+        """Wait until the lease has expired; the version that may be replaced then."""
         logger.info(f"waiting for at most {self.expires_s:.0f} s: {who(found)} may still write to {self.uri!r}")
         until = time.monotonic() + self.expires_s
         while time.monotonic() < until:
@@ -83,17 +83,17 @@ class Lease:
             if current is None:
                 return None
             if current != version:
-                raise UserError(_sentence(self.uri, now))
+                raise UserError(_refusal(self.uri, now))
         return version
 
     def _renew(self) -> None:
-        held = time.monotonic()  # when it was last renewed
+        held = time.monotonic()  # time of the last renewal
         while not self._ended.wait(self.renew_s):
             self.count += 1
             asked = time.monotonic()
             try:
                 version = self._replace(self.version)
-            except Exception:  # the store may come back, for as long as nobody else can take over
+            except Exception:  # the store may come back before another job may take over
                 if time.monotonic() - held < self.expires_s / 2:
                     continue
                 version = None
@@ -106,9 +106,9 @@ class Lease:
             self.version = version
 
     def _replace(self, version: str | None) -> str | None:
-        """Write what holds now over `version`; the new version, or None where another's stands there.
+        """Replace `version` by our current content; the new version, or None where the lease is another job's.
 
-        Ours may stand there too: a store's answer is lost, and the same write, tried again, meets the first.
+        A refused write may still be ours: where the answer to it was lost, its retry meets the content it wrote.
         """
         written = self.file.replace(self._content(), version)
         if written is None:
@@ -120,12 +120,12 @@ class Lease:
         return json.dumps(self.holder | {"count": self.count}).encode()
 
 
-def _sentence(uri: str, found: dict[str, Any] | None) -> str:
+def _refusal(uri: str, found: dict[str, Any] | None) -> str:
     return f"{who(found)} is at work on the run {uri!r}; wait for it, stop it, or give another run.id"
 
 
 def held(uri: str, on_loss: Callable[[str], None]) -> AbstractContextManager:
-    """The lease of a run directory; nothing on stores that have neither locks nor conditional writes."""
+    """The lease of a run directory; a null context on stores with neither locks nor conditional writes."""
     return Lease(uri, on_loss) if is_possible(uri) else nullcontext()
 
 

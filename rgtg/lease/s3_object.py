@@ -21,7 +21,7 @@ from rgtg.storage_errors import AUTHORITY
 
 
 class _NoConditions(Exception):
-    """The store does not write conditionally."""
+    """The store does not support conditional writes."""
 
 
 class S3Object:
@@ -31,9 +31,9 @@ class S3Object:
         import boto3
 
         bucket, _, key = uri.removeprefix("s3://").partition("/")
-        # Answers must come well before the lease expires.
-        patience = Config(connect_timeout=5, read_timeout=5, retries={"total_max_attempts": 2})
-        self.client, self.object = boto3.client("s3", config=patience), {"Bucket": bucket, "Key": key}
+        # Short timeouts: answers must come well before the lease expires.
+        config = Config(connect_timeout=5, read_timeout=5, retries={"total_max_attempts": 2})
+        self.client, self.object = boto3.client("s3", config=config), {"Bucket": bucket, "Key": key}
         self.uri = uri
 
     def read(self) -> tuple[dict[str, Any] | None, str | None]:
@@ -44,7 +44,7 @@ class S3Object:
         condition = {"IfMatch": version} if version else {"IfNoneMatch": "*"}
         try:
             answer = self._ask("put_object", Body=content, **condition)
-        except _NoConditions:  # a store without conditional writes: the best that it allows
+        except _NoConditions:  # without conditional writes, reading first is the best there is
             answer = self._ask("put_object", Body=content) if self.read()[1] == version else None
         return str(answer["ETag"]) if answer else None
 
@@ -53,11 +53,15 @@ class S3Object:
             self._ask("delete_object")
 
     def _ask(self, name: str, **options: Any) -> dict[str, Any] | None:
-        """The store's answer; None where there is no such object, or another one than was expected."""
+        """The store's answer; None where the object does not exist, or its version is not the expected one."""
         try:
             try:
                 return self._answer(name, options)
-            except (IncompleteReadError, ResponseStreamingError, HTTPError):  # of a body, for which it asks but once
+            except (
+                IncompleteReadError,
+                ResponseStreamingError,
+                HTTPError,
+            ):  # while a body is read, which botocore does not retry
                 return self._answer(name, options)
         except ClientError as error:
             status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
@@ -66,10 +70,10 @@ class S3Object:
                 return None
             if status == 501:
                 raise _NoConditions from error
-            sentence = f"cannot reach {self.uri!r}: {code or status}"
+            message = f"cannot reach {self.uri!r}: {code or status}"
             if status in (400, 401, 403, 404):
-                raise UserError(sentence) from error
-            raise TransientError(f"{sentence}; try again later") from None
+                raise UserError(message) from error
+            raise TransientError(f"{message}; try again later") from None
         except SSLError as error:
             raise UserError(f"cannot reach {self.uri!r}: {error}{AUTHORITY}") from None
         except (NoCredentialsError, PartialCredentialsError, ProfileNotFound) as error:

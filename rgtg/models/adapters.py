@@ -1,5 +1,6 @@
-"""LoRA (arXiv 2106.09685): low-rank adapters in training; where a model is saved or loaded they are merged, so that
-everything else meets plain weights. Needs peft, which is not installed by default.
+"""LoRA adapters (arXiv 2106.09685): trained beside a model and merged where it is saved or loaded.
+
+So everything else sees plain weights. Needs peft, which is not installed by default.
 """
 
 from pathlib import Path
@@ -16,17 +17,17 @@ DESCRIPTION, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 class Adapters:
-    """The adapters that were added to a module: which they are, and what its weights are with them."""
+    """The adapters of a module in training, and the merged weights."""
 
     def __init__(self, backbone: nn.Module, rank: int, alpha: float) -> None:
-        """Give every linear layer of `backbone` an adapter, and freeze all but the adapters.
+        """Add an adapter to every linear layer of `backbone`, and freeze everything else in it.
 
-        They begin as zero: the module computes what it did. Raises UserError where peft is missing.
+        Adapters start at zero: the outputs stay the same. Raises UserError where peft is missing.
         """
         peft = _peft()
         linear = {name: module for name, module in backbone.named_modules() if isinstance(module, nn.Linear | Conv1D)}
         self.scaling = alpha / rank
-        self.transposed = {name for name, module in linear.items() if isinstance(module, Conv1D)}  # those of GPT-2
+        self.transposed = {name for name, module in linear.items() if isinstance(module, Conv1D)}  # GPT-2's
         config = peft.LoraConfig(
             r=rank, lora_alpha=alpha, target_modules=list(linear), fan_in_fan_out=bool(self.transposed)
         )
@@ -35,7 +36,7 @@ class Adapters:
             parameter.requires_grad_("lora_" in name)
 
     def merged(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """A state dict of a module that holds the backbone as that of one without adapters: W + alpha / rank * B A."""
+        """A state dict without adapters, from one of a module around the backbone: W + alpha / rank * B A."""
         weights = {}
         for key, value in state.items():
             if ".lora_A." in key or ".lora_B." in key:
@@ -56,19 +57,19 @@ def is_adapter(directory: str | Path) -> bool:
 def describe(directory: str | Path, what: str) -> tuple[str, bool]:
     """The base model of the adapters in `directory`, a path or hub id, and whether they make it a classifier.
 
-    Raises UserError where they are no LoRA: peft has kinds that read files which their description names.
+    Raises UserError where they are not plain LoRA: some kinds of peft read other files that the description names.
     """
     config = read_object(Path(directory, DESCRIPTION), what)
     base, kind = config.get("base_model_name_or_path"), config.get("peft_type", "LORA")
     if not isinstance(base, str):
         raise UserError(f"{what}: the {DESCRIPTION} in {str(directory)!r} names no base_model_name_or_path")
-    if kind != "LORA" or config.get("megatron_config"):  # by which peft imports a module that megatron_core names
+    if kind != "LORA" or config.get("megatron_config"):  # peft would import the module that megatron_core names
         raise UserError(f"{what}: the adapters in {str(directory)!r} are not plain LoRA; merge them into their base")
     return base, config.get("task_type") == "SEQ_CLS"
 
 
 def heads(directory: str | Path, what: str) -> tuple[str, ...]:
-    """The heads that come with adapters, beside what changes the base model's weights: names in a classifier."""
+    """Prefixes of the weights that the adapters replace as a whole: the head of a classifier, or nothing."""
     path = Path(directory, WEIGHTS)
     if not path.is_file():
         raise UserError(f"{what}: there is no {WEIGHTS} in {str(directory)!r}; pickled weights are not read")
@@ -80,9 +81,9 @@ def heads(directory: str | Path, what: str) -> tuple[str, ...]:
 
 
 def merge_into(model: Any, directory: str | Path, what: str) -> Any:
-    """The base model with the adapters in `directory` merged into its weights. Reads safetensors alone.
+    """The base model with the adapters in `directory` merged into its weights. Reads only safetensors.
 
-    Raises UserError where a weight is missing, which peft may draw at random, or is for another model.
+    Raises UserError where a weight is missing, which peft would initialize at random, or fits another model.
     """
     peft = _peft()
     try:
@@ -93,7 +94,7 @@ def merge_into(model: Any, directory: str | Path, what: str) -> Any:
         if wrong := sorted(needed ^ given):
             raise UserError(
                 f"{what}: {len(wrong)} weights of the adapters in {str(directory)!r} are missing or fit nowhere in "
-                f"their base model ({wrong[0]}); give adapters that are whole, and the base that they were trained on"
+                f"their base model ({wrong[0]}); give complete adapters, and the base model they were trained on"
             )
         return adapted.merge_and_unload()
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:

@@ -1,7 +1,7 @@
-"""SlotCache: a preallocated key-value cache, a slot for each sequence, whose slots have lengths of their own.
+"""SlotCache: a preallocated key-value cache with a slot for each sequence; slots have lengths of their own.
 
-Slots are left-aligned: a token lies at its position, so filling a slot is a plain copy and no slot waits for the
-padding of another. Hugging Face modules use it unchanged: the caller always passes positions and masks.
+Slots are left-aligned: a token is stored at its position, so filling a slot is a plain copy, and no slot is padded for
+another. Hugging Face modules use it unchanged: the caller always passes positions and masks.
 """
 
 import torch
@@ -31,7 +31,7 @@ class _SlotLayer(CacheLayerMixin):
         values[owner.slot_index, :, owner.positions] = value_states.transpose(1, 2)
         return keys[:, :, : owner.view], values[:, :, : owner.view]
 
-    # Masks and positions are passed with every call, so nothing may be derived from these.
+    # Masks and positions come with every call; nothing is derived from these values.
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.owner.view, 0
 
@@ -47,7 +47,7 @@ class _SlotLayer(CacheLayerMixin):
 class SlotCache(Cache):
     """Keys and values of `num_slots` sequences: two tensors (layers, slots, KV heads, positions, head size).
 
-    Every call of the model writes to the positions that `write_at` named just before, and sees as many as `look` said.
+    A call of the model writes to the positions given to `write_at` just before, and attends to those set by `look`.
     """
 
     def __init__(self, config: PreTrainedConfig, num_slots: int, *, dtype: torch.dtype, device: torch.device) -> None:
@@ -73,9 +73,9 @@ class SlotCache(Cache):
         return view_length(length, self.keys.device)
 
     def reserve(self, length: int, keep: bool = True) -> None:
-        """Make every slot at least `length` positions long. What is in them stays, or need not be kept.
+        """Make every slot at least `length` positions long; the contents survive only with `keep`.
 
-        Keeping it takes as much memory again as the keys or the values had, until they are copied.
+        While they are copied, the old keys (then the old values) stay in memory beside the new ones.
         """
         length = self.view_of(length)
         if length > self.length:
@@ -85,7 +85,7 @@ class SlotCache(Cache):
             self.values = self._grown(self.values, length)
 
     def look(self, length: int) -> None:
-        """Later calls see as many positions as a slot of `length` tokens needs."""
+        """Later calls attend to as many positions as a slot of `length` tokens needs."""
         self.view = min(self.view_of(length), self.length)
 
     def write_at(self, positions: Tensor) -> None:
@@ -93,9 +93,9 @@ class SlotCache(Cache):
         self.positions = positions
 
     def write_slot(self, slot: int, read: tuple[Tensor, Tensor] | None) -> None:
-        """Keys and values (layers, KV heads, L, head size) become what is in `slot`, or nothing does.
+        """Set `slot` to keys and values (layers, KV heads, L, head size), or to nothing.
 
-        Behind them are zeros. A position that no query may see still counts: zero times NaN is NaN.
+        The rest is zeros: masked positions are multiplied too, and zero times NaN is NaN.
         """
         self.keys[:, slot] = self.values[:, slot] = 0
         if read:

@@ -1,4 +1,4 @@
-"""What a model directory says of its model: checked before transformers builds anything from it."""
+"""Checks of the JSON files of a model directory, before transformers builds anything from them."""
 
 import json
 from collections import Counter
@@ -9,15 +9,15 @@ import torch
 
 from rgtg.errors import UserError, first_line
 
-MAX_CONFIG, MAX_TOKENIZER = 16 << 20, 512 << 20  # bytes; the largest tokenizers of the field have some 40 MB
+MAX_CONFIG, MAX_TOKENIZER = 16 << 20, 512 << 20  # bytes; the largest known tokenizers have about 40 MB
 MAX_LAYERS, MAX_SIZE = 1000, 1 << 24
 
-# Keys by which transformers is led to other files than those that are checked and that a digest covers.
+# Keys that make transformers read other files than those that are checked here and covered by a digest.
 NAMES_FILES = {
     "config.json": ("transformers_weights", "configuration_files"),
     "tokenizer_config.json": ("fast_tokenizer_files",),
 }
-# Files of which a tokenizer is made, one or two of them.
+# Files that a tokenizer is loaded from: one or two of them.
 TOKENIZERS = (
     *("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "tekken.json", "tiktoken.model"),
     *("tokenizer.model", "spiece.model", "sentencepiece.bpe.model"),
@@ -35,15 +35,15 @@ SIZES = {
 
 
 def check_description(directory: str, what: str, path: str) -> None:
-    """Raises UserError for a config.json that no model can be built from, and for files beyond all measure."""
+    """Raises UserError for a config.json that no model can be built from, and for files of absurd size."""
     if Path(directory, "adapter_config.json").is_file():
         raise UserError(
-            f"{what}: {path!r} has both a config.json and an adapter_config.json; keep the weights of one of them"
+            f"{what}: {path!r} has both a config.json and an adapter_config.json; remove the model or the adapters"
         )
     config = read_object(Path(directory, "config.json"), what)
     _check_names_no_file("config.json", config, what, path)
     if config.get("quantization_config") is not None:
-        raise UserError(f"{what}: the weights of {path!r} are quantised; give the model with its plain ones")
+        raise UserError(f"{what}: the weights of {path!r} are quantized; give the model with unquantized weights")
     generation = Path(directory, "generation_config.json")
     said: dict[str, list[Any]] = {
         "config.json": [config, config.get("text_config")],
@@ -56,7 +56,7 @@ def check_description(directory: str, what: str, path: str) -> None:
 
 
 def check_tokenizer(directory: str, what: str, path: str) -> None:
-    """Raises UserError for tokenizer files beyond all measure, and for a tokenizer_config.json that names others."""
+    """Raises UserError for tokenizer files of absurd size, and for a tokenizer_config.json that names other files."""
     for name in TOKENIZERS:
         file = Path(directory, name)
         if file.is_file() and file.stat().st_size > MAX_TOKENIZER:
@@ -71,19 +71,19 @@ def _check_names_no_file(name: str, config: dict[str, Any], what: str, path: str
         for key in NAMES_FILES[name]:
             if section.get(key) is not None:
                 raise UserError(
-                    f"{what}: the {name} of {path!r} says by {key!r} that the model is in files of other names; give "
-                    "them their usual names, and take the key out"
+                    f"{what}: the key {key!r} in the {name} of {path!r} names other files; rename the files to their "
+                    "usual names and remove the key"
                 )
 
 
 def read_object(path: Path, what: str) -> dict[str, Any]:
-    """A file with one JSON object. Raises UserError for any other, with a sentence that names it."""
+    """The JSON object in a file. Raises UserError, naming the file, where it holds anything else."""
     try:
         if path.stat().st_size > MAX_CONFIG:
             raise ValueError(f"it is larger than {MAX_CONFIG >> 20} MiB")
         value = json.loads(path.read_bytes(), object_pairs_hook=_once)
         if not isinstance(value, dict):
-            raise ValueError("it is no JSON object")
+            raise ValueError("it is not a JSON object")
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{what}: cannot load {str(path.parent)!r}: its {path.name}: {first_line(error)}") from error
     return value
@@ -93,12 +93,12 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         (name, _), *_ = Counter(name for name, _ in pairs).most_common(1)
-        raise ValueError(f"the key {name!r} is there twice")
+        raise ValueError(f"the key {name!r} appears twice")
     return found
 
 
 def _fault(config: dict[str, Any]) -> str | None:
-    """What is wrong with the sizes of a model, or with the ids and names in its config."""
+    """The first mistake in the sizes, ids or names of a model's config; None where there is none."""
     for name, most in SIZES.items():
         value = config.get(name)
         if value is not None and (type(value) is not int or not 0 < value <= most):
@@ -108,10 +108,10 @@ def _fault(config: dict[str, Any]) -> str | None:
         return f"architectures is {_short(names)}, not a list of names"
     width, heads = (next((config[name] for name in names if config.get(name)), None) for names in (WIDTHS[:2], HEADS))
     if width and heads and width % heads and not config.get("head_dim"):
-        return f"{width} hidden units are shared by {heads} heads, which does not divide"
+        return f"hidden size {width} is not divisible by {heads} heads"
     shared = config.get("num_key_value_heads")
     if heads and shared and heads % shared:
-        return f"{heads} heads share {shared} of keys and values, which does not divide"
+        return f"{heads} heads are not divisible by {shared} heads of keys and values"
     pad, vocabulary = config.get("pad_token_id"), config.get("vocab_size")
     if pad is not None and (type(pad) is not int or (vocabulary and not -1 <= pad < vocabulary)):
         return f"pad_token_id is {_short(pad)}, and there are {vocabulary} tokens"

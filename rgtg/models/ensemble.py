@@ -1,4 +1,4 @@
-"""Several reward models as one: what none of them alone can be led astray by."""
+"""Several reward models as one, which is harder to exploit than each of them."""
 
 from typing import Literal
 

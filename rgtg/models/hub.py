@@ -1,4 +1,4 @@
-"""Where the files of a model are: a directory, a remote one of which a copy is made, or the Hugging Face hub."""
+"""The local directory of a model, given as a directory, a URI that is copied, or an id of the Hugging Face hub."""
 
 import os
 from pathlib import Path
@@ -16,7 +16,7 @@ from huggingface_hub.errors import (
 from rgtg.errors import TransientError, UserError
 from rgtg.node_copy import local_copy
 
-# What is fetched from the hub: never a pickle, and code only where it is to be run.
+# Downloaded from the hub: never a pickle; *.py runs only with trust_remote_code.
 DESCRIPTION = ["*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.py"]
 WEIGHTS = ["*.safetensors"]
 

@@ -22,7 +22,7 @@ WHAT = "models.language"
 
 
 def check_language(path: str, trust_remote_code: bool = False) -> None:
-    """Raises UserError unless `path` holds a language model that can be guided; no weights are read."""
+    """Raises UserError unless `path` holds a language model that can be guided. Reads no weights."""
     config = load_config(path, WHAT, trust_remote_code=trust_remote_code)
     check_cacheable(config, WHAT)
     if not is_language_model(config):
@@ -40,7 +40,7 @@ class LanguageModel:
     def load(
         cls, path: str, *, device: str = "auto", dtype: str = "auto", trust_remote_code: bool = False
     ) -> "LanguageModel":
-        """Load a model directory or hub id. Raises UserError where that is not possible, saying why."""
+        """Load a model directory or hub id. Raises UserError, saying why, where that is impossible."""
         check_language(path, trust_remote_code)
         tokenizer = load_tokenizer(path, WHAT, trust_remote_code=trust_remote_code)
         target = resolve_device(device)

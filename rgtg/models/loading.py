@@ -16,12 +16,12 @@ from rgtg.models.hub import local_directory
 from rgtg.models.rope import first_length, keep_frequencies
 from rgtg.models.weights import check_whole, count_numbers
 
-MAX_WORD = 1000  # characters; a tokenizer of the field looks into words of 100
+MAX_WORD = 1000  # characters; tokenizers usually allow 100
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def resolve_device(name: str) -> torch.device:
-    """`auto` is CUDA where there is one. Raises UserError for a device that is unknown or absent."""
+    """`auto` is CUDA where available. Raises UserError for a device that is unknown or absent."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name.startswith("cuda") and not torch.cuda.is_available():
@@ -50,18 +50,19 @@ def has_fast_bfloat16(device: torch.device) -> bool:
 
 
 def slow_bfloat16(setting: str, device: torch.device) -> str | None:
-    """A warning to who asked for bfloat16 by `setting`, where the device has no units for it.
+    """A warning for a `setting` that asks for bfloat16 on a CPU without units for it.
 
-    AVX512_BF16 alone is about as fast as float32 (measured), and deserves none.
+    With AVX512_BF16 alone it is about as fast as in float32 (measured), which needs no warning. To measure it again:
+    `rgtg benchmark decoding --dtype bfloat16`.
     """
     found = _capabilities()
     if device.type != "cpu" or not found or found.get("amx_bf16") or found.get("avx512_bf16"):
         return None
-    return f"{setting}: this CPU has no units for bfloat16, and is about four times slower in it than in float32"
+    return f"{setting}: this CPU has no bfloat16 units, so bfloat16 is about four times slower than float32"
 
 
 def _capabilities() -> dict[str, Any]:
-    """What torch says of this CPU; nothing in older releases."""
+    """The features of this CPU as torch reports them; nothing in older releases."""
     tell = getattr(torch.cpu, "get_capabilities", None)
     return tell() if tell else {}
 
@@ -72,7 +73,7 @@ def load_config(path: str, what: str, *, trust_remote_code: bool = False) -> Pre
     if adapters.is_adapter(directory):
         base, classifies = adapters.describe(directory, what)
         of_base = f"{what} (base of the adapters in {path!r})"
-        if adapters.is_adapter(local_directory(base, of_base)):  # they might be a circle
+        if adapters.is_adapter(local_directory(base, of_base)):  # adapters on adapters might form a circle
             raise UserError(f"{of_base}: {base!r} holds adapters too; merge those first")
         config = load_config(base, of_base, trust_remote_code=trust_remote_code)
         if classifies and is_language_model(config):
@@ -83,9 +84,9 @@ def load_config(path: str, what: str, *, trust_remote_code: bool = False) -> Pre
     check_description(directory, what, path)
     try:
         config = AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
-    except Exception as error:  # a config class checks its fields by whatever it raises
+    except Exception as error:  # a config class may raise anything for a wrong field
         raise UserError(f"{what}: cannot load {path!r}: {first_line(error)}") from error
-    # As transformers finds best: a name of a repository here would have it fetch and run native code from a hub.
+    # Left to transformers: a repository name here would make it download and run native code.
     config._attn_implementation = config._experts_implementation = None
     return config
 
@@ -101,13 +102,13 @@ def load_tokenizer(path: str, what: str, *, trust_remote_code: bool = False) -> 
         reason = first_line(error)
         if not any(
             Path(directory, name).is_file() for name in TOKENIZERS
-        ):  # transformers then speaks of its own ways to make one
+        ):  # transformers would list its own ways to make one
             reason = "it has no tokenizer.json; save the model's tokenizer there"
         raise UserError(f"{what}: cannot load the tokenizer of {path!r}: {reason}") from error
     if (longest := _longest_word(tokenizer)) > MAX_WORD:
         raise UserError(
             f"{what}: the tokenizer of {path!r} takes words of {longest} characters (max_input_chars_per_word), for "
-            f"which its time grows by the square; give one of at most {MAX_WORD}"
+            f"which its time grows quadratically; give one of at most {MAX_WORD}"
         )
     config = load_config(path, what, trust_remote_code=trust_remote_code)
     known, last = getattr(config.get_text_config(), "vocab_size", None), max(tokenizer.get_vocab().values(), default=0)
@@ -121,7 +122,7 @@ def load_tokenizer(path: str, what: str, *, trust_remote_code: bool = False) -> 
 
 
 def _longest_word(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Characters of the longest word that WordPiece looks into; 0 of another kind, whose time is linear."""
+    """Characters of the longest word that WordPiece splits; 0 for other tokenizers, whose time is linear."""
     model = tokenizer.backend_tokenizer.model if isinstance(tokenizer, PreTrainedTokenizerFast) else None
     return model.max_input_chars_per_word if isinstance(model, WordPiece) else 0
 
@@ -139,10 +140,10 @@ def load_weights(
 ):
     """A model in eval mode, from safetensors only: nothing of a model directory is unpickled.
 
-    To a GPU its weights go one by one, since the actors of a machine may have less memory than all their models take.
-    Raises UserError where weights are missing, but for those whose names begin with one of `new`.
+    On a GPU weights are loaded one by one, since a machine may have less host memory than the models of its actors.
+    Raises UserError where weights are missing whose names begin with none of `new`.
     """
-    disable_progress_bar()  # every actor and worker loads its own: the bars would fill a job's log
+    disable_progress_bar()  # the bars of all actors and workers would fill a job's log
     directory = local_directory(path, what, weights=True)
     if adapters.is_adapter(directory):
         base, _ = adapters.describe(directory, what)
@@ -169,19 +170,19 @@ def load_weights(
 
 
 def _check_size(config: PreTrainedConfig, stored: int, what: str, path: str) -> None:
-    """Raises UserError where a config asks for a far larger model than the weights are: it would fill the memory."""
+    """Raises UserError where a config describes a far larger model than the weights: it would fill the memory."""
     text = config.get_text_config()
     width, layers = getattr(text, "hidden_size", 0) or 0, getattr(text, "num_hidden_layers", 0) or 0
-    least = layers * width * width  # of attention and feed-forward layers; shared by none that has fewer
+    least = layers * width * width  # a lower bound for attention and feed-forward layers
     if least > 4 * stored:
         raise UserError(
             f"{what}: the config.json of {path!r} describes {layers} layers of {width}, and its weights have "
-            f"{stored} numbers; give a checkpoint that is whole"
+            f"{stored} numbers; give a complete checkpoint"
         )
 
 
 def check_cacheable(config: PreTrainedConfig, what: str) -> None:
-    """Raises UserError for an architecture whose past the slot cache cannot hold."""
+    """Raises UserError for an architecture whose keys and values the slot cache cannot hold."""
     if getattr(config, "is_encoder_decoder", False) or not hasattr(config, "num_attention_heads"):
         raise UserError(f"{what}: {config.model_type!r} is not a decoder-only transformer")
     if getattr(config, "attn_logit_softcapping", None) or config.model_type == "gpt_oss":
@@ -192,7 +193,7 @@ def check_cacheable(config: PreTrainedConfig, what: str) -> None:
 
 
 def num_embeddings(model: Any) -> int:
-    """Token ids that a model knows: often more than its tokenizer has, and never alike."""
+    """The number of token ids that a model knows: often more than its tokenizer has."""
     return int(model.get_input_embeddings().num_embeddings)
 
 
@@ -201,8 +202,10 @@ def is_language_model(config: PreTrainedConfig) -> bool:
 
 
 def context_length(config: PreTrainedConfig) -> int:
-    """Positions a model can use: with sliding windows those of one window, within which it attends to everything; with
-    two sets of rotary frequencies those of the first one.
+    """Positions that a model can use.
+
+    With sliding windows those of one window, within which it attends to everything; with two sets of rotary
+    frequencies those of the first one.
     """
     positions = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 1 << 20
     positions = min(positions, first_length(config) or positions)

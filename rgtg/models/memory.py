@@ -1,4 +1,4 @@
-"""How much memory decoding takes, from the configs of the models alone: before a weight is read."""
+"""The memory that decoding takes, computed from the models' configs before any weight is read."""
 
 import os
 from collections.abc import Iterable
@@ -17,19 +17,22 @@ from rgtg.models.packed import can_pack
 from rgtg.models.shapes import SLOT_MULTIPLE, round_up
 
 META = torch.device("meta")
-USABLE = 0.9  # activations, logits and what an allocator loses take the rest
+
+# The part of a GPU's memory that weights and caches may take; activations, logits and fragmentation have the rest.
+# Measured as the peak against the plan: `make test-gpu`.
+USABLE = 0.9
 
 
 @dataclass(frozen=True)
 class Plan:
     weights: int  # bytes of all models
-    slot: int  # bytes of keys and values of one completion at its longest, in all models
+    slot: int  # bytes of keys and values of one completion at its longest, of all models
     memory: int  # bytes of the device; 0 where that is unknown
-    prompts: int = 0  # bytes of what is kept of prompts, of the longest ones
-    growing: int = 0  # bytes more of one slot while a cache grows
+    prompts: int = 0  # bytes of the cached prompts at their longest
+    growing: int = 0  # additional bytes per slot while a cache grows
 
     def fitting(self, slots: int) -> int:
-        """Of `slots`, as many as there is room for, by a number that the engine takes; 0 where one is too many."""
+        """The largest number up to `slots` that fits and that the engine takes; 0 where not even one slot fits."""
         free = self.memory * USABLE - self.weights - self.prompts
         room = max(0, int(free // max(self.slot + self.growing, 1)))
         needed = round_up(slots, SLOT_MULTIPLE) if slots > 1 else slots
@@ -52,10 +55,10 @@ def plan(
     held: int = 0,
     trust_remote_code: bool = False,
 ) -> Plan:
-    """For models, each with the longest text in tokens that a slot of its cache holds; 0 of one without a cache.
+    """The plan for models, each with the longest text (in tokens) of a slot of its cache; 0 for one without a cache.
 
-    `held` tokens of prompts are kept beside the longest one. On a GPU caches have their length from the beginning;
-    elsewhere they grow, one tensor after the other, and the keys (or the values) of one are there twice.
+    `held` tokens of prompts are cached beside the longest one. On a GPU caches have their full length from the start;
+    elsewhere they grow, one tensor after the other, and then the keys (or the values) exist twice.
     """
     weights = slot = prompts = growing = 0
     for config, length in models:
@@ -71,7 +74,7 @@ def plan(
 
 
 def num_parameters(config: PreTrainedConfig, trust_remote_code: bool = False, *, untied: bool = False) -> int:
-    """Weights of the model; `untied` where a packed output layer is beside the embeddings that it shares."""
+    """Parameters of the model; `untied` where packing copies an output layer that shares the embeddings."""
     auto = AutoModelForCausalLM if is_language_model(config) else AutoModelForSequenceClassification
     with META:
         model: Any = auto.from_config(config, trust_remote_code=trust_remote_code)
@@ -83,15 +86,16 @@ def num_parameters(config: PreTrainedConfig, trust_remote_code: bool = False, *,
 
 
 def memory_of(device: torch.device) -> int:
-    """Bytes of a device: of a CPU the machine's, or its container's share. All of it, not what is free just now: a run
-    that is started again must have as many slots as before.
+    """Bytes of a device in total; for a CPU, of the machine or the limit of its container.
+
+    The total and not the free memory: a run that is resumed must have as many slots as before.
     """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[1]
     memory = 0
     with suppress(OSError, ValueError):
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    with suppress(OSError, ValueError):  # "max" where there is no limit
+    with suppress(OSError, ValueError):  # the file says "max" where there is no limit
         memory = min(memory, int(Path("/sys/fs/cgroup/memory.max").read_text()))
     return memory
 

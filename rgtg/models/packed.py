@@ -1,8 +1,9 @@
-"""Linear layers on a CPU as oneDNN multiplies, whose weights lie in the order in which it reads them.
+"""Linear layers on a CPU by oneDNN, with weights packed in the order in which it reads them.
 
-It sums up every output in one order wherever the row stands, whatever the instruction set (measured). The float32
-products that torch takes otherwise, MKL's, do not: with AVX2 the last two of 8 or 32 rows round unlike the others. In
-bfloat16 it else brings the weights into that order in every product, which takes a quarter of a step of eight rows.
+oneDNN sums every output in the same order, whatever the position of the row and the instruction set (measured). MKL,
+torch's default in float32, does not: with AVX2 the last two of 8 or 32 rows round unlike the others. In bfloat16 torch
+would otherwise reorder the weights in every product: a quarter of the time of a step of eight rows. To measure both
+again: `make test-avx2`, and `rgtg benchmark decoding --dtype bfloat16 --slots 8`.
 """
 
 from functools import cache
@@ -14,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 
 class PackedLinear(nn.Module):
-    """A linear layer for inference, of a weight (out, in); its own copy of the weight is all that it keeps."""
+    """A linear layer for inference, from a weight (out, in), of which it keeps only a packed copy."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
@@ -26,7 +27,7 @@ class PackedLinear(nn.Module):
 
 
 def pack(model: nn.Module) -> None:
-    """Replace the linear layers of `model` where it is on a CPU that can."""
+    """Replace the linear layers of `model` by packed ones, where its device supports that."""
     for parent in list(model.modules()):
         for name, child in parent.named_children():
             if type(child) in (nn.Linear, Conv1D):
@@ -34,7 +35,7 @@ def pack(model: nn.Module) -> None:
 
 
 def packed(layer: Any) -> nn.Module:
-    """The packed layer of a linear one, or the same where this machine cannot."""
+    """A linear layer packed, or unchanged where the device does not support that."""
     weight = layer.weight.T if type(layer) is Conv1D else layer.weight
     if weight.device.type != "cpu" or not can_pack(weight.dtype):
         return layer
@@ -43,13 +44,13 @@ def packed(layer: Any) -> nn.Module:
 
 @cache
 def can_pack(dtype: torch.dtype) -> bool:
-    """Whether this machine and this torch can, by trying: the operators are torch's own, which it promises to nobody.
+    """Whether packing works on this CPU with this torch, found by trying: the operators are private to torch.
 
-    Without them the layers stay as they are, and a row may round by its place among the others.
+    Without them the layers stay as they are, and the rounding of a row may depend on its position in the batch.
     """
     with torch.inference_mode():
         try:
             PackedLinear(torch.zeros(32, 32, dtype=dtype), None)(torch.zeros(1, 32, dtype=dtype))
-        except (AttributeError, RuntimeError):  # no such operator; a CPU that has no bfloat16, or other arguments
+        except (AttributeError, RuntimeError):  # no such operator, other arguments, or no bfloat16
             return False
     return True

@@ -1,14 +1,14 @@
-"""RewardModel: a causal backbone that gives the reward of EVERY prefix of a text by one forward.
+"""RewardModel: a causal backbone that gives the rewards of ALL prefixes of a text by one forward.
 
 Three heads, told apart by the model's config:
 
 * `scalar`: a Hugging Face sequence classifier with one label; the reward of a prefix is `score(hidden)` at its last
-  token, taken by position. transformers' own pooled logit looks for the last token that is not padding and so scores a
-  finished text one token early where padding is the EOS.
-* `next-token`: a causal language model whose output layer is read as rewards: the reward of a prefix is the logit of
-  its last token one position earlier, so that one forward of a prefix gives the reward of every continuation by a
-  token (FaRMA, arXiv 2502.04517).
-* `log-probability`: the same with log-probabilities, which add up over the response (GenARM, arXiv 2410.08193).
+  token, taken by position. transformers' own pooled logit searches for the last token that is not padding, and so
+  scores a finished text one token early where padding is the EOS.
+* `next-token`, a token-level head: a causal language model whose logits are rewards. The reward of a prefix is the
+  logit of its last token one position earlier, so that one forward of a prefix gives the rewards of all its
+  continuations by one token (FaRMA, arXiv 2502.04517).
+* `log-probability`: the same with log-probabilities, which are summed over the response (GenARM, arXiv 2410.08193).
 """
 
 from pathlib import Path
@@ -52,21 +52,21 @@ class RewardModel(nn.Module):
         super().__init__()
         self.model: Any = model
         self.tokenizer = tokenizer
-        self.saved_tokenizer = tokenizer  # with a padding token; `tokenizer` is without one that was added
+        self.saved_tokenizer = tokenizer  # with a padding token; `tokenizer` lacks one that we added
         self.head_kind = head_kind
         self.adapters: Adapters | None = None
         self.packed_head: nn.Module | None = None
 
     def add_adapters(self, rank: int, alpha: float) -> None:
-        """Train low-rank adapters of the backbone, and the head, and nothing else."""
+        """Train only low-rank adapters of the backbone, and the head."""
         self.adapters = Adapters(self.backbone, rank, alpha)
 
     @staticmethod
     def check(path: str, what: str, trust_remote_code: bool = False, head: Head | None = None) -> Head | None:
-        """The head of the reward model at `path`, or None for a language model to start one from. Reads no weights.
+        """The head of the reward model at `path`; None for a language model, to start one from. Reads no weights.
 
-        Raises UserError for a directory that is neither, a classifier with more labels than one, or a reward model
-        with another head than the one asked for.
+        Raises UserError for a model that is neither, a classifier with several labels, or a reward model with another
+        head than `head`.
         """
         config = load_config(path, what, trust_remote_code=trust_remote_code)
         check_cacheable(config, what)
@@ -81,7 +81,7 @@ class RewardModel(nn.Module):
                 f"{what}: {path!r} is a classifier with {config.num_labels} labels; a reward model has num_labels=1"
             )
         if found and head and found != head:
-            raise UserError(f"{what}: {path!r} is a reward model with a {found} head, and a {head} head is asked for")
+            raise UserError(f"{what}: {path!r} is a reward model with a {found} head, and a {head} head is needed")
         if (found or head or "scalar") == "scalar":
             _check_scores_every_position(config, what, trust_remote_code)
         try:
@@ -111,7 +111,7 @@ class RewardModel(nn.Module):
         auto = AutoModelForSequenceClassification if kind == "scalar" else AutoModelForCausalLM
         options = {"num_labels": 1} if kind == "scalar" else {}
         verbosity = hf_logging.get_verbosity()
-        hf_logging.set_verbosity_error()  # that the head of a language model is new is no news here
+        hf_logging.set_verbosity_error()  # that a language model lacks the head is expected
         try:
             model = load_weights(
                 auto,
@@ -148,9 +148,9 @@ class RewardModel(nn.Module):
         return self.model.score if self.head_kind == "scalar" else self.model.get_output_embeddings()
 
     def pack(self) -> None:
-        """For inference alone: layers that round a row alike wherever it stands."""
+        """For inference only: pack linear layers, so that a row rounds alike at every position of a batch."""
         pack(self.backbone)
-        if self.adds_up:  # single columns of the head are read beside it
+        if self.adds_up:  # the plain head stays: single columns of it are read
             self.packed_head = packed(self.head)
 
     @property
@@ -168,17 +168,17 @@ class RewardModel(nn.Module):
         return self.head_kind == "log-probability"
 
     def forward(self, input_ids: Tensor, prompt_lengths: Tensor | None = None, best_next: bool = False) -> Tensor:
-        """Rewards (B, T) in float32 of every prefix of right-padded ids (B, T); those of padding mean nothing.
+        """Rewards (B, T) in float32 of all prefixes of right-padded ids (B, T); those of padding mean nothing.
 
-        Rewards that add up do so from behind the prompt, whose lengths are (B,) tokens; those of its prefixes are 0.
-        With `best_next` (2, B, T): below them the largest reward that each prefix with one more token has.
-        No attention mask is needed: a causal model never sees the padding on its right.
+        Rewards that add up are summed from the end of the prompt, of `prompt_lengths` (B,); prefixes of it have 0.
+        With `best_next` the shape is (2, B, T): the second part is the largest reward of each prefix with one more
+        token. No attention mask is needed: a causal model never sees the padding on its right.
         """
         hidden = self.backbone(input_ids=input_ids, use_cache=False).last_hidden_state
         if self.head_kind == "scalar":
             return self.score(hidden)
         rewards = self.next_token_rewards(hidden[:, :-1], input_ids[:, 1:, None])[..., 0]
-        rewards = nn.functional.pad(rewards, (1, 0))  # nothing stands before the first token
+        rewards = nn.functional.pad(rewards, (1, 0))  # there is no token before the first one
         if self.adds_up:
             if prompt_lengths is not None:
                 position = torch.arange(input_ids.shape[1], device=input_ids.device)
@@ -189,16 +189,15 @@ class RewardModel(nn.Module):
     def score(self, hidden: Tensor) -> Tensor:
         """Rewards (...) of hidden states (..., H) by a scalar head.
 
-        In float32 whatever they are: bfloat16 has two digits, and differences of rewards are what guidance and margins
-        are made of.
+        Always in float32: bfloat16 has two to three digits, and guidance and margins are differences of rewards.
         """
         rewards = (hidden.float() * self.head.weight.float()[0]).sum(-1)
         return rewards if self.head.bias is None else rewards + self.head.bias.float()
 
     def next_token_rewards(self, hidden: Tensor, tokens: Tensor) -> Tensor:
-        """Rewards (..., k), in float32, of `tokens` (..., k) as the next one after prefixes of hidden states (..., H).
+        """Rewards (..., k) in float32 of `tokens` (..., k) as next tokens of prefixes with hidden states (..., H).
 
-        Rewards that add up are without what the prefix has.
+        Rewards that add up are those of the token alone, without the prefix.
         """
         rewards = (hidden[..., None, :].float() * self.head.weight[tokens].float()).sum(-1)
         if self.adds_up:
@@ -206,10 +205,10 @@ class RewardModel(nn.Module):
         return rewards
 
     def save(self, directory: str | Path, state: dict[str, Tensor] | None = None) -> None:
-        """Write a directory that plain transformers loads: a sequence classifier, or a causal language model where the
-        head is one of next tokens; with the tokenizer.
+        """Write model and tokenizer to a directory that plain transformers loads.
 
-        `state` is the state dict of this module where training has sharded its own.
+        It is a sequence classifier, or with a token-level head a causal language model. `state` is the full state dict
+        of this module where training has sharded it.
         """
         if self.adapters:
             state = self.adapters.merged(state or self.state_dict())
@@ -219,7 +218,7 @@ class RewardModel(nn.Module):
 
 
 def check_trained(path: str, trust_remote_code: bool = False) -> Head:
-    """The head of a reward model. Raises UserError for a language model: its new head would guide nowhere."""
+    """The head of a reward model. Raises UserError for a language model, whose new head would be untrained."""
     head = RewardModel.check(path, "models.reward", trust_remote_code)
     if head is None:
         raise UserError(f"models.reward: {path!r} is a language model; train a reward model from it first")
@@ -227,7 +226,7 @@ def check_trained(path: str, trust_remote_code: bool = False) -> Head:
 
 
 def check_same_tokens(language: PreTrainedTokenizerBase, reward: PreTrainedTokenizerBase) -> None:
-    """Raises UserError unless every token id means the same to both models, as scoring candidates by id requires."""
+    """Raises UserError unless every token id has the same meaning in both models: candidates are scored by id."""
     ours, theirs = language.get_vocab(), reward.get_vocab()
     differing = [token for token, i in ours.items() if theirs.get(token) != i]
     if differing:
@@ -239,7 +238,7 @@ def check_same_tokens(language: PreTrainedTokenizerBase, reward: PreTrainedToken
 
 
 def _own_head(config: PreTrainedConfig) -> Head | None:
-    """What the config says of a causal language model: a reward model's head, or nothing."""
+    """The reward head that the config of a causal language model names; None for a plain language model."""
     head = getattr(config, HEAD, None)
     return head if head in get_args(Head) else None
 
@@ -255,9 +254,9 @@ def _check_scores_every_position(config: PreTrainedConfig, what: str, trust_remo
 
 
 def _new_head(model: Any, kind: Head) -> None:
-    """A head to train. Zero at first: all prefixes start at the same reward, instead of at the noise of a random head.
+    """Give the model a head to train. It starts at zero, so that all prefixes start with the same reward and no noise.
 
-    Log-probabilities start as the language model's own, as published.
+    A log-probability head starts as the language model's own, as published.
     """
     if kind == "scalar":
         nn.init.zeros_(model.score.weight)
@@ -267,7 +266,7 @@ def _new_head(model: Any, kind: Head) -> None:
     head = nn.Linear(old.in_features, old.out_features, bias=False, **like)
     with torch.no_grad():
         head.weight.copy_(old.weight if kind == "log-probability" else torch.zeros_like(old.weight))
-    # Apart from the input embeddings, with which many models share it: as rewards it goes its own way.
+    # Untied from the input embeddings, which many models share with it.
     model.set_output_embeddings(head)
     model.config.tie_word_embeddings = False
     setattr(model.config, HEAD, kind)

@@ -1,9 +1,9 @@
-"""Rotary positions whose frequencies transformers chooses by the longest row of a batch: no row may depend on it.
+"""Rotary embeddings whose frequencies transformers chooses by the longest row of a batch: no row may depend on that.
 
-Up to a length the choice is always the same. `longrope` has one set of factors for rows up to the length of the first
-training and another one beyond, to which all rows change as soon as one is longer, the keys in their caches excepted;
-`dynamic` stretches the positions of all rows when one outgrows the context. So rows end at that length, and the choice
-is made once. To make it in every call would also wait for the device.
+Up to a certain length the choice is fixed. `longrope` has one set of factors for rows up to the original training
+length and another beyond, to which all rows switch as soon as one is longer, while cached keys stay; `dynamic`
+stretches the positions of all rows when one exceeds the context. So rows end at that length, and the choice is made
+once. Choosing in every call would also wait for the device.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig
 
 
 def first_length(config: PreTrainedConfig) -> int | None:
-    """Positions with one set of frequencies, where a config says that there is another set beyond them."""
+    """The length up to which the first set of frequencies holds, where a config has a second set; else None."""
     parameters = getattr(config, "rope_parameters", None) or {}  # or one such dictionary a layer type
     sets = [parameters, *(value for value in parameters.values() if isinstance(value, dict))]
     lengths = [kind.get("original_max_position_embeddings") for kind in sets if kind.get("rope_type") == "longrope"]
@@ -21,7 +21,7 @@ def first_length(config: PreTrainedConfig) -> int | None:
 
 
 def keep_frequencies(model: nn.Module) -> None:
-    """Let the rotary embeddings of `model` stay with the frequencies that they were made with, which are the first."""
+    """Keep the rotary embeddings of `model` at their initial frequencies, the first set."""
     module: Any
     for module in model.modules():
         kind = getattr(module, "rope_type", None)
@@ -32,5 +32,5 @@ def keep_frequencies(model: nn.Module) -> None:
 
 
 def _kept(kind: str) -> str:
-    """The name of the same frequencies for a forward that leaves them as they are."""
+    """A rope type whose forward leaves the frequencies as they are."""
     return "default" if kind == "longrope" or "dynamic" in kind else kind

@@ -1,4 +1,4 @@
-"""The weights of a model directory, by the headers of its safetensors: which there are, and how many numbers."""
+"""The weights of a model directory, judged by the headers of its safetensors files."""
 
 import json
 from math import prod
@@ -14,32 +14,32 @@ WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 def weight_files(directory: str, what: str, path: str) -> list[Path]:
-    """The files that transformers reads. Raises UserError where there are none, or an index names others than those
-    that a digest of the directory covers: files of that directory itself whose names are not hidden.
+    """The weight files that transformers reads.
+
+    Raises UserError where there are none, or an index names files that a digest of the directory does not cover: only
+    files in the directory itself count whose names are not hidden.
     """
-    if any(Path(directory).glob("shard-*-model-*.safetensors")):  # which it would read instead
-        raise UserError(f"{what}: {path!r} holds a checkpoint of distributed training; save the model as a whole")
+    if any(Path(directory).glob("shard-*-model-*.safetensors")):  # transformers would read these instead
+        raise UserError(f"{what}: {path!r} holds a sharded checkpoint of distributed training; save the whole model")
     whole, index = Path(directory, WEIGHTS), Path(directory, INDEX)
     if whole.is_file():
         return [whole]
     if not index.is_file():
-        raise UserError(
-            f"{what}: cannot load {path!r}: it has no {WEIGHTS}; other weights, pickled ones among them, are not read"
-        )
+        raise UserError(f"{what}: cannot load {path!r}: it has no {WEIGHTS}; pickled and other weights are not read")
     shards = read_object(index, what).get("weight_map")
     if not isinstance(shards, dict) or not shards:
         raise UserError(f"{what}: cannot load {path!r}: its {INDEX} has no weight_map")
     for name in shards.values():
         if not isinstance(name, str) or Path(name).name != name or name.startswith((".", "_")):
             raise UserError(
-                f"{what}: the {INDEX} of {path!r} names the file {str(name)[:100]!r}; weights lie in the model's own "
-                "directory, under names that begin with neither . nor _"
+                f"{what}: the {INDEX} of {path!r} names the file {str(name)[:100]!r}; weights must be in the "
+                "model's own directory, with names that do not begin with . or _"
             )
     return [Path(directory, name) for name in sorted(set(shards.values()))]
 
 
 def count_numbers(directory: str, what: str, path: str) -> int:
-    """How many numbers all weights have. Raises UserError for a file that is torn or broken."""
+    """The number of parameters in all weight files. Raises UserError for a truncated or corrupt file."""
     total = 0
     for file in weight_files(directory, what, path):
         try:
@@ -51,13 +51,13 @@ def count_numbers(directory: str, what: str, path: str) -> int:
 
 
 def check_whole(loaded: dict[str, Any], new: tuple[str, ...], what: str, path: str) -> None:
-    """Raises UserError where transformers has drawn weights that a checkpoint lacks at random.
+    """Raises UserError where the checkpoint lacks weights, which transformers has initialized at random.
 
-    `loaded` is what it says of the loading; `new` are beginnings of names that are to be made anew.
+    `loaded` is the loading report of transformers; names that begin with one of `new` may be missing.
     """
     lacking = sorted(name for name in loaded["missing_keys"] if not name.startswith(new))
     if lacking:
         raise UserError(
             f"{what}: the weights of {path!r} lack {len(lacking)} of the model's ({', '.join(lacking[:3])}); give a "
-            "checkpoint of this architecture that is whole"
+            "complete checkpoint of this architecture"
         )

@@ -1,4 +1,4 @@
-"""Tokenised pairs to tensors: one right-padded batch with the chosen responses first and the rejected ones after."""
+"""Tokenized pairs to tensors: one right-padded batch, the chosen responses first and then the rejected ones."""
 
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -6,19 +6,20 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from rgtg.models.shapes import right_padded
 from rgtg.preferences.tokenized import TokenizedPair
 
 
 @dataclass(frozen=True)
 class Batch:
-    """B pairs: ids (2B, L), chosen above rejected; lengths in tokens (B,) each, and the longest response."""
+    """B pairs: ids (2B, L), chosen before rejected; lengths and common prefixes in tokens, (B,) each."""
 
     input_ids: Tensor
     prompt_lengths: Tensor
     chosen_lengths: Tensor
     rejected_lengths: Tensor
     common: Tensor
-    num_prefixes: int
+    num_prefixes: int  # T, the length of the longest response
 
     def to(self, device: torch.device) -> "Batch":
         moved: dict[str, Any] = {
@@ -32,9 +33,9 @@ class Batch:
 def collate(
     pairs: list[TokenizedPair], after_end: Literal["hold", "eos"], eos_id: int | None, width: int = 0
 ) -> Batch:
-    """`eos` pads the shorter response of a pair with EOS to the longer one, as published.
+    """A batch of pairs. `eos` pads the shorter response of a pair with EOS to the length of the longer, as published.
 
-    Rows have `width` tokens with padding, or as many as the longest one needs.
+    Rows are padded to `width` tokens, or to the longest one if it is longer.
     """
     chosen, rejected = [p.chosen_ids for p in pairs], [p.rejected_ids for p in pairs]
     if after_end == "eos" and eos_id is not None:
@@ -42,10 +43,8 @@ def collate(
         chosen = [c + [eos_id] * (n - len(c)) for c, n in zip(chosen, longer, strict=True)]
         rejected = [r + [eos_id] * (n - len(r)) for r, n in zip(rejected, longer, strict=True)]
     rows = [p.prompt_ids + ids for side in (chosen, rejected) for p, ids in zip(pairs, side, strict=True)]
-    width = max(width, *map(len, rows))
     return Batch(
-        # What padding holds does not matter: a causal model never sees what is on its right.
-        input_ids=torch.tensor([row + [0] * (width - len(row)) for row in rows]),
+        input_ids=right_padded(rows, width),
         prompt_lengths=torch.tensor([len(p.prompt_ids) for p in pairs]),
         chosen_lengths=torch.tensor([len(ids) for ids in chosen]),
         rejected_lengths=torch.tensor([len(ids) for ids in rejected]),

@@ -1,4 +1,4 @@
-"""Objectives of reward models as pure functions: shapes in, scalar out.
+"""Objectives of reward models as pure functions: tensors in, a scalar out.
 
 Shapes: B pairs, T prefix lengths (the longest response of the batch), L tokens of a padded sequence.
 """
@@ -16,7 +16,7 @@ from rgtg.methods import OBJECTIVES
 def prefix_rewards(rewards: Tensor, prompt_lengths: Tensor, response_lengths: Tensor, num_prefixes: int) -> Tensor:
     """r(x, y[:i]) for i = 1..T as (B, T), from the rewards of all positions (B, L).
 
-    Past the end of a response its final reward holds.
+    Past the end of a response its final reward is repeated.
     """
     prefix = torch.arange(1, num_prefixes + 1, device=rewards.device)
     held = torch.minimum(prefix, response_lengths[:, None])
@@ -28,7 +28,7 @@ def prefix_mask(
 ) -> Tensor:
     """Which prefix pairs (B, T) count, as bool: up to the longer response, from `min_prefix` tokens on.
 
-    The first `common` (B,) prefixes have identical tokens on both sides. They carry no information and are left out.
+    The first `common` (B,) prefixes have identical tokens on both sides: they carry no information and do not count.
     """
     prefix = torch.arange(1, num_prefixes + 1, device=common.device)
     longer = torch.maximum(chosen_lengths, rejected_lengths)[:, None]
@@ -45,19 +45,19 @@ class Prefixes(NamedTuple):
 
     chosen: Tensor
     rejected: Tensor
-    mask: Tensor  # pairs of prefixes that count, by `prefix_mask`; a pair of which none counts is none
+    mask: Tensor  # the prefix pairs that count, by `prefix_mask`; a pair without any does not count
     chosen_lengths: Tensor  # (B,), in tokens
     rejected_lengths: Tensor
-    best_next: Tensor | None = None  # of the chosen: the largest reward that a prefix with one more token has
+    best_next: Tensor | None = None  # of each chosen prefix: the largest reward of its continuations by one token
 
     @property
     def pairs(self) -> Tensor:
-        """Which pairs count, (B,)."""
+        """The pairs that count, (B,) bool."""
         return self.mask.any(-1)
 
 
 def partial_loss_sum(p: Prefixes) -> Tensor:
-    """Bradley-Terry on all pairs of prefixes, averaged over all of them, so that long pairs weigh more.
+    """Bradley-Terry on all prefix pairs, averaged over all of them, so that long pairs weigh more.
 
     As published (PARGS, arXiv 2406.07780).
     """
@@ -65,12 +65,12 @@ def partial_loss_sum(p: Prefixes) -> Tensor:
 
 
 def partial_by_pair_loss_sum(p: Prefixes) -> Tensor:
-    """Bradley-Terry on all pairs of prefixes, averaged over those of a pair first."""
+    """Bradley-Terry on all prefix pairs, averaged first within each pair."""
     return ((pairwise_loss(p.chosen, p.rejected) * p.mask).sum(-1) / p.mask.sum(-1).clamp(min=1)).sum()
 
 
 def full_loss_sum(p: Prefixes) -> Tensor:
-    """Bradley-Terry at the last of the prefixes: on whole responses."""
+    """Bradley-Terry at the last prefix: on whole responses."""
     return (pairwise_loss(p.chosen[:, -1], p.rejected[:, -1]) * p.pairs).sum()
 
 
@@ -116,10 +116,10 @@ def cd_loss_sum(p: Prefixes) -> Tensor:
 
 
 def farma_loss_sum(p: Prefixes) -> Tensor:
-    """Bradley-Terry on whole responses, and that a prefix of the chosen one is worth its best continuation:
+    """Bradley-Terry on whole responses, plus the Bellman error of the chosen one's prefixes.
 
-    the squared difference of V(y[:i]) and max over v of V(y[:i] v), with the gradient through both, averaged over the
-    prefixes of the chosen response (FaRMA, arXiv 2502.04517; published code alternates the two, here they are added).
+    The error is the squared difference of V(y[:i]) and max over v of V(y[:i] v), with the gradient through both,
+    averaged over prefixes (FaRMA, arXiv 2502.04517; the published code alternates both terms, here they are added).
     """
     assert p.best_next is not None
     prefix = torch.arange(1, p.chosen.shape[1] + 1, device=p.chosen.device)
@@ -137,9 +137,9 @@ def num_pairs(p: Prefixes) -> Tensor:
 
 
 class Loss(NamedTuple):
-    """A loss is `loss_sum` over `num_terms`, as float scalars.
+    """A loss is `loss_sum` divided by `num_terms`, float scalars.
 
-    They are apart because a batch may be spread over workers and micro-batches: the mean is over all of them.
+    Both are summed separately over workers and micro-batches: the mean is over the whole batch.
     """
 
     loss_sum: Callable[[Prefixes], Tensor]
@@ -147,15 +147,19 @@ class Loss(NamedTuple):
 
 
 def loss_of(objective: str, average: str = "prefix") -> Loss:
-    """The loss of a row of OBJECTIVES; the one of all prefixes may also be averaged over those of a pair first."""
+    """The loss of a row of OBJECTIVES; `average="pair"` averages the partial loss within each pair first."""
     if objective == "partial" and average == "pair":
         return Loss(partial_by_pair_loss_sum, num_pairs)
     row = OBJECTIVES[objective]
     return Loss(globals()[row.loss], num_prefixes if row.mean_over == "prefixes" else num_pairs)
 
 
+# What follows has no caller yet. Ranked lists (`train_reward.objective=plackett-luce`) will call the first one; soft
+# Q-learning of a token-level head, as a guide and as an objective of policies, the other two.
+
+
 def plackett_luce_loss(ranked: Tensor) -> Tensor:
-    """Negative log-likelihood (B,) of a ranking by rewards (B, K), the best first:
+    """Negative log-likelihood (B,) of rankings, from the rewards (B, K) of K texts, the best first.
 
     -sum over k of log(exp r_k / sum over j >= k of exp r_j) (Zhu et al. 2023, arXiv 2301.11270).
     """
@@ -163,29 +167,17 @@ def plackett_luce_loss(ranked: Tensor) -> Tensor:
     return (remaining - ranked).sum(-1)
 
 
-def bellman_loss(values: Tensor, next_values: Tensor, next_probs: Tensor, outcome: Tensor, mask: Tensor) -> Tensor:
-    """CD-Q (arXiv 2310.17022): squared error of V(y[:i]) with the mean of V(y[:i] v) under the language model.
-
-    values, mask (B, T); next_values and next_probs (B, T, V); outcome (B,) stands in for the mean at the last token of
-    a response, the last one of the mask. The target takes no gradient. Summed over tokens, averaged over B.
-    """
-    target = (next_probs * next_values).sum(-1).detach()
-    last = mask & ~torch.nn.functional.pad(mask[:, 1:], (0, 1))
-    target = torch.where(last, outcome[:, None], target)
-    return ((values - target).square() * mask).sum(-1).mean()
-
-
 def path_consistency_loss(values: Tensor, taken: Tensor, outcome: Tensor, mask: Tensor) -> Tensor:
-    """Multi-step path consistency of soft Q-learning (arXiv 2106.07704, with the language model as the prior):
+    """Multi-step path consistency of soft Q-learning, with the language model as the prior (arXiv 2106.07704).
 
-    for every t, the sum over s >= t of (Q(s, y_s) - V(s)) is to be outcome - V(t), where V is the log-mean-exp of Q
-    under the language model: the soft counterpart of the max of FaRMA. values V(s) and taken Q(s, y_s), mask (B, T);
-    outcome (B,). V on the right takes no gradient. Summed over tokens, averaged over B.
+    For every t the sum over s >= t of Q(s, y_s) - V(s) should be outcome - V(t), where V is the log-mean-exp of Q
+    under the language model (`soft_values`). values V(s), taken Q(s, y_s) and mask are (B, T), outcome (B,). The
+    target takes no gradient. Summed over tokens, averaged over B.
     """
     advantages = ((taken - values) * mask).flip(-1).cumsum(-1).flip(-1)
     return ((advantages - (outcome[:, None] - values.detach())).square() * mask).sum(-1).mean()
 
 
 def soft_values(q: Tensor, logprobs: Tensor) -> Tensor:
-    """log of the mean of exp Q under the language model, (..., V) to (...): the KL-regularised value of a prefix."""
+    """The KL-regularized value of a prefix, log of the mean of exp Q under the language model: (..., V) to (...)."""
     return (q + logprobs).logsumexp(-1)

@@ -21,13 +21,17 @@ from rgtg.training.losses import Prefixes, loss_of, prefix_mask, prefix_rewards
 from rgtg.training.prefix_accuracy import PrefixAccuracy
 from rgtg.training_settings import TrainReward
 
-# For a worker that has run out of pairs before the others: it must take part, and this one has no gradient.
+# For a worker that runs out of pairs before the others: it must take part, and this pair has no gradient.
 NO_PAIR = TokenizedPair(prompt_ids=[0], chosen_ids=[0], rejected_ids=[0], common=1)
 
-MICRO_TOKENS = 8192  # of a forward, padding included, where the settings do not say how many pairs it takes
+# Tokens of a forward, padding included, where micro_batch_size is not set. Measured on one CPU core (CPU ms a pair):
+# 100 with 1,024 and 2,048, 121 with 4,096, 127 with 8,192; a GPU needs large forwards. Again:
+# `python -m pipelines.benchmarks.constants MICRO_TOKENS`.
+MICRO_TOKENS = 8192
 
-# On a GPU a new width costs memory of its own and a choice of kernels, and tensor cores take multiples of eight. On a
-# CPU padding costs what tokens cost.
+# On a GPU a new width costs memory and a choice of kernels, and tensor cores take multiples of 8; on a CPU, whose
+# multiple is 1, padding costs as much as tokens. By arithmetic 32 tokens of padding on average. Not measured for want
+# of a GPU: `python -m pipelines.benchmarks.constants GPU_WIDTH_MULTIPLE`.
 GPU_WIDTH_MULTIPLE = 64
 
 
@@ -67,12 +71,12 @@ class RewardTrainer:
         shares = by_length(pairs, self.settings.micro_batch_size, self.width_multiple)
         shares += [[NO_PAIR]] * (self.distributed.num_forwards(len(shares)) - len(shares))
         eos_id = self.reward_model.tokenizer.eos_token_id
-        # Padding with EOS is a matter of prefixes; the full objective compares responses where they end.
+        # Padding with EOS concerns prefixes only; the full objective compares responses at their ends.
         after_end = self.settings.after_end if self.settings.objective == "partial" else "hold"
         batches = [collate(share, after_end, eos_id, self._width(share)) for share in shares]
         masks = [self._mask(batch) for batch in batches]
-        # What a loss is divided by follows from lengths alone, and is wanted before the first backward. It is counted
-        # on the host: until the gradient is there, nothing waits for the device.
+        # The divisor of the loss follows from lengths alone, and is needed before the first backward. It is counted on
+        # the host, so that nothing waits for the device until the gradient is there.
         counts = [self.loss.num_terms(_unscored(batch, mask)) for batch, mask in zip(batches, masks, strict=True)]
         count = self.distributed.sum(torch.stack(counts).sum().to(self.device)).clamp(min=1)
         numbers = [len(pairs), int(torch.stack([mask.sum() for mask in masks]).sum()), sum(p.common for p in pairs)]
@@ -82,7 +86,7 @@ class RewardTrainer:
         for i, (batch, mask) in enumerate(zip(batches, masks, strict=True)):
             with self.distributed.micro_batch(last=i == len(batches) - 1):
                 loss = self._loss_sum(batch, mask)
-                # Workers' gradients are averaged, hence times their number.
+                # DDP and FSDP average gradients over workers; times their number makes the sum.
                 (loss * self.distributed.world / count).backward()
             loss_sum += loss.detach()
         grad_norm = self.distributed.optimizer_step()
@@ -137,7 +141,7 @@ class RewardTrainer:
         )
 
     def _width(self, pairs: list[TokenizedPair]) -> int:
-        """Tokens of a row of a batch, padding included; learned positions end with the context."""
+        """Width of a batch in tokens, padding included: at most the context, where learned positions end."""
         return min(round_up(max(pair.length for pair in pairs), self.width_multiple), self.reward_model.context)
 
     def _mask(self, batch: Batch) -> Tensor:
@@ -147,9 +151,9 @@ class RewardTrainer:
 
 
 def by_length(pairs: list[TokenizedPair], most: int | None = None, multiple: int = 1) -> list[list[TokenizedPair]]:
-    """Pairs in groups for a forward each, those of a length together: less padding. `most` pairs, or by tokens.
+    """Groups of pairs of similar length, one for each forward, which saves padding.
 
-    Widths are rounded up to a `multiple`.
+    A group has at most `most` pairs; without it, MICRO_TOKENS tokens of widths rounded up to a `multiple`.
     """
     groups: list[list[TokenizedPair]] = []
     for pair in sorted(pairs, key=lambda pair: pair.length):

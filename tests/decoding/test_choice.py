@@ -73,7 +73,7 @@ def test_noise_is_the_same_in_every_version():
     assert noise.item() == pytest.approx(PINNED_NOISE, abs=1e-12)
 
 
-def test_candidates_are_the_likeliest_with_their_log_probability():
+def test_candidates_are_the_most_probable_with_their_log_probability():
     logits = torch.randn(6, 40, generator=torch.Generator().manual_seed(0)) * 3
     logprobs, tokens = candidates(logits, 7)
     full = logits.double().log_softmax(-1)
@@ -138,7 +138,7 @@ def test_where_no_reward_is_finite_the_choice_says_so(greedy):
     assert finite.tolist() == [False, True]
 
 
-def test_top_p_keeps_the_likeliest_candidates_and_always_one():
+def test_top_p_keeps_the_most_probable_candidates_and_always_one():
     logprobs = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
     force = torch.eye(4, dtype=torch.float64) * 1e9
     for top_p, temperature, kept in ((0.79, 1.0, 2), (0.81, 1.0, 3), (1e-9, 1.0, 1), (1.0, 1.0, 4), (0.79, 3.0, 3)):

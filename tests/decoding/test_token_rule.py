@@ -33,7 +33,7 @@ def oracle(plain, toy_language_dir, toy_reward_dir):
 
 
 def exact_policy(logprobs, rewards, beta, k):
-    """pi (V,) of the token rule, zero outside the k likeliest tokens."""
+    """pi (V,) of the token rule, zero outside the top-k tokens."""
     kept = logprobs.argsort(descending=True)[: k or len(logprobs)]
     policy = torch.zeros_like(logprobs)
     policy[kept] = (logprobs + beta * rewards)[kept].softmax(-1)

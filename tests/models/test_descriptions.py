@@ -35,8 +35,8 @@ def change(directory: Path, **changes) -> str:
         ({"max_position_embeddings": -1}, "max_position_embeddings is -1"),
         ({"num_attention_heads": 0}, "num_attention_heads is 0"),
         ({"hidden_size": 0}, "hidden_size is 0"),
-        ({"num_attention_heads": 5, "head_dim": None, "num_key_value_heads": 5}, "does not divide"),
-        ({"num_key_value_heads": 3}, "does not divide"),
+        ({"num_attention_heads": 5, "head_dim": None, "num_key_value_heads": 5}, "divisible by"),
+        ({"num_key_value_heads": 3}, "divisible by"),
         ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000"),
         ({"num_hidden_layers": True}, "num_hidden_layers is True"),
         ({"vocab_size": 10**12}, "vocab_size"),
@@ -48,10 +48,10 @@ def change(directory: Path, **changes) -> str:
         ({"torch_dtype": "Tensor"}, "torch_dtype is 'Tensor'"),
         ({"dtype": 7}, "dtype is 7"),
         ({"num_labels": "two"}, "num_labels is 'two'"),
-        ({"quantization_config": {"quant_method": "fp8"}}, "quantised"),
+        ({"quantization_config": {"quant_method": "fp8"}}, "quantized"),
         (
             {"transformers_weights": "_hidden.safetensors"},
-            "'transformers_weights' that the model is in files",
+            "key 'transformers_weights' in the config.json of .* names other files",
         ),
         ({"text_config": {"transformers_weights": "adapter_model.bin"}}, "'transformers_weights'"),
         ({"configuration_files": ["config.1.0.0.json"]}, "'configuration_files'"),
@@ -69,7 +69,7 @@ def test_a_config_that_no_model_can_be_built_from(copy_of, language_dir, changes
     ("text", "words"),
     [
         ('{"a": ' * 100_000 + "1" + "}" * 100_000, "config.json"),
-        ('{"model_type": "llama", "model_type": "gpt2"}', "'model_type' is there twice"),
+        ('{"model_type": "llama", "model_type": "gpt2"}', "'model_type' appears twice"),
         ('{"a": "' + "x" * (16 << 20) + '"}', "larger than 16 MiB"),
         ("\x00\xff", "config.json"),
     ],
@@ -90,14 +90,14 @@ def test_keys_that_are_null_say_nothing(copy_of, language_dir):
 def test_many_keys_of_which_one_is_there_twice(copy_of, language_dir):
     directory = copy_of(language_dir)
     (directory / "config.json").write_text("{" + "".join(f'"{i}": 1, ' for i in range(100_000)) + '"7": 1}')
-    with pytest.raises(UserError, match="the key '7' is there twice"):
+    with pytest.raises(UserError, match="the key '7' appears twice"):
         check_language(str(directory))
 
 
 def test_weights_of_distributed_training_are_not_read_instead(copy_of, language_dir):
     directory = copy_of(language_dir)
     shutil.copy(directory / "model.safetensors", directory / "shard-00001-model-00001-of-00001.safetensors")
-    with pytest.raises(UserError, match="a checkpoint of distributed training"):
+    with pytest.raises(UserError, match="a sharded checkpoint of distributed training"):
         LanguageModel.load(str(directory))
 
 
@@ -186,7 +186,7 @@ def test_an_index_names_files_of_its_own_directory(copy_of, language_dir, name):
     index = {"metadata": {}, "weight_map": dict.fromkeys(load_file(weights), name)}
     (directory / "model.safetensors.index.json").write_text(json.dumps(index))
     weights.unlink()
-    with pytest.raises(UserError, match="names the file .*; weights lie in the model's own"):
+    with pytest.raises(UserError, match="names the file .*; weights must be in the model's own"):
         LanguageModel.load(str(directory))
 
 
@@ -218,7 +218,9 @@ def test_a_tokenizer_whose_config_names_another_file(copy_of, language_dir):
     config = json.loads((directory / "tokenizer_config.json").read_text())
     config["fast_tokenizer_files"] = ["_hidden/tokenizer.1.0.0.json"]
     (directory / "tokenizer_config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match="the tokenizer_config.json of .* says by 'fast_tokenizer_files'"):
+    with pytest.raises(
+        UserError, match="the key 'fast_tokenizer_files' in the tokenizer_config.json of .* names other files"
+    ):
         LanguageModel.load(str(directory))
 
 

@@ -207,7 +207,7 @@ def test_who_asks_for_bfloat16_hears_where_it_is_slow(monkeypatch, found, device
     monkeypatch.setattr(loading, "_capabilities", lambda: found)
     warning = slow_bfloat16("models.dtype=bfloat16", torch.device(device))
     assert (warning is not None) == warns
-    assert warning is None or warning.startswith("models.dtype=bfloat16: this CPU has no units for bfloat16")
+    assert warning is None or warning.startswith("models.dtype=bfloat16: this CPU has no bfloat16 units")
 
 
 @pytest.mark.parametrize("head", [None, "next-token"])

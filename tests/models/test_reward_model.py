@@ -208,9 +208,9 @@ def test_the_largest_reward_of_a_next_token(make_language):
 
 
 def test_a_head_that_is_not_there(language_dir, reward_dir, make_language):
-    with pytest.raises(UserError, match="with a scalar head, and a next-token head is asked for"):
+    with pytest.raises(UserError, match="with a scalar head, and a next-token head is needed"):
         RewardModel.load(reward_dir, head="next-token")
-    with pytest.raises(UserError, match="with a next-token head, and a scalar head is asked for"):
+    with pytest.raises(UserError, match="with a next-token head, and a scalar head is needed"):
         RewardModel.load(make_language(rgtg_reward_head="next-token"), head="scalar")
 
 

@@ -33,4 +33,4 @@ def test_a_job_says_it_once(config, capfd, setting):
 
 def test_the_doctor_says_it(config, capfd):
     doctor.run(config("models.dtype=bfloat16"))
-    assert "no units for bfloat16" in " ".join(capfd.readouterr().out.replace("│", "").split())
+    assert "no bfloat16 units" in " ".join(capfd.readouterr().out.replace("│", "").split())

@@ -194,7 +194,7 @@ def test_what_ray_lists_itself_holds_nothing_but_tables(configure, write_parquet
     job, checkpoint = taken_in(config), str(tmp_path / "_checkpoint")
     hide(checkpoint, name, trap)
     pq.write_table(pa.table({"prompt_id": ["a"]}), Path(checkpoint, "a.pending.parquet"))
-    with pytest.raises(UserError, match="is nothing that a run wrote there"):
+    with pytest.raises(UserError, match="is no file of the run"):
         generate.complete(job, None, str(tmp_path / "target"), checkpoint)
     assert not asked
 

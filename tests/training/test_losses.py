@@ -10,7 +10,6 @@ from rgtg.preferences.tokenized import TokenizedPair
 from rgtg.training.batch import collate
 from rgtg.training.losses import (
     Prefixes,
-    bellman_loss,
     loss_of,
     pairwise_loss,
     path_consistency_loss,
@@ -189,21 +188,6 @@ class World:
 TEXTS = list(itertools.product(range(3), repeat=3))
 
 
-def test_bellman_loss_is_zero_at_the_expected_reward_and_nowhere_near():
-    world = World()
-
-    def mean_value(prefix):
-        return world.value(prefix, lambda values, logprobs: (values * logprobs.exp()).sum())
-
-    values = torch.tensor([[mean_value(y[: i + 1]) for i in range(3)] for y in TEXTS], dtype=torch.float64)
-    following = [[[mean_value((*y[: i + 1], v)) if i < 2 else 9.0 for v in range(3)] for i in range(3)] for y in TEXTS]
-    probs = torch.stack([torch.stack([world.logprobs(y[: min(i + 1, 2)]).exp() for i in range(3)]) for y in TEXTS])
-    outcome = torch.tensor([world.outcome(y) for y in TEXTS], dtype=torch.float64)
-    rest = torch.tensor(following, dtype=torch.float64), probs, outcome, torch.ones(27, 3, dtype=torch.bool)
-    assert bellman_loss(values, *rest).item() < 1e-20
-    assert bellman_loss(values + 0.1, *rest).item() == pytest.approx(0.03)
-
-
 def test_path_consistency_is_zero_at_the_soft_values_that_tilt_the_language_model_rightly():
     world = World()
 
@@ -216,6 +200,6 @@ def test_path_consistency_is_zero_at_the_soft_values_that_tilt_the_language_mode
     mask = torch.ones(27, 3, dtype=torch.bool)
     assert path_consistency_loss(values, taken, outcome, mask).item() < 1e-20
     assert path_consistency_loss(values, taken + 0.1, outcome, mask).item() == pytest.approx(0.01 + 0.04 + 0.09)
-    # Token by token, p(v) exp(Q(v)) normalised draws exactly the texts of p(y) exp(r(y)).
+    # Token by token, p(v) exp(Q(v)) normalized draws exactly the texts of p(y) exp(r(y)).
     log_p = torch.tensor([sum(world.logprobs(y[:i])[y[i]] for i in range(3)) for y in TEXTS], dtype=torch.float64)
     torch.testing.assert_close(log_p + (taken - values).sum(-1), (log_p + outcome).log_softmax(-1))

@@ -11,7 +11,9 @@ from rgtg.errors import UserError
 
 def test_why_there_are_no_files_is_said(tmp_path):
     (tmp_path / "a.parquet").symlink_to(tmp_path / "nothing")
-    with pytest.raises(UserError, match=r"there are no .* files at .* \('.*a.parquet': a link to what is not there\)"):
+    with pytest.raises(
+        UserError, match=r"there are no .* files at .* \('.*a.parquet': a link to a file that does not exist\)"
+    ):
         InputDigests().files([str(tmp_path)])
 
 
