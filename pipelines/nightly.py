@@ -65,9 +65,10 @@ def _check_pairs_are_possible(config: Config) -> None:
     pools = STRATEGIES[strategy or "best-worst"]
     if pools.rejected == "own" and (settings.samples < 2 or METHODS[settings.method].greedy):
         raise UserError(
-            f"a pair of the strategy {strategy!r} needs two completions that differ, and generate.samples is "
-            f"{settings.samples} by the method {settings.method!r}; ask for two or more by a method that samples, or "
-            "run the stages train-reward and generate alone"
+            f"a preference pair needs two different completions ({strategy}), and generate.samples is "
+            f"{settings.samples} with the method {settings.method!r}; set it to 2 or more with a method that samples, "
+            "pair with unguided completions (preferences.select=guided-unguided), or run train-reward and generate "
+            "alone"
         )
 
 

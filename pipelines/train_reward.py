@@ -127,9 +127,11 @@ def fit(job: JobContext, stage: str, target: str) -> None:
     storage.write_bytes(directory.path(stage.replace(STAGE, "training") + ".jsonl"), curve)
     directory.finish(stage, result.metrics, time.monotonic() - begun)
     storage.remove(directory.path("_train", stage))
-    by_part = result.metrics["accuracy"]["by_fraction"]
-    accuracy = ", ".join(f"{float(part):.0%}: {value:.3f}" for part, value in by_part.items())
-    log.info(f"{stage}: held-out accuracy by fraction of the response  {accuracy}")
+    accuracy = result.metrics["accuracy"]
+    by_part = ", ".join(f"{float(part):.0%}: {value:.3f}" for part, value in accuracy["by_fraction"].items())
+    by_score = ", ".join(f"{way}: {value:.3f}" for way, value in accuracy["by_score"].items())
+    log.info(f"{stage}: held-out accuracy of whole responses by score  {by_score}; {accuracy['score']} is kept")
+    log.info(f"{stage}: held-out accuracy by fraction of the response  {by_part}")
 
 
 def _inputs(job: JobContext, init: str) -> Inputs:

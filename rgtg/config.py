@@ -3,7 +3,7 @@
 from datetime import date
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from rgtg.config_section import (
     NO_OUTPUT,
@@ -15,9 +15,11 @@ from rgtg.config_section import (
     Positive,
     Section,
     Thousands,
+    message_of,
     named,
 )
 from rgtg.decoding_settings import OF_METHOD, DecodingSettings
+from rgtg.errors import UserError
 from rgtg.methods import METHODS, STRATEGIES
 from rgtg.path_syntax import fault_of_root, join
 from rgtg.training_settings import TrainReward
@@ -199,7 +201,7 @@ class Config(Section):
     def with_strategy(self, *, before: bool = False) -> "Config":
         """With what follows from other settings: which completions make a pair, and how many of each kind that takes.
 
-        `before`: as runs were before there was a choice.
+        `before`: as runs were before there was a choice. Raises UserError where the method cannot give them.
         """
         select = self.preferences.select
         if select is None:
@@ -213,6 +215,9 @@ class Config(Section):
                 ("opposed", self.generate.opposed_samples),
             )
         }
-        generate = Generate.model_validate(self.generate.model_dump() | samples)
+        try:
+            generate = Generate.model_validate(self.generate.model_dump() | samples)
+        except ValidationError as error:
+            raise UserError(f"preferences.select={select}: {message_of(error, Generate)}") from error
         preferences = self.preferences.model_copy(update={"select": select})
         return self.model_copy(update={"generate": generate, "preferences": preferences})

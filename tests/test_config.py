@@ -279,3 +279,51 @@ def test_what_may_change_before_a_stage_is_resumed():
         *("prompts", "incremental", "max_error_rate", "block_rows", "min_actors", "max_actors"),
         *("slots", "gpus_per_actor", "threads", "cuda_graphs"),
     }
+
+
+@pytest.mark.parametrize(
+    ("settings", "samples", "select"),
+    [
+        ([], (4, 0), "guided-unguided"),
+        (["generate.method=unguided"], (0, 0), "best-worst"),
+        (["preferences.select=best-worst"], (0, 0), "best-worst"),
+        (["generate.unguided_samples=0"], (0, 0), "best-worst"),
+        (["preferences.select=best-worst", "generate.unguided_samples=2"], (2, 0), "best-worst"),
+        (["preferences.select=opposed"], (0, 4), "opposed"),
+        (["generate.unguided_samples=7"], (7, 0), "guided-unguided"),
+    ],
+)
+def test_a_strategy_brings_the_completions_that_it_needs(settings, samples, select):
+    config = config_file.load(None, settings).with_strategy()
+    assert (config.generate.unguided_samples, config.generate.opposed_samples) == samples
+    assert config.preferences.select == select
+    assert config.with_strategy() == config
+    before = config_file.load(None, settings).with_strategy(before=True)
+    if not any("select" in setting or "samples" in setting for setting in settings):
+        assert (before.preferences.select, before.generate.samples_in_all) == ("best-worst", 4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (
+            ["preferences.select=guided-unguided", "generate.unguided_samples=0"],
+            "needs generate.unguided_samples above",
+        ),
+        (["preferences.select=opposed", "generate.opposed_samples=0"], "needs generate.opposed_samples above 0"),
+        (["generate.method=unguided", "generate.unguided_samples=2"], "'unguided' is unguided already"),
+        (["generate.method=best-of-n", "generate.opposed_samples=2"], "'best-of-n' has no opposite"),
+        (["preferences.select=worst"], "preferences.select"),
+        (["train_reward.score=median"], "the score 'median' is unknown"),
+        (["generate.score=last-0"], "the score 'last-0' is unknown"),
+    ],
+)
+def test_strategies_and_scores_that_cannot_be(settings, said):
+    with pytest.raises(UserError, match=said):
+        config_file.load(None, settings).with_strategy()
+
+
+def test_a_strategy_whose_samples_the_method_cannot_give_is_refused():
+    config = config_file.load(None, ["preferences.select=opposed", "generate.method=best-of-n"])
+    with pytest.raises(UserError, match="'best-of-n' has no opposite"):
+        config.with_strategy()

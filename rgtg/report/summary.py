@@ -49,7 +49,8 @@ def rows(summary: Summary) -> list[tuple[str, str]]:
         )
     for objective, accuracy in summary.accuracy.items():
         parts = ", ".join(f"{float(part):.0%}: {value:.3f}" for part, value in accuracy["by_fraction"].items())
-        lines.append((f"accuracy ({objective})", f"by part of the response  {parts}"))
+        way = accuracy.get("score", "final")
+        lines.append((f"accuracy ({objective})", f"{way} score, by part of the response  {parts}"))
     prompts, guided = summary.prompts, summary.guided
     lines.append(
         ("prompts", f"{prompts['rows']:,} ({prompts['errors']:,} bad, {prompts['duplicates']:,} duplicates left out)")

@@ -11,6 +11,8 @@ from rgtg.decoding.decoder import Decoder
 from rgtg.decoding.token_rule import gumbel, row_key
 from rgtg.errors import RowError, UserError
 from rgtg.models.ensemble import combine
+from rgtg.models.reward import RewardModel
+from rgtg.scores import score
 from tests.decoding.test_decoder_reference import PROMPTS, Reference, compare, without_padding
 from tests.tolerance import alike
 
@@ -133,3 +135,50 @@ def test_how_rewards_are_combined():
     assert combine(rewards, "min").tolist() == [1.0, -1.0]
     bound = combine(rewards, "lower-bound", 2.0).tolist()
     assert bound == pytest.approx([3.0 - 2 * (8 / 3) ** 0.5, 1.0 - 2 * 2**0.5])
+
+
+def scoring(directory, way, tmp_path):
+    """A copy of a reward model that scores texts in this way."""
+    model = RewardModel.load(directory)
+    model.score_way = way
+    model.save(tmp_path / way)
+    return str(tmp_path / way)
+
+
+@pytest.mark.parametrize("way", ["final", "mean", "linear", "last-3"])
+@pytest.mark.parametrize("method", ["pargs", "unguided"])
+def test_completions_have_the_score_that_the_reward_models_config_names(
+    language_dir, reward_dir, tmp_path, way, method
+):
+    decoder = Decoder.load(language_dir, scoring(reward_dir, way, tmp_path), method, slots=4)
+    other = Decoder.load(language_dir, reward_dir, method, slots=4, score=way)
+    options = {"samples": 2, "max_new_tokens": 8, "seed": 1}
+    rows, overridden = (d.generate(["hello"], **options)[0] for d in (decoder, other))
+    for completion in rows:
+        assert completion.score == score(completion.token_rewards, way)
+        assert completion.reward == completion.token_rewards[-1]
+    assert rows == overridden
+
+
+def test_models_that_score_in_unlike_ways_are_scored_by_the_last_reward(language_dir, reward_dir, tmp_path):
+    mean, linear = (scoring(reward_dir, way, tmp_path) for way in ("mean", "linear"))
+    for rewards, expected in (([mean, mean], "mean"), ([mean, linear], "final")):
+        assert Decoder.load(language_dir, rewards, slots=2).score_way == expected
+
+
+def test_best_of_n_is_the_best_by_score(language_dir, reward_dir):
+    """The attempts of one search are those of one with fewer proposals, and more: the best so far."""
+    prompts = ["hello", "a", "b", "c"]
+    kept = {}
+    for way in ("final", "mean"):
+        by_n = []
+        for n in (1, 2, 4, 8):
+            decoder = Decoder.load(language_dir, reward_dir, "best-of-n", proposals=n, slots=4, score=way, k=0)
+            by_n.append([row[0] for row in decoder.generate(prompts, max_new_tokens=8, seed=2)])
+        for completions in zip(*by_n, strict=True):
+            scores = [score(c.token_rewards, way) for c in completions]
+            assert scores == sorted(scores), "more proposals are never worse"
+        kept[way] = by_n[-1]
+    by_mean = [[score(c.token_rewards, "mean") for c in kept[way]] for way in ("mean", "final")]
+    assert all(a >= b for a, b in zip(*by_mean, strict=True))
+    assert by_mean[0] != by_mean[1]

@@ -254,3 +254,28 @@ def test_the_head_starts_at_zero_whatever_the_seed(make_language):
     other = RewardModel.load(directory).state_dict()
     assert all(torch.equal(one[name], other[name]) for name in one)
     assert AutoConfig.from_pretrained(directory).architectures == ["LlamaForCausalLM"]
+
+
+def test_how_it_scores_texts_is_saved_with_it(make_reward, tmp_path):
+    model = RewardModel.load(make_reward())
+    assert model.score_way == "final", "of a model of other origin"
+    model.score_way = "last-5"
+    model.save(tmp_path)
+    assert RewardModel.load(str(tmp_path)).score_way == "last-5"
+    with pytest.raises(ValueError, match="the score 'median' is unknown"):
+        model.score_way = "median"
+
+
+@pytest.mark.parametrize("wrong", ["median", 3, ["mean"], None])
+def test_a_config_that_names_no_score_is_refused(make_reward, tmp_path, wrong):
+    RewardModel.load(make_reward()).save(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"rgtg_score": wrong}))
+    with pytest.raises(UserError, match=r"config\.json of .* is wrong: the score .* is unknown"):
+        RewardModel.check(str(tmp_path), "models.reward")
+
+
+def test_summed_rewards_are_scored_by_the_last(make_language, tmp_path):
+    model = RewardModel.load(make_language(), head="log-probability")
+    model.score_way = "mean"
+    assert model.score_way == "final"

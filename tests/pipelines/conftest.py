@@ -34,6 +34,7 @@ def configure(tmp_path, language_dir) -> Callable[..., Config]:
             "models.device": "cpu",
             "generate.samples": 2,
             "preferences.select": "best-worst",  # half as many completions as by default
+            "preferences.truncated": "keep",  # of eight tokens most are
             "generate.max_new_tokens": 8,
             "generate.slots": 6,
             "generate.block_rows": 4,

@@ -55,8 +55,8 @@ def test_a_night_ends_with_everything_and_the_next_start_does_nothing(job, ray_h
     for words in (
         "accuracy (partial)",
         "accuracy (full)",
-        "reward (pargs)",
-        "reward (unguided)",
+        "score (pargs)",
+        "score (unguided)",
         "1 prompts with an error",
     ):
         assert words in said
@@ -128,9 +128,10 @@ def night(make_bucket, tmp_path_factory, language_dir):
             },
             "generate": {
                 "prompts": f"{s3}/in/prompts.parquet",
-                **{"samples": 2, "max_new_tokens": 8, "slots": 6, "block_rows": 4, "max_actors": 1},
+                **{"samples": 2, "unguided_samples": 3, "max_new_tokens": 8, "slots": 6, "block_rows": 4},
             },
-            "nightly": {"compare_objectives": False, "baseline_prompts": 4},
+            "preferences": {"truncated": "keep"},
+            "nightly": {"compare_objectives": False},
         }
         storage.write_bytes(f"{s3}/config.yaml", yaml.safe_dump(settings).encode())
 
@@ -166,8 +167,18 @@ def test_everything_on_s3(night, s3):
     for key in written:
         content = client.get_object(Bucket=night.s3.removeprefix("s3://"), Key=key)["Body"].read()
         assert b"a-secret-of-the-test" not in content, key
-    pairs = datasets.load_dataset(local_copy(f"{run}/preferences"))
-    assert sum(len(split) for split in pairs.values()) == 10
+    splits = datasets.load_dataset(local_copy(f"{run}/preferences"))
+    pairs = [pair for split in splits.values() for pair in split]
+    assert 0 < len(pairs) <= 10
+    # By default a guided completion is chosen, and one of the language model rejected.
+    assert {(p["chosen_method"], p["rejected_method"], p["strategy"]) for p in pairs} == {
+        ("pargs", "unguided", "guided-unguided")
+    }
+    assert all(p["score_chosen"] > p["score_rejected"] for p in pairs)
+    assert all(len(row["completions"]) == 5 for row in rows_of(run) if row["error"] is None)
+    summary = json.loads(storage.read_bytes(f"{run}/report/summary.json"))
+    assert all(summary["scores"]["score"]), "the run's own unguided samples are what guidance is compared with"
+    assert not storage.exists(f"{run}/completions_unguided")
     assert not list(night.folder.iterdir())
 
 

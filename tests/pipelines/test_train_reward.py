@@ -14,6 +14,7 @@ from pipelines import pairs, train_reward
 from pipelines.runtime.job_context import JobContext
 from rgtg.errors import UserError
 from rgtg.models.reward import RewardModel
+from rgtg.scores import WAYS
 from tests.tolerance import alike
 
 pytestmark = pytest.mark.ray
@@ -56,11 +57,16 @@ def test_one_worker_and_two_reach_the_same_accuracy_on_the_same_batches(job):
     assert min(full) > 0.85
     assert abs(full[0] - full[1]) < 0.1  # three standard errors of 80 pairs
     assert one["accuracy"]["pairs"]["full"] == two["accuracy"]["pairs"]["full"] == 80
+    by_score = one["accuracy"]["by_score"]
+    assert set(by_score) == set(WAYS)
+    assert by_score[one["accuracy"]["score"]] == max(by_score.values()) == one["accuracy"]["by_fraction"]["1.0"]
 
 
 def test_what_is_saved_loads_in_plain_transformers(job, language_dir):
-    place = train_reward.run(job(**{"train_reward.objective": "full"})).path("reward_model")
+    settings = {"train_reward.objective": "full", "train_reward.score": "last-3"}
+    place = train_reward.run(job(**settings)).path("reward_model")
     ours = RewardModel.load(place).eval()
+    assert ours.score_way == "last-3", "as the config asked, in the model's own config"
     plain = AutoModelForSequenceClassification.from_pretrained(place).eval()
     tokenizer = AutoTokenizer.from_pretrained(place)
     assert tokenizer.get_vocab() == AutoTokenizer.from_pretrained(language_dir).get_vocab()

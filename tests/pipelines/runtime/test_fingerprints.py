@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.runtime.fingerprints import InputDigests, check_unchanged, fingerprint
+from pipelines.runtime.fingerprints import InputDigests, changed_names, check_unchanged, fingerprint
 from rgtg.errors import UserError
 
 
@@ -33,3 +33,11 @@ def test_a_job_keeps_the_digests_that_it_began_with(language_dir, tmp_path):
     assert not set(digests_by(InputDigests())) & set(begun)
     with pytest.raises(UserError, match="model' changed while the job ran"):
         check_unchanged({str(model): begun[0]})
+
+
+def test_a_setting_that_an_older_version_did_not_know_is_no_change_while_it_is_off():
+    before = {"beta": 2.0, "k": None}
+    assert not changed_names(before, before | {"unguided_samples": 0, "score": None})
+    assert changed_names(before, before | {"unguided_samples": 4}) == {"unguided_samples"}
+    assert changed_names(before, {"beta": 2.0, "k": 0}) == {"k"}, "one that it knew"
+    assert changed_names(before | {"gone": 1}, before) == {"gone"}
