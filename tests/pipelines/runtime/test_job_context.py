@@ -68,7 +68,8 @@ def without_ray(monkeypatch, make_reward, tmp_path):
         trained.mkdir()
         (trained / "model").symlink_to(make_reward(seed=len(settings.objective)))
         (trained / "training.jsonl").write_text("")
-        metrics = {"accuracy": {"by_fraction": {"1.0": 0.9}, "pairs": {}, "by_length": {}}}
+        accuracy = {"by_fraction": {"1.0": 0.9}, "by_length": {}, "by_score": {"final": 0.9}, "score": "final"}
+        metrics = {"accuracy": accuracy | {"pairs": {}}}
         result = SimpleNamespace(checkpoint=train.Checkpoint(str(trained)), metrics=metrics)
         return SimpleNamespace(fit=lambda: result)
 
