@@ -13,7 +13,7 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from pipelines.launch import guarded
+from pipelines.runtime.launch import guarded
 from rgtg.errors import UserError
 
 
