@@ -13,7 +13,7 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from pipelines.launch import guarded
+from pipelines.runtime.launch import guarded
 from rgtg.errors import UserError
 
 
@@ -34,7 +34,8 @@ CONSTANTS = {
     "BLOCK": Constant(
         "rgtg.models.attention",
         (32, 64, 128, 256, 512),
-        f"{_DECODING} --slots 8 --prompt-tokens 32,1024 --new-tokens 32",
+        "decoding --no-loops --threads 1 --hidden 128 --layers 4 --vocabulary 1000 --slots 8 "
+        "--prompt-tokens 32,1024 --new-tokens 32",
     ),
     "GPU_VIEW_MULTIPLE": Constant("rgtg.models.attention", (64, 256, 1024), "decoding --no-loops --new-tokens 512"),
     "SHORT": Constant("rgtg.decoding.prefill", ((128,), (64, 128), (32, 64, 128), (64, 128, 256)), _SHORT_PROMPTS),
