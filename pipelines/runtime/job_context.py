@@ -22,8 +22,8 @@ class JobContext:
         """Resolve the config and open its run directory. The flags name what the job reads, as in `resolved`."""
         config = resolved(config, models=models, pairs=pairs, prompts=prompts)
         directory = RunDirectory(config)
-        begun = directory.manifest["stages"].get("generate")
-        config = config.with_strategy(before=begun and "generate.unguided_samples" not in begun["inputs"])
+        begun = directory.inputs_of("generate")
+        config = config.with_strategy(before=bool(begun) and "generate.unguided_samples" not in begun)
         directory.config = config
         return cls(config, directory, InputDigests())
 
