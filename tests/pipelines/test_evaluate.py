@@ -36,7 +36,7 @@ def test_methods_side_by_side_with_a_judge_and_the_next_start_decodes_nothing(
     assert [r.name for r in results] == names
     by_name = {r.name: r for r in results}
     assert all(r.completions == 16 and r.errors == 1 for r in results)
-    assert all(set(r.scores) == {"reward", "words", "judge"} for r in results)
+    assert all(set(r.scores) == {"score", "words", "judge"} for r in results)
     assert by_name["unguided"].reward_calls == 0
     assert by_name["pargs beta=1"].reward_calls == 10 * by_name["pargs beta=1"].language_calls
     assert by_name["best-of-n proposals=3"].reward_calls == 3
