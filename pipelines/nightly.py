@@ -122,6 +122,7 @@ def _summary(config: Config, directory: RunDirectory, in_sandbox: bool) -> Summa
         },
         preferences=directory.counts(preferences.STAGE),
         seconds=directory.seconds(),
+        right=_right(directory.path("preferences")) if in_sandbox else None,
     )
 
 
@@ -143,6 +144,16 @@ def _scores(uri: str, pool: Pool, in_sandbox: bool) -> dict[str, dict[str, float
                 true = [true_reward(row["prompt"] + c["text"]) for c in completions]
                 true_rewards[row["prompt_id"]] = sum(true) / len(true)
     return {"score": scores} | ({"true reward": true_rewards} if in_sandbox else {})
+
+
+def _right(uri: str) -> Mean | None:
+    """How often the chosen side of the sandbox's pairs is truly better; a tie counts as half."""
+    margins = [
+        true_reward(row["prompt"] + row["chosen"]) - true_reward(row["prompt"] + row["rejected"])
+        for table in table_files.read_tables(uri, ["prompt", "chosen", "rejected"])
+        for row in table.to_pylist()
+    ]
+    return mean((margin > 0) + 0.5 * (margin == 0) for margin in margins)
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ class Summary:
     scores: dict[str, Comparison]  # by what scored: the reward model, and in the sandbox the true reward
     preferences: Counts
     seconds: dict[str, float]
+    right: Mean | None = None  # in the sandbox: the part of the pairs whose chosen side is truly better; a tie is half
 
     def figures(self) -> dict[str, Any]:
         return asdict(self)
@@ -50,7 +51,7 @@ def rows(summary: Summary) -> list[tuple[str, str]]:
     for objective, accuracy in summary.accuracy.items():
         parts = ", ".join(f"{float(part):.0%}: {value:.3f}" for part, value in accuracy["by_fraction"].items())
         way = accuracy.get("score", "final")
-        lines.append((f"accuracy ({objective})", f"{way} score, by part of the response  {parts}"))
+        lines.append((f"accuracy ({objective})", f"{way} score, by part: {parts}"))
     prompts, guided = summary.prompts, summary.guided
     lines.append(
         ("prompts", f"{prompts['rows']:,} ({prompts['errors']:,} bad, {prompts['duplicates']:,} duplicates left out)")
@@ -80,6 +81,8 @@ def rows(summary: Summary) -> list[tuple[str, str]]:
             f"mean score margin {preferences['mean_margin']:.3f}",
         )
     )
+    if summary.right:
+        lines.append(("  right by true reward", f"{summary.right.value:.3f} ± {summary.right.error:.3f}"))
     lines.append(("seconds", ", ".join(f"{stage} {seconds:.0f}" for stage, seconds in summary.seconds.items())))
     lines.append(("reward model", f"{summary.run}/reward_model" if summary.accuracy else "as configured"))
     lines.append(("preferences are in", f"{summary.run}/preferences"))
