@@ -13,6 +13,7 @@ from pipelines.runtime.run_directory import RunDirectory
 from rgtg import storage, table_files
 from rgtg.config import Config
 from rgtg.errors import UserError
+from rgtg.methods import STRATEGIES
 from rgtg.preferences.selection import Night, Rules, Statistics, candidates, fraction, select
 from rgtg.report.card import dataset_card
 from rgtg.schemas import preferences_schema
@@ -44,6 +45,7 @@ def run_stage(job: JobContext) -> None:
     assert settings.select  # the job has filled it in
     if not directory.is_done(generate.STAGE):
         raise UserError(f"the run {directory.uri!r} has no finished completions; run generate first")
+    _check_pools(job)
     inputs = {"completions": directory.fingerprint_of(generate.STAGE)} | {
         f"preferences.{name}": value for name, value in settings.model_dump().items()
     }
@@ -86,6 +88,19 @@ def run_stage(job: JobContext) -> None:
     card = dataset_card(directory.config_of(generate.STAGE), settings, sizes)
     storage.write_bytes(storage.join(target, "README.md"), card.encode())
     directory.finish(STAGE, totals, time.monotonic() - begun)
+
+
+def _check_pools(job: JobContext) -> None:
+    """Raises UserError where the run's completions are not of the kinds that the strategy pairs."""
+    strategy = job.config.preferences.select or "best-worst"
+    made = job.directory.config_of(generate.STAGE).generate
+    for pool in ("unguided", "opposed"):
+        wanted = pool in (STRATEGIES[strategy].chosen, STRATEGIES[strategy].rejected)
+        if wanted and not getattr(made, f"{pool}_samples"):
+            raise UserError(
+                f"preferences.select={strategy} pairs {pool} completions, and the run {job.directory.uri!r} has none; "
+                f"use another strategy, or another run.id with generate.{pool}_samples"
+            )
 
 
 def completions_of(row: dict[str, Any]) -> list[dict[str, Any]]:

@@ -160,4 +160,5 @@ def _simulated(folder: str, number: int, actors: int, actor: type[Instant]) -> t
 
 
 def _config(folder: str, run: str, *settings: str) -> Config:
-    return config_file.load(None, [f"run.root={folder}", f"run.id={run}", "models.device=cpu", *settings])
+    alone = "preferences.select=best-worst"  # guided completions, and no unguided ones beside them
+    return config_file.load(None, [f"run.root={folder}", f"run.id={run}", "models.device=cpu", alone, *settings])

@@ -189,3 +189,11 @@ def test_no_column_is_one_that_trainers_read_otherwise(finished):
     config = finished([("p", [("a", 1.0), ("b", 3.0)])], **{"preferences.test_fraction": 0})
     [row] = read(preferences.run(config), "train")
     assert not {"margin", "ref_chosen_logps", "ref_rejected_logps", "label", "messages", "images"} & set(row)
+
+
+def test_completions_that_a_strategy_needs_and_a_run_has_not(finished, configure):
+    finished([("p", [("a", 1.0), ("b", 3.0)])])
+    for select in ("guided-unguided", "opposed"):
+        with pytest.raises(UserError, match=f"select={select} pairs .* completions, and the run .* has none"):
+            preferences.run(configure(**{"preferences.select": select}))
+    assert not RunDirectory(configure()).has_begun(preferences.STAGE)
