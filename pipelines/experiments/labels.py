@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from pipelines import generate, preferences, train_reward
 from pipelines.experiments.policies import Pair
 from rgtg import config_file, sandbox, table_files
+from rgtg.parquet import open_parquet
 from rgtg.preferences.selection import Rules, Statistics, candidates, fraction, select
 from rgtg.sandbox.world import prompts as sandbox_prompts
 from rgtg.sandbox.world import true_reward
@@ -73,18 +74,23 @@ def _prompts(out: Path) -> str:
 
 @cache
 def held_out() -> list[str]:
-    return pq.read_table(sandbox.ensure().prompts)["prompt"].to_pylist()[:EVALUATED]
+    return [row["prompt"] for row in _rows_of(sandbox.ensure().prompts)[:EVALUATED]]
 
 
 def shuffled(out: Path, seed: int) -> str:
     """The sandbox's pairs, with half of them the wrong way round."""
-    rows = pq.read_table(sandbox.ensure().pairs).to_pylist()
+    rows = _rows_of(sandbox.ensure().pairs)
     for row in rows:
         if fraction(f"shuffled/{seed}/{row['prompt']}/{row['chosen']}") < 0.5:
             row["chosen"], row["rejected"] = row["rejected"], row["chosen"]
     path = out / f"shuffled-{seed}.parquet"
     pq.write_table(pa.Table.from_pylist(rows), path)
     return str(path)
+
+
+def _rows_of(path: Path) -> list[dict[str, Any]]:
+    with pa.OSFile(str(path)) as file:
+        return open_parquet(file).read().to_pylist()
 
 
 @cache

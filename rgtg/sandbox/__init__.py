@@ -4,7 +4,6 @@
 """
 
 import hashlib
-import os
 import shutil
 import uuid
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rgtg.node_copy import cache_directory
 from rgtg.sandbox import world
 from rgtg.sandbox.sizes import FULL, SandboxSpec
 
@@ -34,8 +34,8 @@ def ensure(cache: Path | None = None, log: Callable[[str], None] = print, spec: 
     `cache` is by default `$RGTG_CACHE`, else `~/.cache/rgtg`. A build appears under its name only when it is complete,
     so that one which was killed is built again, and of two at once the first to finish is used by both.
     """
-    base = cache or Path(os.environ.get("RGTG_CACHE") or "~/.cache/rgtg")
-    home = base.expanduser().absolute() / "sandbox" / _digest(spec)
+    base = cache.expanduser().absolute() if cache else cache_directory()
+    home = base / "sandbox" / _digest(spec)
     if not home.is_dir():
         home.parent.mkdir(parents=True, exist_ok=True)
         building = home.with_name(f".building-{home.name}-{uuid.uuid4().hex[:8]}")
