@@ -7,7 +7,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from rgtg.config_section import NO_OUTPUT, Millions, Section, Thousands, message_of
 from rgtg.errors import UserError
 from rgtg.methods import METHODS, Segments, with_segments
-from rgtg.scores import check_way
+from rgtg.text_score import check_way
 
 # Settings that are None by default, which stands for the method's own value.
 OF_METHOD = ("beta", "k", "proposals", "segment_tokens", "segment_entropy", "target_reward")

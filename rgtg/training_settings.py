@@ -6,7 +6,7 @@ from pydantic import Field, field_validator, model_validator
 
 from rgtg.config_section import NO_OUTPUT, SANDBOX, Millions, PathOrUri, PathsOrUris, Positive, Section, Thousands
 from rgtg.methods import Head, head_of
-from rgtg.scores import check_way
+from rgtg.text_score import check_way
 
 
 class TrainReward(Section):

@@ -17,8 +17,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from pipelines.benchmarks import models, published
 from pipelines.benchmarks.timing import Seconds, measure, numbers
+from rgtg.decoding.candidate_rewards import CandidateGuidance, NextTokenGuidance
 from rgtg.decoding.decoder import Decoder
-from rgtg.decoding.guidance import CandidateGuidance, NextTokenGuidance
 from rgtg.decoding.request import Request
 from rgtg.errors import UserError
 from rgtg.models.cache import SlotCache

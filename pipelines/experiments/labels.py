@@ -15,7 +15,7 @@ from rgtg.parquet import open_parquet
 from rgtg.preferences.selection import Rules, Statistics, candidates, fraction, select
 from rgtg.sandbox.world import prompts as sandbox_prompts
 from rgtg.sandbox.world import true_reward
-from rgtg.scores import score
+from rgtg.text_score import score
 
 NUM_PROMPTS = 1200
 OF_EACH = 4  # completions of a kind that a strategy takes

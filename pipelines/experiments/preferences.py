@@ -41,7 +41,7 @@ from pipelines.experiments.labels import (
 from pipelines.experiments.policies import Pair
 from pipelines.runtime.launch import guarded
 from rgtg import sandbox
-from rgtg.scores import WAYS
+from rgtg.text_score import WAYS
 
 TAUGHT = 1000  # prompts whose pairs teach; the others' are for the disagreement test
 

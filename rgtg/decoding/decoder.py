@@ -23,7 +23,7 @@ from rgtg.models.packed import pack
 from rgtg.models.reward import RewardModel, check_trained
 from rgtg.models.shapes import SLOT_MULTIPLE, round_up
 from rgtg.models.text_reward import TextReward
-from rgtg.scores import FINAL, score
+from rgtg.text_score import FINAL, score
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Completion:
     num_tokens: int
     finish_reason: str  # "stop" at an EOS, "length" at the limit
     reward: float | None  # of the whole completion: the last of token_rewards; None without a reward model
-    score: float | None  # what ranks it: one number of all its token_rewards, see scores.py
+    score: float | None  # what ranks it: one number of all its token_rewards, see text_score.py
     token_rewards: list[float] | None  # r(x, y[:i]) for i = 1..num_tokens; None where each would cost a forward
     logprob: float  # log p(y | x) of the language model, in nats
     guided_logprob: float | None  # log pi(y | x) of the sampling policy; 0 where greedy, None above a search

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from rgtg.decoding.batched_model import BatchedModel
+from rgtg.decoding.candidate_rewards import Guidance
 from rgtg.decoding.cuda_graphs import Capture, Graphs
-from rgtg.decoding.guidance import Guidance
 from rgtg.decoding.prefill import AHEAD
 from rgtg.decoding.request import Request, Sequence
 from rgtg.decoding.token_rule import Choice, Rule, candidates, choose, gumbel, row_key

@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rgtg.chat import Prompt, encode_prompt, encode_response
-from rgtg.decoding.guidance import (
+from rgtg.decoding.candidate_rewards import (
     CandidateGuidance,
     EnsembleGuidance,
     Guidance,
@@ -24,7 +24,7 @@ from rgtg.models.loading import num_embeddings
 from rgtg.models.reward import RewardModel, check_same_tokens
 from rgtg.models.shapes import right_padded, round_up
 from rgtg.models.text_reward import TextReward
-from rgtg.scores import FINAL
+from rgtg.text_score import FINAL
 
 # Texts of a forward. Not measured: the shape of what is scored while decoding is that of one request, whatever BATCH.
 BATCH = 32

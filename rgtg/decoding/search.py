@@ -19,16 +19,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from rgtg.decoding.candidate_rewards import Guidance
 from rgtg.decoding.cuda_graphs import Capture
 from rgtg.decoding.engine import Engine
-from rgtg.decoding.guidance import Guidance
 from rgtg.decoding.request import Request, Sequence
 from rgtg.decoding.scorer import Scorer
 from rgtg.decoding.token_rule import Choice, Rule, row_key, uniform
 from rgtg.errors import RowError
 from rgtg.methods import Segments
 from rgtg.models.language import LanguageModel
-from rgtg.scores import FINAL, score
+from rgtg.text_score import FINAL, score
 
 NO_SEARCH = Segments("end", "best", 1)  # a sample that is left out of it: the first proposal is kept
 

@@ -39,10 +39,10 @@ from rgtg.models.loading import (
 )
 from rgtg.models.packed import pack, packed
 from rgtg.models.pad_token import ADDED_PAD, with_pad_token, without_pad_token
-from rgtg.scores import FINAL, check_way
+from rgtg.text_score import FINAL, check_way
 
 HEAD = "rgtg_reward_head"  # in config.json of a causal language model that is a reward model
-SCORE = "rgtg_score"  # there too: how the rewards of a text's prefixes become its score; see scores.py
+SCORE = "rgtg_score"  # there too: how the rewards of a text's prefixes become its score; see text_score.py
 
 
 class RewardModel(nn.Module):

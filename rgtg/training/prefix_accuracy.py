@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rgtg.scores import WAYS, prefix_scores
+from rgtg.text_score import WAYS, prefix_scores
 
 LENGTHS = (1, 2, 5, 10, 20, 40, 80, 160, 320, 640, 1280)
 FRACTIONS = (0.1, 0.25, 0.5, 0.75, 1.0)

@@ -14,7 +14,7 @@ from rgtg.methods import OBJECTIVES
 from rgtg.models.reward import RewardModel
 from rgtg.models.shapes import round_up
 from rgtg.preferences.tokenized import TokenizedPair
-from rgtg.scores import FINAL, WAYS
+from rgtg.text_score import FINAL, WAYS
 from rgtg.training.batch import Batch, collate
 from rgtg.training.distributed import DistributedModel
 from rgtg.training.losses import Prefixes, loss_of, prefix_mask, prefix_rewards

@@ -12,7 +12,7 @@ from rgtg.decoding.token_rule import gumbel, row_key
 from rgtg.errors import RowError, UserError
 from rgtg.models.ensemble import combine
 from rgtg.models.reward import RewardModel
-from rgtg.scores import score
+from rgtg.text_score import score
 from tests.decoding.test_decoder_reference import PROMPTS, Reference, compare, without_padding
 from tests.tolerance import alike
 

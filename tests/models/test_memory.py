@@ -10,8 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from rgtg.decoding.candidate_rewards import CandidateGuidance
 from rgtg.decoding.engine import Engine
-from rgtg.decoding.guidance import CandidateGuidance
 from rgtg.decoding.prefill import HELD
 from rgtg.decoding.token_rule import Rule
 from rgtg.models.attention import view_length

@@ -14,7 +14,7 @@ from pipelines import pairs, train_reward
 from pipelines.runtime.job_context import JobContext
 from rgtg.errors import UserError
 from rgtg.models.reward import RewardModel
-from rgtg.scores import WAYS
+from rgtg.text_score import WAYS
 from tests.tolerance import alike
 
 pytestmark = pytest.mark.ray

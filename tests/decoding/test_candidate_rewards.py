@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rgtg.decoding.guidance import CandidateGuidance, EnsembleGuidance, NextTokenGuidance
+from rgtg.decoding.candidate_rewards import CandidateGuidance, EnsembleGuidance, NextTokenGuidance
 from rgtg.decoding.request import Request
 from rgtg.models.reward import RewardModel
 from tests.tolerance import alike

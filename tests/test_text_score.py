@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rgtg.scores import WAYS, check_way, prefix_scores, score
+from rgtg.text_score import WAYS, check_way, prefix_scores, score
 
 REWARDS = [1.0, -2.0, 4.0, 0.5]
 
