@@ -150,7 +150,7 @@ class Preferences(Section):
     min_margin: float = Field(0.0, ge=0)
     """Pairs whose scores differ by no more than this are dropped; ties always are."""
     max_similarity: float = Field(0.9, ge=0, le=1)
-    """Pairs of which a larger part of the tokens agrees are dropped: they teach a policy to avoid both texts."""
+    """Pairs more alike than this (token bigrams) are dropped: they teach a policy to avoid both texts."""
     length: Literal["free", "matched", "residual"] = "free"
     """`matched` pairs completions whose lengths differ by at most a fifth; `residual` ranks by the score without what
     its slope on log(tokens) explains."""

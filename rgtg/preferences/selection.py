@@ -5,8 +5,9 @@ Every choice is a function of one prompt's completions and of `Night`, what a fi
 
 import hashlib
 import unicodedata
+from collections import Counter
 from dataclasses import dataclass, replace
-from difflib import SequenceMatcher
+from itertools import pairwise
 from math import isfinite, log, sqrt
 from typing import Any, Literal
 
@@ -98,7 +99,7 @@ class Rules:
 
     truncated: Literal["never-chosen", "drop", "keep"] = "never-chosen"
     min_margin: float = 0.0
-    max_similarity: float = 1.0  # of token sequences, from 0 to 1
+    max_similarity: float = 1.0
     length: Literal["free", "matched", "residual"] = "free"
 
 
@@ -172,10 +173,15 @@ def _alike(a: Candidate, b: Candidate, most: float) -> str | None:
     """Why two completions are too much alike to differ by a preference; None where they are not."""
     if _normal(a.text) == _normal(b.text):
         return IDENTICAL
-    matcher = SequenceMatcher(None, a.token_ids, b.token_ids, autojunk=False)
-    if most < 1 and matcher.real_quick_ratio() > most and matcher.quick_ratio() > most and matcher.ratio() > most:
-        return SIMILAR
-    return None
+    return SIMILAR if similarity(a.token_ids, b.token_ids) > most else None
+
+
+def similarity(a: list[int], b: list[int]) -> float:
+    """Dice's coefficient of the token bigrams of two texts, from 0 to 1; linear in their length, also where a model
+    repeats one token.
+    """
+    first, second = (Counter(pairwise([-1, *ids, -1])) for ids in (a, b))
+    return 2 * (first & second).total() / (first.total() + second.total())
 
 
 def _normal(text: str) -> str:
