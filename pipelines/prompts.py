@@ -20,9 +20,9 @@ from rgtg.chat import check_prompt, prompt_id
 from rgtg.config import Config
 from rgtg.errors import UserError, first_line
 from rgtg.input_files import Found, InputFile, Unreadable, check_share, lines, read_rows
+from rgtg.input_rows import Row, is_unicode
 from rgtg.parquet import UNREADABLE
 from rgtg.passed_through import Column, as_type, common_type
-from rgtg.rows import Row, is_unicode
 from rgtg.schemas import COMPLETION_COLUMNS, MESSAGES, PROMPT_COLUMNS, prompts_schema
 
 STAGE = "prompts"

@@ -10,7 +10,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from rgtg.errors import RowError, UserError, first_line
-from rgtg.rows import is_unicode
+from rgtg.input_rows import is_unicode
 from rgtg.templates import renderer
 
 MAX_TEXT = 1 << 23  # characters that are tokenized; a context of a million tokens has about four million

@@ -13,8 +13,8 @@ import pyarrow.fs as pafs
 
 from rgtg import s3_filesystem, storage, storage_errors
 from rgtg.errors import UserError, first_line, printable
+from rgtg.input_rows import Row, json_lines, json_row, table_rows
 from rgtg.parquet import UNREADABLE, open_parquet, parquet_fault
-from rgtg.rows import Row, json_lines, json_row, table_rows
 
 SUFFIXES = (".parquet", ".jsonl", ".json")
 

@@ -7,8 +7,8 @@ from typing import Any, TypeAlias
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rgtg.input_rows import is_unicode
 from rgtg.parquet import UNREADABLE, open_parquet
-from rgtg.rows import is_unicode
 
 # A column of one file: of Parquet with the type in the file, of JSON as a list of values without Arrow types.
 Column: TypeAlias = pa.ChunkedArray | list[Any]

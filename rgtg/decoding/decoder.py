@@ -10,7 +10,7 @@ from rgtg.chat import prompt_id as id_of_prompt
 from rgtg.decoding.cuda_graphs import STRIDE, cuda_capture
 from rgtg.decoding.engine import Engine
 from rgtg.decoding.request import Request, Sequence
-from rgtg.decoding.scorer import Scorer, TextScorer, TokenScorer
+from rgtg.decoding.reward_source import Scorer, TextScorer, TokenScorer
 from rgtg.decoding.search import SearchEngine
 from rgtg.decoding.token_rule import UNGUIDED, Rule, Steering
 from rgtg.decoding_settings import DecodingSettings

@@ -23,7 +23,7 @@ from rgtg.decoding.candidate_rewards import Guidance
 from rgtg.decoding.cuda_graphs import Capture
 from rgtg.decoding.engine import Engine
 from rgtg.decoding.request import Request, Sequence
-from rgtg.decoding.scorer import Scorer
+from rgtg.decoding.reward_source import Scorer
 from rgtg.decoding.token_rule import Choice, Rule, row_key, uniform
 from rgtg.errors import RowError
 from rgtg.methods import Segments

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any, TypeGuard
 
 from rgtg.chat import Message, Prompt
-from rgtg.rows import is_unicode
+from rgtg.input_rows import is_unicode
 
 # fmt: off
 PAIR_COLUMNS = frozenset({

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rgtg.decoding.decoder import Decoder
-from rgtg.decoding.scorer import TokenScorer
+from rgtg.decoding.reward_source import TokenScorer
 from rgtg.errors import RowError, UserError
 from rgtg.models.language import LanguageModel
 from rgtg.models.reward import RewardModel

@@ -8,7 +8,7 @@ from rgtg.decoding.cuda_graphs import Watch
 from rgtg.decoding.decoder import Decoder
 from rgtg.decoding.engine import Engine
 from rgtg.decoding.prefill import PrefixCache
-from rgtg.decoding.scorer import TokenScorer
+from rgtg.decoding.reward_source import TokenScorer
 from rgtg.models.language import LanguageModel
 from rgtg.models.reward import RewardModel
 from rgtg.models.text_reward import TextReward

@@ -31,9 +31,9 @@ from rgtg.config import Generate, Models
 from rgtg.decoding.decoder import Decoder
 from rgtg.errors import RowError, UserError
 from rgtg.input_files import InputFile, RawRows, find
+from rgtg.input_rows import table_rows
 from rgtg.models.packed import PackedLinear
 from rgtg.parquet import open_parquet, parquet_fault
-from rgtg.rows import table_rows
 from rgtg.schemas import MESSAGES
 
 GOOD = ["a good prompt", "another one", "the third 🙂"]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rgtg.rows import Row, json_lines, json_row
+from rgtg.input_rows import Row, json_lines, json_row
 
 ROWS = [{"prompt": "one\u2028two\u2029\x85three"}, {"prompt": "four"}]
 
