@@ -7,6 +7,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from rgtg.errors import redacted
 from rgtg.path_syntax import fault, fault_of_judge
+from rgtg.text_score import check_way
 
 SANDBOX = "sandbox"
 """In place of a path: the embedded world of text, its language model, pairs or prompts."""
@@ -32,6 +33,7 @@ PathsOrUris = Annotated[
     list[PathOrUri], BeforeValidator(lambda v: [v] if isinstance(v, str) else v), Field(min_length=1)
 ]
 Judge = Annotated[str, named(fault_of_judge)]
+ScoreWay = Annotated[str, AfterValidator(check_way)]
 
 
 # Of a field: a stage may be resumed with another value. It leaves every row as it is or only rounds differently, or it

@@ -4,10 +4,9 @@ from typing import Any
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from rgtg.config_section import NO_OUTPUT, Millions, Section, Thousands, message_of
+from rgtg.config_section import NO_OUTPUT, Millions, ScoreWay, Section, Thousands, message_of
 from rgtg.errors import UserError
 from rgtg.methods import METHODS, Segments, with_segments
-from rgtg.text_score import check_way
 
 # Settings that are None by default, which stands for the method's own value.
 OF_METHOD = ("beta", "k", "proposals", "segment_tokens", "segment_entropy", "target_reward")
@@ -32,7 +31,7 @@ class DecodingSettings(Section):
     """cards: a segment ends where the next token has this entropy, in nats."""
     target_reward: float | None = None
     """cards and segments: the reward they aim at; another one for every reward model, so it has no default."""
-    score: str | None = None
+    score: ScoreWay | None = None
     """How the rewards of a text's prefixes become its score, which ranks whole texts: `final`, `mean`, `linear` or
     `last-n`; by default as the reward model says."""
     slots: Thousands = Field(32, json_schema_extra=NO_OUTPUT)
@@ -63,11 +62,6 @@ class DecodingSettings(Section):
         if method not in METHODS:
             raise ValueError(f"the method {method!r} is unknown; there are {', '.join(METHODS)}")
         return method
-
-    @field_validator("score")
-    @classmethod
-    def _score_is_known(cls, score: str | None) -> str | None:
-        return score and check_way(score)
 
     @model_validator(mode="after")
     def _segments_fit(self) -> "DecodingSettings":

@@ -4,9 +4,18 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from rgtg.config_section import NO_OUTPUT, SANDBOX, Millions, PathOrUri, PathsOrUris, Positive, Section, Thousands
+from rgtg.config_section import (
+    NO_OUTPUT,
+    SANDBOX,
+    Millions,
+    PathOrUri,
+    PathsOrUris,
+    Positive,
+    ScoreWay,
+    Section,
+    Thousands,
+)
 from rgtg.methods import Head, head_of
-from rgtg.text_score import check_way
 
 
 class TrainReward(Section):
@@ -22,7 +31,7 @@ class TrainReward(Section):
     """Bradley-Terry on all prefixes (PARGS) or on whole responses alone, or another paper's: see the README."""
     head: Head | None = None
     """What gives rewards: one number a prefix, or one for every next token; by default as the objective has it."""
-    score: str | None = None
+    score: ScoreWay | None = None
     """How the rewards of a text's prefixes become its score: `final`, `mean`, `linear` (weighted by position) or
     `last-n`; by default what ranks the held-out pairs best."""
     after_end: Literal["hold", "eos"] = "hold"
@@ -79,11 +88,6 @@ class TrainReward(Section):
     def _known(cls, objective: str) -> str:
         head_of(objective)
         return objective
-
-    @field_validator("score")
-    @classmethod
-    def _score_is_known(cls, score: str | None) -> str | None:
-        return score and check_way(score)
 
     @model_validator(mode="after")
     def _head_fits(self) -> "TrainReward":
