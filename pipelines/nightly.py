@@ -4,6 +4,7 @@ A restarted job resumes: finished stages are skipped, and committed rows stay.
 """
 
 import time
+from itertools import combinations
 
 from rich.console import Console
 
@@ -147,11 +148,12 @@ def _scores(uri: str, pool: Pool, in_sandbox: bool) -> dict[str, dict[str, float
 
 
 def _right(uri: str) -> Mean | None:
-    """How often the chosen side of the sandbox's pairs is truly better; a tie counts as half."""
+    """How often the better side of the sandbox's pairs, or of any two of a ranking, truly is; a tie counts as half."""
     margins = [
-        true_reward(row["prompt"] + row["chosen"]) - true_reward(row["prompt"] + row["rejected"])
-        for table in table_files.read_tables(uri, ["prompt", "chosen", "rejected"])
+        true_reward(row["prompt"] + better) - true_reward(row["prompt"] + worse)
+        for table in table_files.read_tables(uri)
         for row in table.to_pylist()
+        for better, worse in combinations(row.get("completions") or (row["chosen"], row["rejected"]), 2)
     ]
     return mean((margin > 0) + 0.5 * (margin == 0) for margin in margins)
 

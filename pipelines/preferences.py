@@ -1,4 +1,4 @@
-"""Preference pairs from the run's completions, by one of the strategies of selection; cheap to run again."""
+"""Preference pairs or rankings of the run's completions, by one of the strategies of selection; cheap to run again."""
 
 import time
 from collections import Counter
@@ -14,9 +14,9 @@ from rgtg import storage, table_files
 from rgtg.config import Config
 from rgtg.errors import UserError
 from rgtg.methods import STRATEGIES
-from rgtg.preferences.selection import Night, Rules, Statistics, candidates, fraction, select
+from rgtg.preferences.selection import Candidate, Night, Rules, Statistics, candidates, fraction, rank, select
 from rgtg.report.card import dataset_card
-from rgtg.schemas import preferences_schema
+from rgtg.schemas import preferences_schema, rankings_schema
 
 STAGE = "preferences"
 FILE_ROWS = 100_000
@@ -24,8 +24,8 @@ OF_COMPLETIONS = (
     *("text", "token_ids", "num_tokens", "finish_reason", "reward", "score"),
     *("logprob", "guided_logprob", "method", "beta"),
 )
-# Columns of a pair's sides, and what they are of a completion.
-OF_A_SIDE = {
+# Columns of each completion of a pair or a ranking, and what they are in completions/.
+OF_EACH = {
     **{name: name for name in ("index", "method", "logprob", "guided_logprob")},
     **{"tokens": "num_tokens", "finish": "finish_reason"},
 }
@@ -57,25 +57,31 @@ def run_stage(job: JobContext) -> None:
     night = _night(source, rules) if settings.length == "residual" or settings.select == "best-near" else Night()
     storage.remove(target)
     storage.make_directory(target)
+    ranked = STRATEGIES[settings.select].key is None
     counts: Counter[str] = Counter()
     writers: dict[str, _Writer] = {}
     for table in table_files.read_tables(source, COLUMNS):
         if not writers:
-            schema = preferences_schema(table.schema.field("prompt").type)
+            schema = (rankings_schema if ranked else preferences_schema)(table.schema.field("prompt").type)
             writers = {split: _Writer(target, split, schema) for split in ("train", "test")}
         for row in table.to_pylist():
             if row["error"] is not None:
                 counts["prompts with an error"] += 1
                 continue
             completions = completions_of(row)
-            selected = select(candidates(completions, rules), settings.select, rules, night, row["prompt_id"])
+            found = candidates(completions, rules)
+            selected: tuple[Candidate, ...] | list[Candidate] | str = (
+                rank(found, rules, night) if ranked else select(found, settings.select, rules, night, row["prompt_id"])
+            )
             if isinstance(selected, str):
                 counts[selected] += 1
                 continue
-            chosen, rejected = (completions[candidate.index] | {"index": candidate.index} for candidate in selected)
+            of_selected = [completions[candidate.index] | {"index": candidate.index} for candidate in selected]
             # By prompt_id alone, so that a prompt is in the same split in every run.
             split = "test" if fraction(f"split/{row['prompt_id']}") < settings.test_fraction else "train"
-            writers[split].add(_pair(row, chosen, rejected) | {"run_id": config.run.id, "strategy": settings.select})
+            made = _ranking(row, of_selected) if ranked else _pair(row, *of_selected)
+            margin = of_selected[0]["score"] - of_selected[-1]["score"]
+            writers[split].add(made | {"run_id": config.run.id, "strategy": settings.select}, margin)
     for writer in writers.values():
         writer.close()
     sizes = {split: writer.total for split, writer in writers.items()}
@@ -127,9 +133,9 @@ class _Writer:
         self.num_files = self.total = 0
         self.margin = 0.0  # the sum
 
-    def add(self, row: dict[str, Any]) -> None:
+    def add(self, row: dict[str, Any], margin: float) -> None:
         self.rows.append(row)
-        self.margin += row["score_margin"]
+        self.margin += margin
         self.total += 1
         if len(self.rows) == FILE_ROWS:
             self._flush()
@@ -145,26 +151,35 @@ class _Writer:
 
 
 def _pair(row: dict[str, Any], chosen: dict[str, Any], rejected: dict[str, Any]) -> dict[str, Any]:
-    """A row of TRL's columns. Text continues a prompt of text; one assistant turn answers a prompt of messages."""
-
-    def response(text: str) -> Any:
-        return text if isinstance(row["prompt"], str) else [{"role": "assistant", "content": text}]
-
+    """A row of TRL's columns."""
     return {
-        "prompt": row["prompt"],
-        "chosen": response(chosen["text"]),
-        "rejected": response(rejected["text"]),
+        **{name: row[name] for name in ("prompt", "prompt_id", "method")},
+        "chosen": _response(row, chosen),
+        "rejected": _response(row, rejected),
         "score_chosen": chosen["score"],
         "score_rejected": rejected["score"],
         "score_margin": chosen["score"] - rejected["score"],
-        "prompt_id": row["prompt_id"],
-        "method": row["method"],
         **{
             f"{side}_{name}": completion[column]
             for side, completion in (("chosen", chosen), ("rejected", rejected))
-            for name, column in OF_A_SIDE.items()
+            for name, column in OF_EACH.items()
         },
     }
+
+
+def _ranking(row: dict[str, Any], completions: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        **{name: row[name] for name in ("prompt", "prompt_id", "method")},
+        "completions": [_response(row, c) for c in completions],
+        "scores": [c["score"] for c in completions],
+        **{f"completions_{name}": [c[column] for c in completions] for name, column in OF_EACH.items()},
+    }
+
+
+def _response(row: dict[str, Any], completion: dict[str, Any]) -> Any:
+    """Text continues a prompt of text; one turn of the assistant answers a prompt of messages."""
+    text = completion["text"]
+    return text if isinstance(row["prompt"], str) else [{"role": "assistant", "content": text}]
 
 
 if __name__ == "__main__":

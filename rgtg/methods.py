@@ -110,11 +110,11 @@ Pool = Literal["own", "unguided", "opposed"]
 
 
 class Strategy(NamedTuple):
-    """Which completions of a prompt become chosen and rejected."""
+    """Which completions of a prompt become chosen and rejected; without a `key`, all of them are ranked."""
 
     chosen: Pool
     rejected: Pool
-    key: str  # a function of preferences/selection.py: of all pairs the one with the smallest key is taken
+    key: str | None  # a function of preferences/selection.py: of all pairs the one with the smallest key is taken
     says: str  # what a pair is, for its card
 
 
@@ -138,6 +138,8 @@ STRATEGIES: dict[str, Strategy] = {
     "opposed": Strategy(
         *("own", "opposed", "widest"), "the completion of highest score and, under -beta, the one of lowest"
     ),
+    # For losses of whole rankings (Plackett-Luce).
+    "ranked": Strategy("own", "own", None, "all completions of a prompt, the one of highest score first"),
 }
 
 

@@ -22,6 +22,17 @@ COMPLETION = pa.struct(
     ]
 )
 
+# Columns of a pair or a ranking, and of each completion in it.
+_ORIGIN = [("prompt_id", pa.string()), ("run_id", pa.string()), ("method", pa.string()), ("strategy", pa.string())]
+_OF_A_COMPLETION = [
+    ("index", pa.int32()),  # in the row of completions/
+    ("method", pa.string()),
+    ("tokens", pa.int32()),
+    ("finish", pa.string()),
+    ("logprob", pa.float64()),
+    ("guided_logprob", pa.float64()),
+]
+
 # Our columns in prompts/ and completions/; every other column of the input passes through.
 PROMPT_COLUMNS = ("prompt_id", "prompt", "error")
 COMPLETION_COLUMNS = ("prompt_id", "prompt", "completions", "method", "error")
@@ -52,14 +63,6 @@ def preferences_schema(prompt: pa.DataType) -> pa.Schema:
 
     None is called `margin`, which trainers subtract inside their loss.
     """
-    sides = [
-        ("index", pa.int32()),  # in the row of completions/
-        ("method", pa.string()),
-        ("tokens", pa.int32()),
-        ("finish", pa.string()),
-        ("logprob", pa.float64()),
-        ("guided_logprob", pa.float64()),
-    ]
     return pa.schema(
         [
             ("prompt", prompt),
@@ -68,10 +71,22 @@ def preferences_schema(prompt: pa.DataType) -> pa.Schema:
             ("score_chosen", pa.float32()),
             ("score_rejected", pa.float32()),
             ("score_margin", pa.float32()),
-            ("prompt_id", pa.string()),
-            ("run_id", pa.string()),
-            ("method", pa.string()),
-            ("strategy", pa.string()),
-            *((f"{side}_{name}", kind) for side in ("chosen", "rejected") for name, kind in sides),
+            *_ORIGIN,
+            *((f"{side}_{name}", kind) for side in ("chosen", "rejected") for name, kind in _OF_A_COMPLETION),
+        ]
+    )
+
+
+def rankings_schema(prompt: pa.DataType) -> pa.Schema:
+    """preferences/ of rankings: `completions` of a prompt, the best one first, all text or all messages; what is known
+    of each stands at its place in the other lists.
+    """
+    return pa.schema(
+        [
+            ("prompt", prompt),
+            ("completions", pa.list_(prompt)),
+            ("scores", pa.list_(pa.float32())),
+            *_ORIGIN,
+            *((f"completions_{name}", pa.list_(kind)) for name, kind in _OF_A_COMPLETION),
         ]
     )

@@ -1,4 +1,4 @@
-"""Which two completions of a prompt become chosen and rejected: a strategy is a function, and a row of STRATEGIES.
+"""Which completions of a prompt become chosen and rejected: a strategy is a function, and a row of STRATEGIES.
 
 Every choice is a function of one prompt's completions and of `Night`, what a first pass over all of them has found.
 """
@@ -135,8 +135,7 @@ def select(
     A tie carries no preference and equal texts differ by nothing: neither is ever a pair.
     """
     row = STRATEGIES[strategy]
-    if rules.length == "residual":
-        found = [replace(c, score=c.score - night.slope * log(len(c.token_ids))) for c in found]
+    found = _ranked_by(found, rules, night)
     above, below = ([c for c in found if c.pool == pool] for pool in (row.chosen, row.rejected))
     if not above or not below or len({c.index for c in above + below}) < 2:
         return FEW
@@ -153,15 +152,44 @@ def select(
         if not pairs:
             return LENGTH
     scores = [c.score for c in below]
-    key = globals()[row.key]
+    key = globals()[str(row.key)]
     pairs.sort(key=lambda pair: key(*pair, scores, night, prompt_id))
     first = _alike(*pairs[0], rules.max_similarity)
     return first or pairs[0]
 
 
+def rank(found: list[Candidate], rules: Rules, night: Night) -> list[Candidate] | str:
+    """A prompt's candidates of every pool, the highest score first, or the reason why fewer than two are left.
+
+    Each differs from all before it in text, and is lower in score by more than `min_margin`. Those that were cut off
+    are left out: a rank says that a text is better than all below it. `Rules.length` "matched" is of pairs alone.
+    """
+    if len(found) < 2:
+        return FEW
+    ranked: list[Candidate] = []
+    reason = TRUNCATED
+    for c in sorted(_ranked_by(found, rules, night), key=lambda c: -c.score):
+        if c.truncated:
+            continue
+        if ranked and ranked[-1].score - c.score <= rules.min_margin:
+            reason = CLOSE
+        elif alike := [r for r in (_alike(above, c, rules.max_similarity) for above in ranked) if r]:
+            reason = alike[0]
+        else:
+            ranked.append(c)
+    return ranked if len(ranked) > 1 else reason
+
+
 def fraction(key: str) -> float:
     """Where in [0, 1) a key falls: the same in every run, evenly over many keys."""
     return int.from_bytes(hashlib.sha256(key.encode(errors="surrogatepass")).digest()[:8], "big") / 2**64
+
+
+def _ranked_by(found: list[Candidate], rules: Rules, night: Night) -> list[Candidate]:
+    """The candidates with the score that the rules rank by."""
+    if rules.length != "residual":
+        return found
+    return [replace(c, score=c.score - night.slope * log(len(c.token_ids))) for c in found]
 
 
 def _lengths_match(a: Candidate, b: Candidate) -> bool:

@@ -5,6 +5,9 @@ import yaml
 from rgtg.config import Config, Generate, Preferences
 from rgtg.methods import METHODS, STRATEGIES
 
+SAYS_OF_PAIRS = "The score is the reward model's; `score_margin` is the difference. Columns are those of TRL, and"
+SAYS_OF_RANKINGS = "`scores` are the reward model's, in the same order; there are no pairs of TRL in it."
+
 
 def dataset_card(config: Config, selection: Preferences, sizes: dict[str, int]) -> str:
     """README.md of preferences/: front matter for the hub, then how to load and how it was made.
@@ -17,17 +20,18 @@ def dataset_card(config: Config, selection: Preferences, sizes: dict[str, int]) 
         "tags": ["preference", "synthetic", "dpo", "rgtg"],
         "size_categories": [_size_category(sum(sizes.values()))],
     }
-    settings = config.generate
+    settings, strategy = config.generate, selection.select or "best-worst"
+    ranked = STRATEGIES[strategy].key is None
     return f"""---
 {yaml.safe_dump(front, sort_keys=False).strip()}
 ---
 
 # Preferences of the run {config.run.id}
 
-{sizes["train"]} pairs to train on and {sizes["test"]} to test on, split by prompt. `chosen` and `rejected` are
-{STRATEGIES[selection.select or "best-worst"].says} (`{selection.select}`), of {_counts(settings)}.
-The score is the reward model's; `score_margin` is the difference. Columns are those of TRL, and
-`datasets.load_dataset(DIRECTORY)` reads them.
+{sizes["train"]} {"rankings" if ranked else "pairs"} to train on and {sizes["test"]} to test on, split by prompt.
+{"`completions` are" if ranked else "`chosen` and `rejected` are"} {STRATEGIES[strategy].says} (`{strategy}`),
+of {_counts(settings)}.
+{SAYS_OF_RANKINGS if ranked else SAYS_OF_PAIRS} `datasets.load_dataset(DIRECTORY)` reads them.
 
 The completions are the language model's own, steered while it decoded (method `{settings.method}`); the model was not
 trained. To make this again:

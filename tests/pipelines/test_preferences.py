@@ -84,6 +84,30 @@ def test_messages_are_answered_by_messages(finished):
     assert row["rejected"] == [{"role": "assistant", "content": "a"}]
 
 
+def test_rankings_hold_every_completion_with_the_best_first(finished):
+    rows = [("p ", [("a", 1.0), ("b", 3.0, "unguided", 0.0), ("c", -2.0)]), ("q ", [("a", 1.0)])]
+    config = finished(rows, **{"preferences.test_fraction": 0, "preferences.select": "ranked"})
+    directory = preferences.run(config)
+    [row] = read(directory, "train")
+    assert (row["prompt"], row["completions"], row["scores"]) == ("p ", ["b", "a", "c"], [3.0, 1.0, -2.0])
+    assert (row["completions_index"], row["completions_method"]) == ([1, 0, 2], ["unguided", "pargs", "pargs"])
+    assert (row["strategy"], row["prompt_id"], row["run_id"]) == ("ranked", "id-0", config.run.id)
+    counts = directory.counts(preferences.STAGE)
+    assert (counts["mean_margin"], counts["dropped"]) == (5.0, {selection.FEW: 1})
+    assert "1 rankings to train on" in Path(directory.path("preferences"), "README.md").read_text()
+
+
+def test_rankings_of_messages(finished):
+    prompt = [{"role": "user", "content": "hi"}]
+    config = finished(
+        [(prompt, [("a", 1.0), ("b", 3.0)])],
+        MESSAGES,
+        **{"preferences.test_fraction": 0, "preferences.select": "ranked"},
+    )
+    [row] = read(preferences.run(config), "train")
+    assert row["completions"] == [[{"role": "assistant", "content": text}] for text in "ba"]
+
+
 def test_ties_identical_texts_small_margins_and_errors_are_dropped_and_counted(finished):
     rows = [
         ("good", [("a", 1.0), ("b", 3.0)]),

@@ -20,6 +20,7 @@ from rgtg.preferences.selection import (
     Rules,
     Statistics,
     candidates,
+    rank,
     select,
 )
 
@@ -157,8 +158,45 @@ def test_a_night_of_one_prompt_has_its_deviation():
 
 
 def test_every_selection_names_a_function():
-    for row in STRATEGIES.values():
+    for row in (row for row in STRATEGIES.values() if row.key is not None):
         assert len(signature(getattr(selection, row.key)).parameters) == 5
+
+
+def ranking(completions, night=None, **rules):
+    ranked = rank(candidates(completions, Rules(**rules)), Rules(**rules), night or Night())
+    return ranked if isinstance(ranked, str) else [c.index for c in ranked]
+
+
+def test_a_ranking_has_all_pools_and_the_highest_score_first():
+    mixed = [completion("g", 1.0), completion("u", 3.0), completion("o", -1.0), completion("g", 2.0)]
+    assert ranking(mixed) == [1, 3, 0, 2]
+
+
+@pytest.mark.parametrize(
+    ("completions", "rules", "expected"),
+    [
+        (guided(1.0), {}, FEW),
+        (guided(1.0, 1.0), {}, CLOSE),
+        ([completion("g", s, "same") for s in (1.0, 2.0)], {}, IDENTICAL),
+        ([completion("g", s, finish="length") for s in (1.0, 2.0)], {}, TRUNCATED),
+        ([completion("g", s, finish="length") for s in (1.0, 2.0)], {"truncated": "keep"}, [1, 0]),
+        # 1.6 is too near to 2.0 and is left out; 1.2 is far enough from 2.0, which stands above it then.
+        (guided(2.0, 1.6, 1.2), {"min_margin": 0.5}, [0, 2]),
+        ([completion("g", s, t) for s, t in ((3.0, "abcdef"), (2.0, "xyz"), (1.0, "abcdeg"))], {}, [0, 1, 2]),
+        (
+            [completion("g", s, t) for s, t in ((3.0, "abcdef"), (2.0, "xyz"), (1.0, "abcdeg"))],
+            {"max_similarity": 0.5},
+            [0, 1],
+        ),
+    ],
+)
+def test_what_a_ranking_leaves_out(completions, rules, expected):
+    assert ranking(completions, **rules) == expected
+
+
+def test_a_ranking_without_what_length_explains():
+    long = completion("g", 2.0, "long", tokens=list(range(100)))
+    assert ranking([long, completion("g", 1.0, "short", tokens=[1])], Night(slope=1.0), length="residual") == [1, 0]
 
 
 @pytest.mark.parametrize(
