@@ -8,8 +8,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rgtg import config_file
+from pipelines import generate
+from pipelines.runtime.run_directory import RunDirectory
+from rgtg import config_file, storage
 from rgtg.config import Config
+from rgtg.schemas import completions_schema, prompts_schema
 
 
 @pytest.fixture(scope="session")
@@ -71,3 +74,39 @@ def read_rows() -> Callable[[str], list[dict[str, Any]]]:
         return sorted(rows, key=lambda row: row["prompt_id"])
 
     return read
+
+
+def completion(text, score, method="pargs", beta=2.0, finish="stop"):
+    return {
+        **{"text": text, "token_ids": list(text.encode()), "num_tokens": len(text), "finish_reason": finish},
+        **{"reward": None if score is None else -score, "score": score, "method": method, "beta": beta},
+        **{"logprob": -1.0, "guided_logprob": -0.5},
+    }
+
+
+@pytest.fixture
+def finished(configure):
+    """A run whose completions are given: (prompt, [(text, score, ...) ...] or an error) a row."""
+
+    def make(rows, prompt_type=None, **changes):
+        config = configure(**changes)
+        directory = RunDirectory(config.with_strategy())
+        schema = completions_schema(prompts_schema(prompt_type or pa.string(), []))
+        table = [
+            {
+                "prompt_id": f"id-{i}",
+                "prompt": prompt,
+                "completions": None if isinstance(c, str) else [completion(*given) for given in c],
+                "method": "pargs",
+                "error": c if isinstance(c, str) else None,
+            }
+            for i, (prompt, c) in enumerate(rows)
+        ]
+        target = directory.path("completions")
+        storage.make_directory(target)
+        pq.write_table(pa.Table.from_pylist(table, schema=schema), f"{target}/part.parquet")
+        directory.begin(generate.STAGE, {"rows": len(rows), "generate.unguided_samples": 0})
+        directory.finish(generate.STAGE, {}, 0)
+        return config
+
+    return make

@@ -6,48 +6,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines import generate, preferences
+from pipelines import preferences
 from pipelines.runtime.run_directory import RunDirectory
-from rgtg import storage
 from rgtg.errors import UserError
 from rgtg.preferences import selection
-from rgtg.schemas import MESSAGES, completions_schema, prompts_schema
-
-
-def completion(text, score, method="pargs", beta=2.0, finish="stop"):
-    return {
-        **{"text": text, "token_ids": list(text.encode()), "num_tokens": len(text), "finish_reason": finish},
-        **{"reward": None if score is None else -score, "score": score, "method": method, "beta": beta},
-        **{"logprob": -1.0, "guided_logprob": -0.5},
-    }
-
-
-@pytest.fixture
-def finished(configure):
-    """A run whose completions are given: (prompt, [(text, score, ...) ...] or an error) a row."""
-
-    def make(rows, prompt_type=None, **changes):
-        config = configure(**changes)
-        directory = RunDirectory(config.with_strategy())
-        schema = completions_schema(prompts_schema(prompt_type or pa.string(), []))
-        table = [
-            {
-                "prompt_id": f"id-{i}",
-                "prompt": prompt,
-                "completions": None if isinstance(c, str) else [completion(*given) for given in c],
-                "method": "pargs",
-                "error": c if isinstance(c, str) else None,
-            }
-            for i, (prompt, c) in enumerate(rows)
-        ]
-        target = directory.path("completions")
-        storage.make_directory(target)
-        pq.write_table(pa.Table.from_pylist(table, schema=schema), f"{target}/part.parquet")
-        directory.begin(generate.STAGE, {"rows": len(rows), "generate.unguided_samples": 0})
-        directory.finish(generate.STAGE, {}, 0)
-        return config
-
-    return make
+from rgtg.schemas import MESSAGES
 
 
 def read(directory, split):
