@@ -121,7 +121,7 @@ def test_the_sentence_names_the_key(override, words):
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["train_reward.num_workers=3"], ["train_reward", "batch_size (16)", "num_workers x micro_batch_size (24)"]),
+        (["train_reward.num_workers=3"], ["train_reward", "batch_size (16)", "num_workers x micro_batch_size (12)"]),
         (
             ["train_reward.num_workers=2", "train_reward.micro_batch_size=3", "train_reward.batch_size=32"],
             ["train_reward", "batch_size (32)", "(6)"],

@@ -65,7 +65,7 @@ def main(
 ) -> None:
     """Run the experiment and skip finished parts."""
     reviews = read_reviews(data, num_prompts)
-    pairs, eval_pairs, prompts = _write_inputs(reviews, Path(out))
+    pairs, eval_pairs, prompts = write_inputs(reviews, Path(out))
     config = config_file.load(
         None,
         [
@@ -112,7 +112,7 @@ def _rows(file: Path) -> list[dict[str, Any]]:
     return [row for table in table_files.read_tables(str(file)) for row in table.to_pylist()]
 
 
-def _write_inputs(reviews: Reviews, out: Path) -> tuple[Path, Path, Path]:
+def write_inputs(reviews: Reviews, out: Path) -> tuple[Path, Path, Path]:
     """Write the pairs (a positive and a negative review, with an empty prompt) and the prompts as Parquet."""
     inputs = out / "inputs"
     inputs.mkdir(parents=True, exist_ok=True)
@@ -133,9 +133,9 @@ def _accuracy(reward_model: str, held_out: list[tuple[str, int]]) -> list[float]
     def encode(text: str) -> list[int]:
         return encode_prompt(model.tokenizer, text)[: model.context]
 
-    ids = [encode(text) for text in _first_words(held_out, None)]
+    ids = [encode(text) for text in first_words(held_out, None)]
     # One forward pass gives the rewards of all prefixes of a review, read at these positions.
-    ends = np.array([[len(encode(text)) - 1 for text in _first_words(held_out, words)] for words in (*WORDS, None)])
+    ends = np.array([[len(encode(text)) - 1 for text in first_words(held_out, words)] for words in (*WORDS, None)])
     rewards = np.empty(ends.shape)
     autocast = torch.autocast("cpu", torch.bfloat16, enabled=has_fast_bfloat16(torch.device("cpu")))  # as in training
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))  # similar lengths in one batch, for little padding
@@ -149,11 +149,11 @@ def _accuracy(reward_model: str, held_out: list[tuple[str, int]]) -> list[float]
     return [float(((row > np.median(row)) == labels).mean()) for row in rewards]
 
 
-def _first_words(reviews: list[tuple[str, int]], words: int | None) -> list[str]:
+def first_words(reviews: list[tuple[str, int]], words: int | None) -> list[str]:
     return [" ".join(text.split()[:words]) for text, _ in reviews]
 
 
-def _classifier(reviews: list[tuple[str, int]]) -> Any:
+def classifier(reviews: list[tuple[str, int]]) -> Any:
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -162,16 +162,16 @@ def _classifier(reviews: list[tuple[str, int]]) -> Any:
     return model.fit([text for text, _ in reviews], [label for _, label in reviews])
 
 
-def _prefixes(reviews: list[tuple[str, int]]) -> list[tuple[str, int]]:
+def prefixes(reviews: list[tuple[str, int]]) -> list[tuple[str, int]]:
     """Each review twice, cut at random lengths, so that a bag of n-grams learns to judge prefixes."""
     draw = random.Random(2)
     return [(" ".join(text.split()[: draw.randint(3, 200)]), label) for text, label in reviews * 2]
 
 
 def _print_accuracy(reviews: Reviews, accuracies: dict[str, list[float]]) -> None:
-    n_grams = _classifier(_prefixes(reviews.train))
+    n_grams = classifier(prefixes(reviews.train))
     labels = [label for _, label in reviews.held_out]
-    curve = [float(n_grams.score(_first_words(reviews.held_out, words), labels)) for words in (*WORDS, None)]
+    curve = [float(n_grams.score(first_words(reviews.held_out, words), labels)) for words in (*WORDS, None)]
     rows = {**{f"reward model, {name}": values for name, values in accuracies.items()}, "bag of 2-grams": curve}
     error = 0.5 / len(labels) ** 0.5
     print(
@@ -184,8 +184,8 @@ def _print_accuracy(reviews: Reviews, accuracies: dict[str, list[float]]) -> Non
 
 def _judge(reviews: Reviews) -> Callable[[list[Prompt], list[str]], list[float]]:
     """A judge that gives the probability of a positive review, of the completion without its prompt."""
-    judge = _classifier(_prefixes(reviews.judge))
-    accuracy = judge.score(_first_words(reviews.held_out, 40), [label for _, label in reviews.held_out])
+    judge = classifier(prefixes(reviews.judge))
+    accuracy = judge.score(first_words(reviews.held_out, 40), [label for _, label in reviews.held_out])
     print(
         f"The judge (TF-IDF logistic regression on {len(reviews.judge):,} other reviews) is right on {accuracy:.3f} "
         "of the held-out reviews cut at 40 words."

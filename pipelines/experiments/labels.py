@@ -1,5 +1,6 @@
 """Completions of the sandbox by the product's jobs, pairs of them by every strategy, and how many are truly right."""
 
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from statistics import fmean
@@ -9,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines import generate, preferences, train_reward
+from pipelines.experiments import probes
 from pipelines.experiments.policies import Pair
 from rgtg import config_file, sandbox, table_files
 from rgtg.parquet import open_parquet
@@ -19,12 +21,13 @@ from rgtg.text_score import score
 
 NUM_PROMPTS = 1200
 OF_EACH = 4  # completions of a kind that a strategy takes
-BEST_OF = 12  # unguided ones for best-of-n: about as many as decode in the seconds of four guided ones
+BEST_OF = 12  # unguided ones for best-of-n
 EVALUATED = 150  # held-out prompts, four samples each, of a policy
 
 TOKEN_REWARDS = ["completions.list.element.token_rewards"]
 
 Rows = dict[str, list[dict[str, Any]]]  # the completions of each prompt
+Judge = Callable[[str, str], float]  # how good a completion of a prompt is
 
 
 class Source(NamedTuple):
@@ -44,26 +47,28 @@ SOURCES = {
     "guided-unguided-random": Source("guided-unguided-random"),
     "opposed": Source("opposed"),
 }
-ALL_SOURCES = ";".join(SOURCES)
 
 
-def completed(out: Path, name: str, **settings: Any) -> tuple[Rows, str]:
-    """What a reward model of its own has completed, by the product's jobs, which resume; and how it scores texts."""
+def completed(out: Path, name: str, **settings: Any) -> tuple[Rows, dict[str, Any]]:
+    """What a reward model has completed, by the product's jobs, which resume; and its held-out accuracy, with the
+    `score` that it gives texts. It is trained here, or else is `models.reward` and its accuracy is not known.
+    """
     given = {
-        **{"run.root": str(out), "run.id": name, "models.device": "cpu", "generate.prompts": _prompts(out)},
+        **{"run.root": str(out), "run.id": name, "models.device": "cpu"},
         **{"generate.samples": OF_EACH, "generate.unguided_samples": BEST_OF, "generate.opposed_samples": OF_EACH},
         **settings,
     }
     config = config_file.load(None, [f"{key}={value}" for key, value in given.items()])
-    way = train_reward.run(config).counts(train_reward.STAGE)["accuracy"]["score"]
+    accuracy = {} if config.models.reward else train_reward.run(config).counts(train_reward.STAGE)["accuracy"]
     directory = generate.run(config)
     tables = table_files.read_tables(directory.path("completions"), preferences.COLUMNS + TOKEN_REWARDS)
     rows = {row["prompt"]: preferences.completions_of(row) for table in tables for row in table.to_pylist()}
-    return dict(sorted(rows.items())), way
+    return dict(sorted(rows.items())), accuracy
 
 
 @cache
-def _prompts(out: Path) -> str:
+def prompts(out: Path) -> str:
+    """A file of the sandbox's prompts, none of which is held out."""
     path = out / "prompts.parquet"
     out.mkdir(parents=True, exist_ok=True)
     others = set(held_out())
@@ -75,6 +80,11 @@ def _prompts(out: Path) -> str:
 @cache
 def held_out() -> list[str]:
     return [row["prompt"] for row in _rows_of(sandbox.ensure().prompts)[:EVALUATED]]
+
+
+def given_pairs(n: int) -> list[Pair]:
+    """The first ones of the sandbox, on which its reward models are trained."""
+    return [Pair(row["prompt"], row["chosen"], row["rejected"]) for row in _rows_of(sandbox.ensure().pairs)[:n]]
 
 
 def shuffled(out: Path, seed: int) -> str:
@@ -131,15 +141,19 @@ def _taken(completions: list[dict[str, Any]], source: Source) -> list[dict[str, 
     return [*completions[:OF_EACH], *unguided[:OF_EACH], *completions[OF_EACH + BEST_OF :]]
 
 
-def labels_of(rows: Rows) -> dict[str, dict[str, float]]:
-    """Of the pairs of each source: how many are right by the true reward (a tie is half), and by how much."""
+def labels_of(rows: Rows, judge: Judge = truth) -> dict[str, dict[str, float]]:
+    """Of the pairs of each source: how many are right by the judge (a tie is half), by how much, and how many sides
+    their length or their 2-grams give away.
+    """
     found = {}
     for name, source in SOURCES.items():
         pairs = pairs_of(rows, source)
-        margins = [truth(p.prompt, p.chosen) - truth(p.prompt, p.rejected) for p in pairs]
+        margins = [judge(p.prompt, p.chosen) - judge(p.prompt, p.rejected) for p in pairs]
         found[name] = {
             "pairs": len(pairs),
             "right": fmean((margin > 0) + 0.5 * (margin == 0) for margin in margins),
             "margin": fmean(margins),
+            "length": probes.by_length(pairs),
+            "2-grams": probes.by_two_grams(pairs),
         }
     return found

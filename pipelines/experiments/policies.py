@@ -95,7 +95,7 @@ def _train(path: str, kind: str, pairs: list[Pair], steps: int, seed: int, beta:
     model = load_weights(AutoModelForCausalLM, path, "language", device="cpu", dtype=torch.float32)
     prompts, chosen, rejected = (list(column) for column in zip(*pairs, strict=True))
     trainer: Any = DPOTrainer if kind == "dpo" else SFTTrainer
-    args = DPOConfig(beta=beta, **options) if kind == "dpo" else SFTConfig(**options)
+    args = DPOConfig(beta=beta, precompute_ref_log_probs=True, **options) if kind == "dpo" else SFTConfig(**options)
     columns = {"prompt": prompts, "chosen": chosen, "rejected": rejected}
     if kind == "sft":
         columns = {"prompt": prompts, "completion": chosen}

@@ -34,6 +34,7 @@ def losses(trainer):
 
 def trained(kind, model_dir, rows, out):
     import trl  # here: it takes seconds, which the collection of tests need not pay
+
     auto = AutoModelForSequenceClassification if kind == "Reward" else AutoModelForCausalLM
     trainer = getattr(trl, f"{kind}Trainer")(
         model=auto.from_pretrained(model_dir),
