@@ -14,7 +14,7 @@ from rgtg import storage, table_files
 from rgtg.config import Config
 from rgtg.errors import UserError
 from rgtg.methods import STRATEGIES
-from rgtg.preferences.selection import Candidate, Night, Rules, Statistics, candidates, fraction, rank, select
+from rgtg.preferences.selection import Night, Rules, Statistics, candidates, fraction, select
 from rgtg.report.card import dataset_card
 from rgtg.schemas import preferences_schema, rankings_schema
 
@@ -69,10 +69,7 @@ def run_stage(job: JobContext) -> None:
                 counts["prompts with an error"] += 1
                 continue
             completions = completions_of(row)
-            found = candidates(completions, rules)
-            selected: tuple[Candidate, ...] | list[Candidate] | str = (
-                rank(found, rules, night) if ranked else select(found, settings.select, rules, night, row["prompt_id"])
-            )
+            selected = select(candidates(completions, rules), settings.select, rules, night, row["prompt_id"])
             if isinstance(selected, str):
                 counts[selected] += 1
                 continue
@@ -86,7 +83,8 @@ def run_stage(job: JobContext) -> None:
         writer.close()
     sizes = {split: writer.total for split, writer in writers.items()}
     dropped = "".join(f"\n  {n} without a pair: {reason}" for reason, n in counts.most_common())
-    log.info(f"preferences: {sizes.get('train', 0)} training pairs, {sizes.get('test', 0)} test pairs{dropped}")
+    what = "rankings" if ranked else "pairs"
+    log.info(f"preferences: {sizes.get('train', 0)} {what} to train on, {sizes.get('test', 0)} to test on{dropped}")
     if not any(sizes.values()):
         raise UserError(f"none of the {counts.total()} prompts of {source!r} has a pair; see the reasons above")
     margin = sum(writer.margin for writer in writers.values()) / sum(sizes.values())

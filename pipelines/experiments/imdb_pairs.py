@@ -81,17 +81,17 @@ def _by_hidden_states(reviews: Reviews, language: str) -> Callable[[str, str], f
     model = LanguageModel.load(language, device="cpu")
     known = prefixes(reviews.judge)
     judge = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=2000))
-    judge.fit(_hidden_states(model, [text for text, _ in known]), [label for _, label in known])
-    _say("hidden states", judge, reviews, lambda texts: _hidden_states(model, texts))
-    return cache(lambda _, text: float(judge.decision_function(_hidden_states(model, [text]))[0]))
+    judge.fit(hidden_states(model, [text for text, _ in known]), [label for _, label in known])
+    _say("hidden states", judge, reviews, lambda texts: hidden_states(model, texts))
+    return cache(lambda _, text: float(judge.decision_function(hidden_states(model, [text]))[0]))
 
 
 @torch.inference_mode()
-def _hidden_states(model: LanguageModel, texts: list[str]) -> np.ndarray:
-    """The mean over tokens of the last layer's hidden states, (texts, H)."""
+def hidden_states(model: LanguageModel, texts: list[str]) -> np.ndarray:
+    """The mean over tokens of the last layer's hidden states, (texts, H); zeros for a text without tokens."""
     ids = [encode_prompt(model.tokenizer, text)[:HIDDEN_TOKENS] for text in texts]
-    found = np.empty((len(ids), model.model.config.hidden_size), dtype=np.float32)
-    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+    found = np.zeros((len(ids), model.model.config.hidden_size), dtype=np.float32)
+    order = sorted((i for i in range(len(ids)) if ids[i]), key=lambda i: len(ids[i]))
     for start in range(0, len(order), 32):
         rows = order[start : start + 32]
         width = len(ids[rows[-1]])

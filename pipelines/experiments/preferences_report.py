@@ -2,10 +2,11 @@
 
 import io
 from collections.abc import Iterable, Iterator
-from math import sqrt
+from math import log, sqrt
 from statistics import fmean, stdev
 from typing import Any
 
+from pipelines.experiments.labels import BEST_OF
 from rgtg.text_score import WAYS
 
 AT_KL = (1.0, 3.0)  # nats at which policies are compared
@@ -26,7 +27,7 @@ def tables(rows: Rows) -> str:
     lines += ["", "## Held-out pairs that a reward model ranks rightly", "", *_head("guide", *WAYS)]
     for (kind,), values in _by_cell(rows, "accuracy", 1).items():
         lines.append(_row(kind, *(spread(v[way] for v in values) for way in WAYS)))
-    lines += ["", "## Decoding", "", *_head("guide", "guided", "at KL", "best of 12 unguided")]
+    lines += ["", "## Decoding", "", *_head("guide", "guided", "at KL", f"best of {BEST_OF} unguided")]
     for (kind,), values in _by_cell(rows, "decoding", 1).items():
         lines.append(_row(kind, *(spread(v[n] for v in values) for n in ("guided", "kl", "best-of-n"))))
     for (), [value] in _by_cell(rows, "seconds", 1).items():
@@ -79,12 +80,10 @@ def picture(rows: Rows) -> bytes:
         kls, gains = zip((0.0, 0.0), *points, strict=True)
         axes.plot(kls, gains, marker="o", label=f"{name} ({trainer})", linestyle="-" if trainer == "dpo" else "--")
     for (kind,), values in _by_cell(rows, "decoding", 1).items():
-        axes.plot(
-            *(fmean(v[n] for v in values) for n in ("kl", "guided")),
-            "*",
-            markersize=12,
-            label=f"guided decoding, {kind}",
-        )
+        guided, best_of_n = ([fmean(v[name] for v in values)] for name in ("guided", "best-of-n"))
+        axes.plot([fmean(v["kl"] for v in values)], guided, "*", markersize=12, label=f"guided decoding, {kind}")
+        if kind == "guide":
+            axes.plot([log(BEST_OF) - 1 + 1 / BEST_OF], best_of_n, "s", label=f"best of {BEST_OF}, KL at most")
     axes.set_xlabel("KL from the language model (nats)")
     axes.set_ylabel("gain in true reward")
     axes.legend(fontsize="x-small")

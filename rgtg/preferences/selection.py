@@ -6,6 +6,7 @@ Every choice is a function of one prompt's completions and of `Night`, what a fi
 import hashlib
 import unicodedata
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import isfinite, log, sqrt
@@ -129,13 +130,16 @@ def pool_of(completion: dict[str, Any], first: dict[str, Any]) -> Pool:
 
 def select(
     found: list[Candidate], strategy: str, rules: Rules, night: Night, prompt_id: str
-) -> tuple[Candidate, Candidate] | str:
-    """The chosen and the rejected one of a prompt's candidates, or the reason why there is no pair.
+) -> Sequence[Candidate] | str:
+    """The chosen and the rejected one of a prompt's candidates (of a ranking: all), or the reason why there are none.
 
     A tie carries no preference and equal texts differ by nothing: neither is ever a pair.
     """
     row = STRATEGIES[strategy]
-    found = _ranked_by(found, rules, night)
+    if rules.length == "residual":
+        found = [replace(c, score=c.score - night.slope * log(len(c.token_ids))) for c in found]
+    if row.key is None:
+        return _rank(found, rules)
     above, below = ([c for c in found if c.pool == pool] for pool in (row.chosen, row.rejected))
     if not above or not below or len({c.index for c in above + below}) < 2:
         return FEW
@@ -152,13 +156,18 @@ def select(
         if not pairs:
             return LENGTH
     scores = [c.score for c in below]
-    key = globals()[str(row.key)]
+    key = globals()[row.key]
     pairs.sort(key=lambda pair: key(*pair, scores, night, prompt_id))
     first = _alike(*pairs[0], rules.max_similarity)
     return first or pairs[0]
 
 
-def rank(found: list[Candidate], rules: Rules, night: Night) -> list[Candidate] | str:
+def fraction(key: str) -> float:
+    """Where in [0, 1) a key falls: the same in every run, evenly over many keys."""
+    return int.from_bytes(hashlib.sha256(key.encode(errors="surrogatepass")).digest()[:8], "big") / 2**64
+
+
+def _rank(found: list[Candidate], rules: Rules) -> list[Candidate] | str:
     """A prompt's candidates of every pool, the highest score first, or the reason why fewer than two are left.
 
     Each differs from all before it in text, and is lower in score by more than `min_margin`. Those that were cut off
@@ -168,7 +177,7 @@ def rank(found: list[Candidate], rules: Rules, night: Night) -> list[Candidate] 
         return FEW
     ranked: list[Candidate] = []
     reason = TRUNCATED
-    for c in sorted(_ranked_by(found, rules, night), key=lambda c: -c.score):
+    for c in sorted(found, key=lambda c: -c.score):
         if c.truncated:
             continue
         if ranked and ranked[-1].score - c.score <= rules.min_margin:
@@ -178,18 +187,6 @@ def rank(found: list[Candidate], rules: Rules, night: Night) -> list[Candidate] 
         else:
             ranked.append(c)
     return ranked if len(ranked) > 1 else reason
-
-
-def fraction(key: str) -> float:
-    """Where in [0, 1) a key falls: the same in every run, evenly over many keys."""
-    return int.from_bytes(hashlib.sha256(key.encode(errors="surrogatepass")).digest()[:8], "big") / 2**64
-
-
-def _ranked_by(found: list[Candidate], rules: Rules, night: Night) -> list[Candidate]:
-    """The candidates with the score that the rules rank by."""
-    if rules.length != "residual":
-        return found
-    return [replace(c, score=c.score - night.slope * log(len(c.token_ids))) for c in found]
 
 
 def _lengths_match(a: Candidate, b: Candidate) -> bool:

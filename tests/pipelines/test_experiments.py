@@ -4,10 +4,11 @@ import random
 
 import pytest
 
-from pipelines.experiments import lessons, probes
+from pipelines.experiments import imdb_pairs, lessons, probes
 from pipelines.experiments.labels import SOURCES
 from pipelines.experiments.policies import Pair
 from pipelines.experiments.preferences_report import curves, gain_at, picture, tables
+from rgtg.models.language import LanguageModel
 
 
 def test_gains_at_equal_kl_lie_on_the_root_of_kl():
@@ -66,3 +67,13 @@ def test_courses_name_sources_and_trainers():
     for course in lessons.COURSES:
         assert course.source in {lessons.GIVEN, *SOURCES}
         assert course.trainer in lessons.TRAINERS
+
+
+def test_a_mean_hidden_state_is_that_of_the_text_alone(language_dir):
+    model = LanguageModel.load(language_dir, device="cpu")
+    texts = ["a", "a long text of many words", "", "words"]
+    together = imdb_pairs.hidden_states(model, texts)
+    for text, states in zip(texts, together, strict=True):
+        # Sums of 32 numbers near 1 in another order, two layers deep: hundreds of roundings, of 6e-8 each.
+        assert states == pytest.approx(imdb_pairs.hidden_states(model, [text])[0], abs=1e-4)
+    assert abs(together[0] - together[1]).max() > 0.01

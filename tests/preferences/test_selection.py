@@ -20,7 +20,6 @@ from rgtg.preferences.selection import (
     Rules,
     Statistics,
     candidates,
-    rank,
     select,
 )
 
@@ -163,8 +162,8 @@ def test_every_selection_names_a_function():
 
 
 def ranking(completions, night=None, **rules):
-    ranked = rank(candidates(completions, Rules(**rules)), Rules(**rules), night or Night())
-    return ranked if isinstance(ranked, str) else [c.index for c in ranked]
+    found = pair(completions, "ranked", night=night, **rules)
+    return found if isinstance(found, str) else list(found)
 
 
 def test_a_ranking_has_all_pools_and_the_highest_score_first():
