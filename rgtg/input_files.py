@@ -1,6 +1,7 @@
 """Input files of a user, prompts or pairs: each real file once, its raw rows, and the reasons for skipped files.
 
-Rows of Parquet keep their columns. Rows of JSON keep their lines, whose objects may differ in their keys.
+Rows of Parquet and of CSV keep their columns, those of CSV as text. Rows of JSON keep their lines, whose objects may
+differ in their keys. JSON and CSV may be packed by gzip or Zstandard.
 """
 
 import os
@@ -13,10 +14,17 @@ import pyarrow.fs as pafs
 
 from rgtg import s3_filesystem, storage, storage_errors
 from rgtg.errors import UserError, first_line, printable
-from rgtg.input_rows import Row, json_lines, json_row, table_rows
+from rgtg.input_rows import Row, csv_table, json_lines, json_row, table_rows
 from rgtg.parquet import UNREADABLE, open_parquet, parquet_fault
 
-SUFFIXES = (".parquet", ".jsonl", ".json")
+JSON, CSV = (".jsonl", ".json", ".ndjson"), {".csv": ",", ".tsv": "\t"}
+PACKED = {".gz": "gzip", ".zst": "zstd"}
+SUFFIXES = (".parquet", *(text + packing for text in (*JSON, *CSV) for packing in ("", *PACKED)))
+ENDINGS = f".parquet, {', '.join((*JSON, *CSV))} or, of text, these and {' or '.join(PACKED)}"  # in messages
+
+# Text unpacks to some 3 to 30 times its size; a file of a single letter to 1,000 times and more.
+MOST_UNPACKED, ALWAYS_UNPACKED = 200, 1 << 26
+UNPACKED_AT_ONCE = 1 << 22
 
 _LINES = pa.schema([("number", pa.int64()), ("line", pa.large_binary())])  # of JSON
 
@@ -29,6 +37,17 @@ class InputFile(NamedTuple):
     @property
     def is_parquet(self) -> bool:
         return self.path.endswith(".parquet")
+
+    @property
+    def packing(self) -> str | None:
+        """The codec of a packed file."""
+        return next((codec for suffix, codec in PACKED.items() if self.path.endswith(suffix)), None)
+
+    @property
+    def delimiter(self) -> str | None:
+        """Of the columns of CSV; None for other files."""
+        packing = next((suffix for suffix in PACKED if self.path.endswith(suffix)), "")
+        return CSV.get(os.path.splitext(self.path.removesuffix(packing))[1])
 
 
 @dataclass(frozen=True)
@@ -48,17 +67,28 @@ class Found:
 
 
 def find(uris: list[str]) -> Found:
-    """The input files at or below `uris`, in that order and by path. Raises UserError where one does not exist."""
+    """The input files at or below `uris`, in that order and by path.
+
+    Raises UserError where one does not exist, or is named itself and is of another type. A name without an ending is
+    taken for JSON lines.
+    """
     found = Found()
     real: dict[tuple[str, str], str] = {}  # paths by file system and real path
     for uri in uris:
         filesystem, _ = storage.resolve(uri)
         local = isinstance(filesystem, pafs.LocalFileSystem)
         for file, fault in storage.scan(uri, SUFFIXES):
-            if fault:
-                is_another = file.type == pafs.FileType.File  # a directory or link may hide input files
-                (found.ignored if is_another else found.unreadable)[file.path] = fault
+            if fault and file.type == pafs.FileType.File:  # a directory or link may hide input files
+                found.ignored[file.path] = f"its name does not end with {ENDINGS}"
                 continue
+            if fault:
+                found.unreadable[file.path] = fault
+                continue
+            if os.path.splitext(file.path)[1] and not file.path.endswith(SUFFIXES):
+                raise UserError(
+                    f"{file.path!r} cannot be read: its name does not end with {ENDINGS}; convert it, such as by "
+                    "pandas.read_excel(FILE).to_parquet('data.parquet')"
+                )
             key = filesystem.type_name, os.path.realpath(file.path) if local else file.path
             if key not in real:
                 real[key] = file.path
@@ -74,7 +104,7 @@ class Unreadable(Exception):
 
 @dataclass(frozen=True)
 class RawRows:
-    """Unchecked rows of a file: `table` holds the columns of Parquet, or the lines of JSON with their numbers."""
+    """Unchecked rows of a file: `table` holds its columns, or the lines of JSON with their numbers."""
 
     table: pa.Table
     is_json: bool
@@ -86,7 +116,7 @@ class RawRows:
 
     @property
     def numbers(self) -> Sequence[int]:
-        """Numbers from 1: of lines in their file for JSON, of rows in `table` for Parquet."""
+        """Numbers from 1: of lines in their file for JSON, else of rows in `table`."""
         return self.table["number"].to_pylist() if self.is_json else range(1, self.table.num_rows + 1)
 
     def rows(self, columns: Collection[str] | None = None) -> list[Row | str]:
@@ -109,7 +139,7 @@ def read_rows(file: InputFile) -> RawRows:
     """
     data = _read_bytes(file)
     if not file.is_parquet:
-        return RawRows(_lines(data), is_json=True)
+        return _rows_of_text(file, data)
     if fault := parquet_fault(pa.BufferReader(data)):
         raise Unreadable(fault)
     return RawRows(open_parquet(pa.BufferReader(data)).read(), is_json=False)
@@ -121,9 +151,9 @@ def read_batches(file: InputFile, columns: Collection[str], num_rows: int) -> It
     Raises Unreadable where a JSON file has become broken or empty.
     """
     if not file.is_parquet:
-        lines = _lines(_read_bytes(file))
-        for start in range(0, lines.num_rows, num_rows):
-            yield RawRows(lines.slice(start, num_rows), is_json=True)
+        whole = _rows_of_text(file, _read_bytes(file))
+        for start in range(0, whole.table.num_rows, num_rows):
+            yield replace(whole, table=whole.table.slice(start, num_rows))
         return
     with _open(file) as source:
         parquet = open_parquet(source)
@@ -133,12 +163,14 @@ def read_batches(file: InputFile, columns: Collection[str], num_rows: int) -> It
 
 
 def check_rows(file: InputFile, columns: Collection[str]) -> list[str] | None:
-    """Decode `columns` of a Parquet file once and return the names of all columns; None for JSON.
+    """Decode `columns` of a Parquet or CSV file once and return the names of all columns; None for JSON.
 
     Lines of JSON are checked one by one when they are read. Raises what `read_rows` raises.
     """
+    if file.delimiter:
+        return read_rows(file).table.column_names
     if not file.is_parquet:
-        _read_bytes(file, at_most=1)
+        _read_bytes(file, at_most=None if file.packing else 1)
         return None
     try:
         with _open(file) as source:
@@ -168,9 +200,35 @@ def _read_bytes(file: InputFile, at_most: int | None = None) -> bytes:
         if failure := storage_errors.failure_of_store(f"cannot read {file.path!r}", str(error)):
             raise failure from None
         raise Unreadable(first_line(error)) from error
+    if file.packing:
+        data = _unpacked(data, file.packing)
     if not data:
         raise Unreadable("the file is empty")
     return data
+
+
+def _unpacked(data: bytes, codec: str) -> bytes:
+    room = max(MOST_UNPACKED * len(data), ALWAYS_UNPACKED)
+    parts = []
+    try:
+        with pa.CompressedInputStream(pa.BufferReader(data), codec) as stream:
+            while room >= 0 and (part := stream.read(UNPACKED_AT_ONCE)):
+                parts.append(part)
+                room -= len(part)
+    except (OSError, pa.ArrowException) as error:
+        raise Unreadable(f"cannot be unpacked ({first_line(error)})") from error
+    if room < 0:
+        raise Unreadable(f"it unpacks to more than {MOST_UNPACKED} times its size")
+    return b"".join(parts)
+
+
+def _rows_of_text(file: InputFile, data: bytes) -> RawRows:
+    if file.delimiter is None:
+        return RawRows(_lines(data), is_json=True)
+    try:
+        return RawRows(csv_table(data, file.delimiter), is_json=False)
+    except ValueError as error:
+        raise Unreadable(f"not a readable CSV file ({first_line(error)})") from error
 
 
 def _lines(data: bytes) -> pa.Table:

@@ -1,14 +1,18 @@
-"""Rows of Parquet and JSON as Python objects; in place of an unreadable row, the reason."""
+"""Rows of Parquet, CSV and JSON as Python objects; in place of an unreadable row, the reason."""
 
+import csv
 import json
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.csv as pa_csv
 
 from rgtg.errors import first_line
 from rgtg.parquet import UNREADABLE
 
 Row = dict[str, Any]
+
+MOST_HEADER = 1 << 16  # bytes of a CSV file in which its header ends
 
 
 def table_rows(table: pa.Table) -> list[Row | str]:
@@ -29,6 +33,23 @@ def is_unicode(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def csv_table(data: bytes, delimiter: str) -> pa.Table:
+    """The rows of a CSV file with a header, all columns as text. Raises ValueError for what is none."""
+    text = data.removeprefix(b"\xef\xbb\xbf")
+    first = text[:MOST_HEADER].decode(errors="replace").splitlines(keepends=True)
+    try:
+        names = next(csv.reader(first, delimiter=delimiter), [])
+    except csv.Error as error:
+        raise ValueError(str(error)) from error
+    if len(set(names)) < len(names):
+        raise ValueError("two columns have the same name")
+    return pa_csv.read_csv(
+        pa.BufferReader(text),
+        parse_options=pa_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
+        convert_options=pa_csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string())),
+    )
 
 
 def json_lines(data: bytes) -> list[tuple[int, bytes]]:

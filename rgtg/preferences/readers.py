@@ -4,16 +4,23 @@ Read here, told apart by the columns a row has and by their types:
 
 * TRL: `prompt, chosen, rejected`, or `chosen, rejected` that hold the prompt too; as text or as messages
   (huggingface.co/docs/trl/dataset_formats);
+* other names of the prompt: `question`, `query`, `input`, `context`, `history`, `instruction` (and `input`, as in
+  Alpaca), or the turns before the answers as `messages`, `conversations`, `conversation` or `trajectory`; and a
+  `system` or `system_prompt` beside any of them;
 * HH-RLHF transcripts: `chosen, rejected` with turns that open with "\\n\\nHuman:" and "\\n\\nAssistant:";
 * "binarized" UltraFeedback (alignment-handbook, distilabel): `prompt` as text, `chosen, rejected` as whole
   conversations, with `score_*` or `*_rating`;
-* ranked completions: UltraFeedback's `instruction, completions[{response, overall_score, annotations}]`, or
-  `prompt, completions | responses, scores | rewards` as parallel lists; the best is paired with the worst.
+* ms-swift: `messages` that end with the chosen answer, and `rejected_response`;
+* ranked completions: UltraFeedback's `instruction, completions[{response, overall_score, annotations}]`, NeMo-RL's
+  `context, completions[{rank, completion}]`, or `prompt, completions | responses | generations, scores | rewards |
+  ratings` as parallel lists; the best is paired with the worst.
 
-Values are plain Python (`pyarrow.Table.to_pylist`): lists and dicts, never arrays.
+Messages may be written in any of the ways of `rgtg/messages.py`. Values are plain Python (`pyarrow.Table.to_pylist`):
+lists and dicts, never arrays.
 """
 
 import math
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -21,13 +28,27 @@ from typing import Any, TypeGuard
 
 from rgtg.chat import Message, Prompt
 from rgtg.input_rows import is_unicode
+from rgtg.messages import messages_in_text, read_messages
 
-# fmt: off
-PAIR_COLUMNS = frozenset({
-    "prompt", "instruction", "chosen", "rejected", "completions", "responses", "scores", "rewards",
-    "score_chosen", "score_rejected", "chosen_rating", "rejected_rating",
-})
-# fmt: on
+# Where a prompt may stand. Text in the first one goes before the response as it is; in the others it is a user's turn.
+PROMPTS = ("prompt", "instruction", "question", "query", "input", "context", "history")
+CONVERSATIONS = ("messages", "conversations", "conversation", "trajectory")
+SYSTEMS = ("system", "system_prompt")
+LISTS = ("completions", "responses", "generations")
+SCORES = ("scores", "rewards", "ratings")
+PAIRED_SCORES = (("score_chosen", "score_rejected"), ("chosen_rating", "rejected_rating"))
+
+PAIR_COLUMNS = frozenset(
+    {
+        *PROMPTS,
+        *CONVERSATIONS,
+        *SYSTEMS,
+        *LISTS,
+        *SCORES,
+        *("chosen", "rejected", "rejected_response"),
+        *(column for columns in PAIRED_SCORES for column in columns),
+    }
+)
 
 HUMAN_TURN = "\n\nHuman:"
 ASSISTANT_TURN = "\n\nAssistant:"
@@ -56,17 +77,29 @@ def read_pair(row: dict[str, Any]) -> Pair | str:
     try:
         if _first(row, "chosen", "rejected") is not None:
             pair = _read_paired(row)
-        elif _first(row, "completions", "responses") is not None:
+        elif _first(row, *LISTS) is not None:
             pair = _read_ranked(row)
+        elif row.get("rejected_response") is not None:
+            pair = _read_swift(row)
         elif "chosen" in row or "rejected" in row:
             raise _Unusable("chosen is missing")
         else:
             raise _Unusable("there is neither chosen and rejected nor a list of completions")
-        if pair.chosen == pair.rejected:
-            raise _Unusable("chosen equals rejected")
+        _check_sides(pair)
     except _Unusable as reason:
         return str(reason)
     return pair
+
+
+def _check_sides(pair: Pair) -> None:
+    """What differs by nothing that a reader sees carries no preference."""
+    if pair.chosen == pair.rejected:
+        raise _Unusable("chosen equals rejected")
+    for side, text in (("chosen", pair.chosen), ("rejected", pair.rejected)):
+        if not text.strip():
+            raise _Unusable(f"{side} is empty or white space")
+    if _visible(pair.chosen) == _visible(pair.rejected):
+        raise _Unusable("chosen and rejected differ in white space at their ends, line ends or Unicode form alone")
 
 
 def read_pairs(rows: Iterable[dict[str, Any]]) -> tuple[list[Pair], Counter[str]]:
@@ -79,10 +112,10 @@ def read_pairs(rows: Iterable[dict[str, Any]]) -> tuple[list[Pair], Counter[str]
 def _read_paired(row: dict[str, Any]) -> Pair:
     chosen = _text_or_messages(row.get("chosen"), "chosen")
     rejected = _text_or_messages(row.get("rejected"), "rejected")
-    for better, worse in (("score_chosen", "score_rejected"), ("chosen_rating", "rejected_rating")):
-        score = _number(row.get(better))
-        if score is not None and score == _number(row.get(worse)):
-            raise _Unusable(TIED)
+    for better, worse in PAIRED_SCORES:
+        scores = _number(row.get(better)), _number(row.get(worse))
+        if scores[0] is not None and scores[1] is not None and scores[0] <= scores[1]:
+            raise _Unusable(TIED if scores[0] == scores[1] else f"{better} is below {worse}")
     prompt = _given_prompt(row)
     if prompt is None and "prompt" in row:
         # The column says that the prompt is stated apart; to take it from elsewhere is for the user to decide.
@@ -90,17 +123,21 @@ def _read_paired(row: dict[str, Any]) -> Pair:
             raise _Unusable("prompt is null, but chosen and rejected hold it: drop that column to read them")
         raise _Unusable("prompt is null")
     if isinstance(chosen, list) and isinstance(rejected, list):
-        return _split_conversations(prompt, chosen, rejected)
+        return _split_conversations(prompt, chosen, rejected, _system(row))
     if isinstance(chosen, list) or isinstance(rejected, list):
         raise _Unusable("one of chosen and rejected is text, the other messages")
     if prompt is not None:
         return Pair(prompt, chosen, rejected)
+    if _system(row):
+        raise _Unusable("there is a system column and no prompt")
     if ASSISTANT_TURN in chosen or ASSISTANT_TURN in rejected:
         return _split_transcripts(chosen, rejected)
     return _split_texts(chosen, rejected)
 
 
-def _split_conversations(prompt: Prompt | None, chosen: list[Message], rejected: list[Message]) -> Pair:
+def _split_conversations(
+    prompt: Prompt | None, chosen: list[Message], rejected: list[Message], system: str | None
+) -> Pair:
     """Messages on both sides: one assistant message each behind a stated prompt, or whole conversations."""
     contexts = []
     for side, messages in (("chosen", chosen), ("rejected", rejected)):
@@ -108,14 +145,14 @@ def _split_conversations(prompt: Prompt | None, chosen: list[Message], rejected:
             raise _Unusable(f"{side} does not end with an assistant turn")
         contexts.append(messages[:-1])
         # A whole conversation may repeat the prompt that is stated as messages; more than that is no single response.
-        if isinstance(prompt, list) and messages[:-1] not in ([], prompt):
+        if isinstance(prompt, list) and messages[:-1] not in ([], prompt, _without_system(prompt)):
             raise _Unusable(f"{side} has several messages behind its prompt")
     if not isinstance(prompt, list):
         if contexts[0] != contexts[1]:
             raise _Unusable(NOT_SHARED)
         # Binarized UltraFeedback: `prompt` is the first user turn only; the conversation also has the system's.
         if contexts[0]:
-            prompt = contexts[0]
+            prompt = _with_system(contexts[0], system)
         elif prompt is not None:
             prompt = _user_turn(prompt)
         else:
@@ -153,23 +190,37 @@ def _split_texts(chosen: str, rejected: str) -> Pair:
     return Pair(chosen[:end], chosen[end:], rejected[end:])
 
 
+def _read_swift(row: dict[str, Any]) -> Pair:
+    """ms-swift: the last of `messages` is the chosen answer, and the rejected one stands apart."""
+    prompt = _text_or_messages(row.get("messages"), "messages")
+    if not isinstance(prompt, list) or len(prompt) < 2 or prompt[-1]["role"] != "assistant":
+        raise _Unusable("messages beside rejected_response do not end with an assistant turn")
+    rejected = row["rejected_response"]
+    if not _is_text(rejected):
+        raise _Unusable("rejected_response is not text")
+    return Pair(_with_system(prompt[:-1], _system(row)), prompt[-1]["content"], rejected)
+
+
 def _read_ranked(row: dict[str, Any]) -> Pair:
     """The best completion against the worst; of equal ones, the first."""
     prompt = _given_prompt(row)
     if prompt is None:
         raise _Unusable("prompt is missing")
-    completions = _first(row, "completions", "responses")
+    completions = _first(row, *LISTS)
     if not isinstance(completions, list):
         raise _Unusable("completions is not a list")
     if any(isinstance(completion, dict) for completion in completions):
         records = [completion if isinstance(completion, dict) else {} for completion in completions]
-        texts = [record.get("response") for record in records]
+        texts = [record.get("response", _only_answer(record.get("completion"))) for record in records]
         scores = [_number(record.get("overall_score")) for record in records]
         if sum(score is not None for score in scores) < 2:  # the two kinds of score differ in scale: never mixed
             scores = [_mean_rating(record.get("annotations")) for record in records]
+        if not any(score is not None for score in scores):  # NeMo-RL: the first rank is the best
+            ranks = [_number(record.get("rank")) for record in records]
+            scores = [None if rank is None else -rank for rank in ranks]
     else:
-        texts = completions
-        given = _first(row, "scores", "rewards")
+        texts = [_only_answer(completion) for completion in completions]
+        given = _first(row, *SCORES)
         if not isinstance(given, list) or len(given) != len(texts):
             raise _Unusable("there is not one score for each completion")
         scores = [_number(score) for score in given]
@@ -180,6 +231,20 @@ def _read_ranked(row: dict[str, Any]) -> Pair:
     if best[0] == worst[0]:
         raise _Unusable(TIED)
     return Pair(prompt, best[1], worst[1])
+
+
+def _only_answer(completion: Any) -> Any:
+    """The text of a completion that is one message of the assistant; text as it is."""
+    if not isinstance(completion, list):
+        return completion
+    messages = read_messages(completion, "a completion")
+    if isinstance(messages, str) or len(messages) != 1 or messages[0]["role"] != "assistant":
+        raise _Unusable("a completion is not one message of the assistant")
+    return messages[0]["content"]
+
+
+def _visible(text: str) -> str:
+    return unicodedata.normalize("NFC", text).replace("\r\n", "\n").strip()
 
 
 def _mean_rating(annotations: Any) -> float | None:
@@ -197,13 +262,53 @@ def _first(row: dict[str, Any], *columns: str) -> Any:
 
 
 def _given_prompt(row: dict[str, Any]) -> Prompt | None:
-    """The prompt that stands in a column of its own; an `instruction` is what a user says, so it becomes a turn."""
-    if row.get("prompt") is not None:
-        return _text_or_messages(row["prompt"], "prompt")
-    if row.get("instruction") is not None:
-        instruction = _text_or_messages(row["instruction"], "instruction")
-        return _user_turn(instruction) if isinstance(instruction, str) else instruction
+    """The prompt that stands in a column of its own, with the system's turn where there is one.
+
+    Text of `prompt` is what goes before the response. Text of other columns is what a user says, and becomes a turn.
+    """
+    given = {
+        column: _text_or_messages(row[column], column)
+        for column in PROMPTS
+        if row.get(column) not in (None, "") and (row[column] != [] or column == "prompt")
+    }
+    if list(given) == ["instruction", "input"] and all(isinstance(value, str) for value in given.values()):
+        given = {"instruction": f"{given['instruction']}\n{given['input']}"}  # Alpaca
+    if len({repr(value) for value in given.values()}) > 1:
+        raise _Unusable(f"{' and '.join(given)} could each be the prompt, or a part of it: leave one of them")
+    if not given and row.get("prompt") == "":
+        return _with_system("", _system(row))
+    whole = all(isinstance(row.get(side), list) and len(row[side]) > 1 for side in ("chosen", "rejected"))
+    if not given and "prompt" not in row and not whole:
+        turns = [column for column in CONVERSATIONS if row.get(column)]
+        given = {column: _text_or_messages(row[column], column) for column in turns[:1]}
+    for column, prompt in given.items():
+        if column != "prompt" and isinstance(prompt, str):
+            prompt = _user_turn(prompt)
+        return _with_system(prompt, _system(row))
     return None
+
+
+def _system(row: dict[str, Any]) -> str | None:
+    system = next((row[column] for column in SYSTEMS if row.get(column) not in (None, "")), None)
+    if system is not None and not _is_text(system):
+        raise _Unusable("system is not text")
+    return system
+
+
+def _with_system(prompt: Prompt, system: str | None) -> Prompt:
+    """The prompt with the system's turn first, where there is one; text becomes a user's turn behind it."""
+    if system is None:
+        return prompt
+    messages = _user_turn(prompt) if isinstance(prompt, str) else prompt
+    if messages[0] == {"role": "system", "content": system}:
+        return messages
+    if messages[0]["role"] == "system":
+        raise _Unusable("the system column and the system turn of the messages differ")
+    return [{"role": "system", "content": system}, *messages]
+
+
+def _without_system(messages: list[Message]) -> list[Message]:
+    return messages[1:] if messages[0]["role"] == "system" else messages
 
 
 def _user_turn(text: str) -> list[Message]:
@@ -211,21 +316,23 @@ def _user_turn(text: str) -> list[Message]:
 
 
 def _text_or_messages(value: Any, column: str) -> str | list[Message]:
-    """`value` if it is valid text, its messages without other fields (Arrow adds nulls) if it is a list of them."""
+    """`value` if it is valid text, or its messages, which JSON text may hold too."""
     if value is None:
         raise _Unusable(f"{column} is missing")
     if isinstance(value, str):
         if not _is_text(value):
             raise _Unusable(f"{column} is not valid Unicode")
-        return value
-    if not isinstance(value, list):
-        raise _Unusable(f"{column} is neither text nor a list of messages")
-    if not value:
-        raise _Unusable(f"{column} is an empty list")
-    for message in value:
-        if not (isinstance(message, dict) and _is_text(message.get("role")) and _is_text(message.get("content"))):
-            raise _Unusable(f"a message of {column} has no role or no text")
-    return [{"role": message["role"], "content": message["content"]} for message in value]
+        try:
+            written = messages_in_text(value)
+        except ValueError as error:
+            raise _Unusable(f"{column} holds {error}") from None
+        if written is None:
+            return value
+        value = written
+    messages = read_messages(value, column)
+    if isinstance(messages, str):
+        raise _Unusable(messages)
+    return messages
 
 
 def _is_text(value: Any) -> TypeGuard[str]:

@@ -1,5 +1,7 @@
 """Every format of preference data, and every reason why a row is no pair."""
 
+import json
+
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
@@ -21,6 +23,10 @@ SKY = user("What colour is the sky?")
 NOT_SHARED = "the pair does not share its prompt"
 HELD_BY_BOTH = "prompt is null, but chosen and rejected hold it: drop that column to read them"
 ONE_EACH = "there is no prompt: chosen and rejected hold one message each"
+ALIKE = "chosen and rejected differ in white space at their ends, line ends or Unicode form alone"
+SYSTEMS_DIFFER = "the system column and the system turn of the messages differ"
+NO_ANSWER = "messages beside rejected_response do not end with an assistant turn"
+LOST = "a message of {} has {}, which would be lost: only role and text are read"
 TOO_FEW = "fewer than two completions have text and a score"
 
 
@@ -43,7 +49,6 @@ PAIRS = {
         Pair("The sky is", " blue.", " green."),
     ),
     "empty prompt": ({"prompt": "", "chosen": "a", "rejected": "b"}, Pair("", "a", "b")),
-    "empty response": ({"prompt": "p", "chosen": "a", "rejected": ""}, Pair("p", "a", "")),
     "stated prompt, responses that begin alike": (
         {"prompt": "The sky is", "chosen": " so blue", "rejected": " so green"},
         Pair("The sky is", " so blue", " so green"),
@@ -106,10 +111,6 @@ PAIRS = {
         },
         Pair("\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Sky?\n\nAssistant:", " Blue.", " Black."),
     ),
-    "HH-RLHF, an empty response": (
-        {"chosen": "\n\nHuman: Hi\n\nAssistant:", "rejected": "\n\nHuman: Hi\n\nAssistant: Go away."},
-        Pair("\n\nHuman: Hi\n\nAssistant:", "", " Go away."),
-    ),
     "binarized UltraFeedback": (
         {
             "prompt": SKY["content"],
@@ -169,6 +170,89 @@ PAIRS = {
         {"prompt": [SKY], "responses": ["a", "b", "c", "d"], "rewards": [1, 1, 0, 0]},
         Pair([SKY], "a", "c"),
     ),
+    "a question is what a user says": (
+        {"question": SKY["content"], "chosen": "The answer is blue", "rejected": "The answer is green"},
+        Pair([SKY], "The answer is blue", "The answer is green"),
+    ),
+    "Orca: a system column beside the question": (
+        {"system": SYSTEM["content"], "question": SKY["content"], "chosen": "Blue.", "rejected": "Green."},
+        Pair([SYSTEM, SKY], "Blue.", "Green."),
+    ),
+    "an empty system column": (
+        {"system": "", "question": SKY["content"], "chosen": "Blue.", "rejected": "Green."},
+        Pair([SKY], "Blue.", "Green."),
+    ),
+    "a system column beside messages": (
+        {"system_prompt": SYSTEM["content"], "prompt": [SKY], "chosen": "Blue.", "rejected": "Green."},
+        Pair([SYSTEM, SKY], "Blue.", "Green."),
+    ),
+    "a system column that the conversations repeat": (
+        {"system": SYSTEM["content"], "chosen": [SYSTEM, SKY, assistant("Blue.")]}
+        | {"rejected": [SYSTEM, SKY, assistant("Green.")]},
+        Pair([SYSTEM, SKY], "Blue.", "Green."),
+    ),
+    "a system column beside whole conversations": (
+        {"system": SYSTEM["content"], "prompt": [SKY], "chosen": [SKY, assistant("Blue.")]}
+        | {"rejected": [SKY, assistant("Green.")]},
+        Pair([SYSTEM, SKY], "Blue.", "Green."),
+    ),
+    "Alpaca: an instruction and its input": (
+        {"instruction": "Add.", "input": "1 2", "chosen": "3", "rejected": "4"},
+        Pair([user("Add.\n1 2")], "3", "4"),
+    ),
+    "Alpaca without input": (
+        {"instruction": "Add 1 2.", "input": "", "chosen": "3", "rejected": "4"},
+        Pair([user("Add 1 2.")], "3", "4"),
+    ),
+    "ShareGPT with one answer each": (
+        {"conversations": [{"from": "human", "value": SKY["content"]}]}
+        | {"chosen": {"from": "gpt", "value": "Blue."}, "rejected": {"from": "gpt", "value": "Green."}},
+        Pair([SKY], "Blue.", "Green."),
+    ),
+    "messages and one answer each": (
+        {"messages": [SYSTEM, SKY], "chosen": assistant("Blue."), "rejected": assistant("Green.")},
+        Pair([SYSTEM, SKY], "Blue.", "Green."),
+    ),
+    "content in parts": (
+        {
+            "prompt": [
+                {"role": "user", "content": [{"type": "text", "text": "What "}, {"type": "text", "text": "is it?"}]}
+            ]
+        }
+        | {"chosen": "Blue.", "rejected": "Green."},
+        Pair([user("What is it?")], "Blue.", "Green."),
+    ),
+    "messages as JSON text": (
+        {"prompt": json.dumps([SKY]), "chosen": json.dumps([assistant("Blue.")])}
+        | {"rejected": json.dumps([assistant("Green.")])},
+        Pair([SKY], "Blue.", "Green."),
+    ),
+    "JSON that is no messages is text": (
+        {"prompt": "Write JSON.", "chosen": '[{"a": "role"}]', "rejected": '{"b": 1}'},
+        Pair("Write JSON.", '[{"a": "role"}]', '{"b": 1}'),
+    ),
+    "ms-swift": (
+        {"messages": [SYSTEM, SKY, assistant("Blue.")], "rejected_response": "Green."},
+        Pair([SYSTEM, SKY], "Blue.", "Green."),
+    ),
+    "NeMo-RL: ranked completions": (
+        {
+            "context": [SKY],
+            "completions": [
+                {"rank": 1, "completion": [assistant("Green.")]},
+                {"rank": 0, "completion": [assistant("Blue.")]},
+            ],
+        },
+        Pair([SKY], "Blue.", "Green."),
+    ),
+    "distilabel: generations and ratings": (
+        {"instruction": SKY["content"], "generations": ["Green.", "Blue."], "ratings": [1.0, 5.0]},
+        Pair([SKY], "Blue.", "Green."),
+    ),
+    "our own rankings": (
+        {"prompt": [SKY], "completions": [[assistant("Blue.")], [assistant("Green.")]], "scores": [1.0, 0.5]},
+        Pair([SKY], "Blue.", "Green."),
+    ),
     "null columns of another format": (
         {"prompt": "p", "chosen": None, "rejected": None, "responses": ["a", "b"], "rewards": [0.0, 1.0]},
         Pair("p", "b", "a"),
@@ -182,7 +266,7 @@ def test_format(name):
     assert read_pair(row) == pair
     assert row.keys() <= PAIR_COLUMNS
     # Wide tables bring other columns, which mean nothing here.
-    assert read_pair({**row, "source": "x", "margin": 1.0, "messages": None}) == pair
+    assert read_pair({**row, "source": "x", "margin": 1.0, "scores": row.get("scores")}) == pair
 
 
 @pytest.mark.parametrize("name", PAIRS)
@@ -205,7 +289,29 @@ REASONS = [
     (TEXTS | {"chosen": None}, "chosen is missing"),
     ({"prompt": "p", "chosen": "a"}, "rejected is missing"),
     (TEXTS | {"rejected": 7}, "rejected is neither text nor a list of messages"),
-    (TEXTS | {"prompt": {"role": "user"}}, "prompt is neither text nor a list of messages"),
+    (TEXTS | {"prompt": {"role": "user"}}, "a message of prompt has no role or no text"),
+    (TEXTS | {"rejected": ""}, "rejected is empty or white space"),
+    (TEXTS | {"chosen": " \n"}, "chosen is empty or white space"),
+    (HH | {"chosen": "\n\nHuman: Hi\n\nAssistant:"}, "chosen is empty or white space"),
+    (TEXTS | {"rejected": "a "}, ALIKE),
+    (TEXTS | {"chosen": "a\nb", "rejected": "a\r\nb"}, ALIKE),
+    (TEXTS | {"chosen": "caf\u00e9", "rejected": "cafe\u0301"}, ALIKE),
+    (TEXTS | {"score_chosen": 1.0, "score_rejected": 2.0}, "score_chosen is below score_rejected"),
+    (TEXTS | {"chosen_rating": "1", "rejected_rating": "2"}, "chosen_rating is below rejected_rating"),
+    (TEXTS | {"context": "c"}, "prompt and context could each be the prompt, or a part of it: leave one of them"),
+    (HH | {"system": "s"}, "there is a system column and no prompt"),
+    (TALKS | {"prompt": [SYSTEM, SKY], "system": "s"}, SYSTEMS_DIFFER),
+    (TALKS | {"system": 7}, "system is not text"),
+    (TALKS | {"prompt": [SKY | {"name": "Ann"}]}, LOST.format("prompt", "name")),
+    (TALKS | {"prompt": [SKY | {"tool_calls": [{"id": 1}], "id": 3}]}, LOST.format("prompt", "id, tool_calls")),
+    (
+        TALKS | {"prompt": [{"role": "user", "content": [{"type": "image_url", "image_url": "u"}]}]},
+        "a message of prompt holds content of type image_url, and only text is read",
+    ),
+    (TALKS | {"prompt": str([SKY])}, "prompt holds messages as text that is not JSON"),
+    ({"messages": [SKY], "rejected_response": "b"}, NO_ANSWER),
+    ({"messages": [SKY, assistant("a")], "rejected_response": [1]}, "rejected_response is not text"),
+    (LISTS | {"responses": [[SKY], [SKY]]}, "a completion is not one message of the assistant"),
     (TEXTS | {"chosen": "\ud800"}, "chosen is not valid Unicode"),
     (TEXTS | {"prompt": "a\udfff"}, "prompt is not valid Unicode"),
     (TEXTS | {"rejected": "a"}, "chosen equals rejected"),

@@ -1,0 +1,88 @@
+"""Messages as the field's files hold them -> [{role, content}], or the reason why they are none.
+
+Beside {role, content} with text these are read: ShareGPT's {from, value}, content as a list of text parts, one message
+that stands alone, and JSON text of any of them. What else a message carries (tool calls, names, images) would be lost
+on the way to the model's template, so that it is refused by name; null and empty values carry nothing.
+"""
+
+import json
+from typing import Any
+
+from rgtg.input_rows import is_unicode
+
+Message = dict[str, str]
+
+SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}  # others are called as in {role, content}
+
+
+def read_messages(value: Any, what: str) -> list[Message] | str:
+    """The messages of `value`, a list of them or a single one, or the reason why it is none; it calls them `what`.
+
+    Never raises, whatever the value.
+    """
+    given = [value] if isinstance(value, dict) else value
+    if not isinstance(given, list):
+        return f"{what} is neither text nor a list of messages"
+    if not given:
+        return f"{what} is an empty list"
+    messages = []
+    for one in given:
+        message = _message(one, what)
+        if isinstance(message, str):
+            return message
+        messages.append(message)
+    return messages
+
+
+def messages_in_text(text: str) -> Any:
+    """The messages that are written in `text` as JSON; None for any other text.
+
+    Raises ValueError for text that looks like messages and is not JSON, such as what Python prints of them.
+    """
+    start = text.lstrip()[:200]
+    if not start.startswith(("[{", "{")) or not any(f"{q}{name}{q}" in start for q in "'\"" for name in _NAMES):
+        return None
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        if start.startswith("[{"):
+            raise ValueError("messages as text that is not JSON") from None
+        return None
+    found = value if isinstance(value, list) else [value]
+    return found if all(isinstance(one, dict) and _fields(one) for one in found) else None
+
+
+_NAMES = ("role", "from")
+
+
+def _fields(message: dict[str, Any]) -> tuple[str, str] | None:
+    """What role and text are called."""
+    return next((names for names in (("role", "content"), ("from", "value")) if set(names) <= message.keys()), None)
+
+
+def _message(message: Any, what: str) -> Message | str:
+    bad = f"a message of {what} has no role or no text"
+    if not isinstance(message, dict) or not (names := _fields(message)):
+        return bad
+    others = sorted(str(key) for key, value in message.items() if key not in names and value not in (None, "", [], {}))
+    if others:
+        return f"a message of {what} has {', '.join(others)}, which would be lost: only role and text are read"
+    role, content = (message[name] for name in names)
+    if isinstance(content, list):
+        kinds = sorted({_kind(part) for part in content} - {"text"})
+        if kinds:
+            return f"a message of {what} holds content of type {', '.join(kinds)}, and only text is read"
+        content = "".join(part["text"] for part in content) if content else None
+    if not (isinstance(role, str) and is_unicode(role) and isinstance(content, str) and is_unicode(content)):
+        return bad
+    return {"role": SHAREGPT_ROLES.get(role, role) if names[0] == "from" else role, "content": content}
+
+
+def _kind(part: Any) -> str:
+    """The type of a part of a message's content: "text" where it is one, else its name."""
+    if not isinstance(part, dict):
+        return type(part).__name__
+    if part.get("type") == "text" and isinstance(part.get("text"), str):
+        others = [key for key, value in part.items() if key not in ("type", "text") and value is not None]
+        return f"text with {others[0]}" if others else "text"
+    return str(part.get("type"))[:20]
