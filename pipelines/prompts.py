@@ -21,6 +21,7 @@ from rgtg.config import Config
 from rgtg.errors import UserError, first_line
 from rgtg.input_files import Found, InputFile, Unreadable, check_share, lines, read_rows
 from rgtg.input_rows import Row, is_unicode
+from rgtg.messages import SYSTEMS, Unusable, system_of, text_or_messages, with_system
 from rgtg.parquet import UNREADABLE
 from rgtg.passed_through import Column, as_type, common_type
 from rgtg.schemas import COMPLETION_COLUMNS, MESSAGES, PROMPT_COLUMNS, prompts_schema
@@ -103,7 +104,7 @@ def _read(file: InputFile) -> _File:
     raw = read_rows(file)
     if not raw.is_json and "prompt" not in raw.table.column_names:
         raise UserError(f"{file.path!r} has no column 'prompt'; its columns are {', '.join(raw.table.column_names)}")
-    read = raw.rows(PROMPT_COLUMNS)
+    read = raw.rows((*PROMPT_COLUMNS, *SYSTEMS))
     rows = [_given(row, f"{raw.unit} {number}", file.path) for number, row in zip(raw.numbers, read, strict=True)]
     if raw.is_json:
         names = dict.fromkeys(name for row in rows for name in row if name not in PROMPT_COLUMNS)
@@ -119,7 +120,13 @@ def _given(row: Row | str, name: str, path: str) -> Row:
         return {"prompt": None, "error": f"{name} is {row}"}
     if row.get("error") is not None:
         raise UserError(f"{path!r} has a column 'error', which completions/ also has; rename it")
-    return row if "prompt" in row else {**row, "prompt": None, "error": f"{name} has no 'prompt'"}
+    if "prompt" not in row:
+        return {**row, "prompt": None, "error": f"{name} has no 'prompt'"}
+    try:
+        prompt = with_system(text_or_messages(row["prompt"], "the prompt"), system_of(row))
+    except Unusable as reason:  # `check_prompt` says where in the messages
+        return {**row, "prompt": None, "error": check_prompt(row["prompt"]) or str(reason)}
+    return {**row, "prompt": prompt}
 
 
 def _identified(files: list[_File], prompt_type: pa.DataType) -> tuple[list[list[Row | None]], int]:

@@ -11,12 +11,10 @@ from transformers import PreTrainedTokenizerBase
 
 from rgtg.errors import RowError, UserError, first_line
 from rgtg.input_rows import is_unicode
+from rgtg.messages import Prompt
 from rgtg.templates import renderer
 
 MAX_TEXT = 1 << 23  # characters that are tokenized; a context of a million tokens has about four million
-
-Message = dict[str, str]
-Prompt = str | list[Message]
 
 
 def check_prompt(prompt: Any) -> str | None:

@@ -11,33 +11,72 @@ from typing import Any
 from rgtg.input_rows import is_unicode
 
 Message = dict[str, str]
+Prompt = str | list[Message]
+
+SYSTEMS = ("system", "system_prompt")  # columns of a system's turn that stands apart
 
 SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}  # others are called as in {role, content}
 
 
-def read_messages(value: Any, what: str) -> list[Message] | str:
-    """The messages of `value`, a list of them or a single one, or the reason why it is none; it calls them `what`.
+class Unusable(Exception):
+    """Raised for a value that holds no text or messages; its text is the reason, one of a few constant sentences."""
 
-    Never raises, whatever the value.
+
+def text_or_messages(value: Any, what: str) -> Prompt:
+    """`value` if it is valid text, or its messages, which JSON text may hold too. Raises Unusable, which calls it
+    `what`.
     """
+    if value is None:
+        raise Unusable(f"{what} is missing")
+    if not isinstance(value, str):
+        return read_messages(value, what)
+    if not is_unicode(value):
+        raise Unusable(f"{what} is not valid Unicode")
+    written = _messages_in_text(value, what)
+    return value if written is None else read_messages(written, what)
+
+
+def read_messages(value: Any, what: str) -> list[Message]:
+    """The messages of `value`, a list of them or a single one. Raises Unusable, which calls them `what`."""
     given = [value] if isinstance(value, dict) else value
     if not isinstance(given, list):
-        return f"{what} is neither text nor a list of messages"
+        raise Unusable(f"{what} is neither text nor a list of messages")
     if not given:
-        return f"{what} is an empty list"
-    messages = []
-    for one in given:
-        message = _message(one, what)
-        if isinstance(message, str):
-            return message
-        messages.append(message)
-    return messages
+        raise Unusable(f"{what} is an empty list")
+    return [_message(one, what) for one in given]
 
 
-def messages_in_text(text: str) -> Any:
+def user_turn(text: str) -> list[Message]:
+    return [{"role": "user", "content": text}]
+
+
+def system_of(row: dict[str, Any]) -> str | None:
+    """The system's turn that stands in a column of its own. Raises Unusable."""
+    system = next((row[column] for column in SYSTEMS if row.get(column) not in (None, "")), None)
+    if system is not None and not (isinstance(system, str) and is_unicode(system)):
+        raise Unusable("system is not text")
+    return system
+
+
+def with_system(prompt: Prompt, system: str | None) -> Prompt:
+    """The prompt with the system's turn first, where there is one; text becomes a user's turn behind it.
+
+    Raises Unusable where the prompt opens with another system's turn.
+    """
+    if system is None:
+        return prompt
+    messages = user_turn(prompt) if isinstance(prompt, str) else prompt
+    if messages[0] == {"role": "system", "content": system}:
+        return messages
+    if messages[0]["role"] == "system":
+        raise Unusable("the system column and the system turn of the messages differ")
+    return [{"role": "system", "content": system}, *messages]
+
+
+def _messages_in_text(text: str, what: str) -> Any:
     """The messages that are written in `text` as JSON; None for any other text.
 
-    Raises ValueError for text that looks like messages and is not JSON, such as what Python prints of them.
+    Raises Unusable for text that looks like messages and is not JSON, such as what Python prints of them.
     """
     start = text.lstrip()[:200]
     if not start.startswith(("[{", "{")) or not any(f"{q}{name}{q}" in start for q in "'\"" for name in _NAMES):
@@ -46,7 +85,7 @@ def messages_in_text(text: str) -> Any:
         value = json.loads(text)
     except (ValueError, RecursionError):
         if start.startswith("[{"):
-            raise ValueError("messages as text that is not JSON") from None
+            raise Unusable(f"{what} holds messages as text that is not JSON") from None
         return None
     found = value if isinstance(value, list) else [value]
     return found if all(isinstance(one, dict) and _fields(one) for one in found) else None
@@ -60,21 +99,23 @@ def _fields(message: dict[str, Any]) -> tuple[str, str] | None:
     return next((names for names in (("role", "content"), ("from", "value")) if set(names) <= message.keys()), None)
 
 
-def _message(message: Any, what: str) -> Message | str:
+def _message(message: Any, what: str) -> Message:
     bad = f"a message of {what} has no role or no text"
     if not isinstance(message, dict) or not (names := _fields(message)):
-        return bad
+        raise Unusable(bad)
     others = sorted(str(key) for key, value in message.items() if key not in names and value not in (None, "", [], {}))
     if others:
-        return f"a message of {what} has {', '.join(others)}, which would be lost: only role and text are read"
+        raise Unusable(
+            f"a message of {what} has {', '.join(others)}, which would be lost: only role and text are read"
+        )
     role, content = (message[name] for name in names)
     if isinstance(content, list):
         kinds = sorted({_kind(part) for part in content} - {"text"})
         if kinds:
-            return f"a message of {what} holds content of type {', '.join(kinds)}, and only text is read"
+            raise Unusable(f"a message of {what} holds content of type {', '.join(kinds)}, and only text is read")
         content = "".join(part["text"] for part in content) if content else None
     if not (isinstance(role, str) and is_unicode(role) and isinstance(content, str) and is_unicode(content)):
-        return bad
+        raise Unusable(bad)
     return {"role": SHAREGPT_ROLES.get(role, role) if names[0] == "from" else role, "content": content}
 
 

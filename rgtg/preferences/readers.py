@@ -26,14 +26,22 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
-from rgtg.chat import Message, Prompt
 from rgtg.input_rows import is_unicode
-from rgtg.messages import messages_in_text, read_messages
+from rgtg.messages import (
+    SYSTEMS,
+    Message,
+    Prompt,
+    Unusable,
+    read_messages,
+    system_of,
+    text_or_messages,
+    user_turn,
+    with_system,
+)
 
 # Where a prompt may stand. Text in the first one goes before the response as it is; in the others it is a user's turn.
 PROMPTS = ("prompt", "instruction", "question", "query", "input", "context", "history")
 CONVERSATIONS = ("messages", "conversations", "conversation", "trajectory")
-SYSTEMS = ("system", "system_prompt")
 LISTS = ("completions", "responses", "generations")
 SCORES = ("scores", "rewards", "ratings")
 PAIRED_SCORES = (("score_chosen", "score_rejected"), ("chosen_rating", "rejected_rating"))
@@ -65,10 +73,6 @@ class Pair:
     rejected: str
 
 
-class _Unusable(Exception):
-    """Ends the reading of one row; its text is the reason. Never leaves this module."""
-
-
 def read_pair(row: dict[str, Any]) -> Pair | str:
     """The pair of one row of any format above, or the reason why it has none: one of a few constant sentences.
 
@@ -82,11 +86,11 @@ def read_pair(row: dict[str, Any]) -> Pair | str:
         elif row.get("rejected_response") is not None:
             pair = _read_swift(row)
         elif "chosen" in row or "rejected" in row:
-            raise _Unusable("chosen is missing")
+            raise Unusable("chosen is missing")
         else:
-            raise _Unusable("there is neither chosen and rejected nor a list of completions")
+            raise Unusable("there is neither chosen and rejected nor a list of completions")
         _check_sides(pair)
-    except _Unusable as reason:
+    except Unusable as reason:
         return str(reason)
     return pair
 
@@ -94,12 +98,12 @@ def read_pair(row: dict[str, Any]) -> Pair | str:
 def _check_sides(pair: Pair) -> None:
     """What differs by nothing that a reader sees carries no preference."""
     if pair.chosen == pair.rejected:
-        raise _Unusable("chosen equals rejected")
+        raise Unusable("chosen equals rejected")
     for side, text in (("chosen", pair.chosen), ("rejected", pair.rejected)):
         if not text.strip():
-            raise _Unusable(f"{side} is empty or white space")
+            raise Unusable(f"{side} is empty or white space")
     if _visible(pair.chosen) == _visible(pair.rejected):
-        raise _Unusable("chosen and rejected differ in white space at their ends, line ends or Unicode form alone")
+        raise Unusable("chosen and rejected differ in white space at their ends, line ends or Unicode form alone")
 
 
 def read_pairs(rows: Iterable[dict[str, Any]]) -> tuple[list[Pair], Counter[str]]:
@@ -110,26 +114,26 @@ def read_pairs(rows: Iterable[dict[str, Any]]) -> tuple[list[Pair], Counter[str]
 
 
 def _read_paired(row: dict[str, Any]) -> Pair:
-    chosen = _text_or_messages(row.get("chosen"), "chosen")
-    rejected = _text_or_messages(row.get("rejected"), "rejected")
+    chosen = text_or_messages(row.get("chosen"), "chosen")
+    rejected = text_or_messages(row.get("rejected"), "rejected")
     for better, worse in PAIRED_SCORES:
         scores = _number(row.get(better)), _number(row.get(worse))
         if scores[0] is not None and scores[1] is not None and scores[0] <= scores[1]:
-            raise _Unusable(TIED if scores[0] == scores[1] else f"{better} is below {worse}")
+            raise Unusable(TIED if scores[0] == scores[1] else f"{better} is below {worse}")
     prompt = _given_prompt(row)
     if prompt is None and "prompt" in row:
         # The column says that the prompt is stated apart; to take it from elsewhere is for the user to decide.
         if all(ASSISTANT_TURN in side if isinstance(side, str) else len(side) > 1 for side in (chosen, rejected)):
-            raise _Unusable("prompt is null, but chosen and rejected hold it: drop that column to read them")
-        raise _Unusable("prompt is null")
+            raise Unusable("prompt is null, but chosen and rejected hold it: drop that column to read them")
+        raise Unusable("prompt is null")
     if isinstance(chosen, list) and isinstance(rejected, list):
-        return _split_conversations(prompt, chosen, rejected, _system(row))
+        return _split_conversations(prompt, chosen, rejected, system_of(row))
     if isinstance(chosen, list) or isinstance(rejected, list):
-        raise _Unusable("one of chosen and rejected is text, the other messages")
+        raise Unusable("one of chosen and rejected is text, the other messages")
     if prompt is not None:
         return Pair(prompt, chosen, rejected)
-    if _system(row):
-        raise _Unusable("there is a system column and no prompt")
+    if system_of(row):
+        raise Unusable("there is a system column and no prompt")
     if ASSISTANT_TURN in chosen or ASSISTANT_TURN in rejected:
         return _split_transcripts(chosen, rejected)
     return _split_texts(chosen, rejected)
@@ -142,21 +146,21 @@ def _split_conversations(
     contexts = []
     for side, messages in (("chosen", chosen), ("rejected", rejected)):
         if messages[-1]["role"] != "assistant":
-            raise _Unusable(f"{side} does not end with an assistant turn")
+            raise Unusable(f"{side} does not end with an assistant turn")
         contexts.append(messages[:-1])
         # A whole conversation may repeat the prompt that is stated as messages; more than that is no single response.
         if isinstance(prompt, list) and messages[:-1] not in ([], prompt, _without_system(prompt)):
-            raise _Unusable(f"{side} has several messages behind its prompt")
+            raise Unusable(f"{side} has several messages behind its prompt")
     if not isinstance(prompt, list):
         if contexts[0] != contexts[1]:
-            raise _Unusable(NOT_SHARED)
+            raise Unusable(NOT_SHARED)
         # Binarized UltraFeedback: `prompt` is the first user turn only; the conversation also has the system's.
         if contexts[0]:
-            prompt = _with_system(contexts[0], system)
+            prompt = with_system(contexts[0], system)
         elif prompt is not None:
-            prompt = _user_turn(prompt)
+            prompt = user_turn(prompt)
         else:
-            raise _Unusable("there is no prompt: chosen and rejected hold one message each")
+            raise Unusable("there is no prompt: chosen and rejected hold one message each")
     return Pair(prompt, chosen[-1]["content"], rejected[-1]["content"])
 
 
@@ -164,10 +168,10 @@ def _split_transcripts(chosen: str, rejected: str) -> Pair:
     """HH-RLHF: all up to and with the last "Assistant:" is the prompt; the response keeps the space behind it."""
     (prompt, _, chosen), (other, _, rejected) = (text.rpartition(ASSISTANT_TURN) for text in (chosen, rejected))
     if prompt != other:
-        raise _Unusable(NOT_SHARED)
+        raise Unusable(NOT_SHARED)
     for side, response in (("chosen", chosen), ("rejected", rejected)):
         if HUMAN_TURN in response:
-            raise _Unusable(f"{side} does not end with an assistant turn")
+            raise Unusable(f"{side} does not end with an assistant turn")
     return Pair(prompt + ASSISTANT_TURN, chosen, rejected)
 
 
@@ -177,7 +181,7 @@ def _split_texts(chosen: str, rejected: str) -> Pair:
     Unlike there, it ends before a word that the two share in part ("bl|ue", "bl|ack"), or that ends one of them.
     """
     if chosen == rejected:
-        raise _Unusable("chosen equals rejected")
+        raise Unusable("chosen equals rejected")
     shorter = min(len(chosen), len(rejected))
     end = next((i for i in range(shorter) if chosen[i] != rejected[i]), shorter)
     if not (chosen[end : end + 1].isspace() and rejected[end : end + 1].isspace()):
@@ -186,29 +190,29 @@ def _split_texts(chosen: str, rejected: str) -> Pair:
     if end > 0 and chosen[end - 1] == " ":
         end -= 1
     if end == 0:
-        raise _Unusable(NOT_SHARED)
+        raise Unusable(NOT_SHARED)
     return Pair(chosen[:end], chosen[end:], rejected[end:])
 
 
 def _read_swift(row: dict[str, Any]) -> Pair:
     """ms-swift: the last of `messages` is the chosen answer, and the rejected one stands apart."""
-    prompt = _text_or_messages(row.get("messages"), "messages")
+    prompt = text_or_messages(row.get("messages"), "messages")
     if not isinstance(prompt, list) or len(prompt) < 2 or prompt[-1]["role"] != "assistant":
-        raise _Unusable("messages beside rejected_response do not end with an assistant turn")
+        raise Unusable("messages beside rejected_response do not end with an assistant turn")
     rejected = row["rejected_response"]
     if not _is_text(rejected):
-        raise _Unusable("rejected_response is not text")
-    return Pair(_with_system(prompt[:-1], _system(row)), prompt[-1]["content"], rejected)
+        raise Unusable("rejected_response is not text")
+    return Pair(with_system(prompt[:-1], system_of(row)), prompt[-1]["content"], rejected)
 
 
 def _read_ranked(row: dict[str, Any]) -> Pair:
     """The best completion against the worst; of equal ones, the first."""
     prompt = _given_prompt(row)
     if prompt is None:
-        raise _Unusable("prompt is missing")
+        raise Unusable("prompt is missing")
     completions = _first(row, *LISTS)
     if not isinstance(completions, list):
-        raise _Unusable("completions is not a list")
+        raise Unusable("completions is not a list")
     if any(isinstance(completion, dict) for completion in completions):
         records = [completion if isinstance(completion, dict) else {} for completion in completions]
         texts = [record.get("response", _only_answer(record.get("completion"))) for record in records]
@@ -222,14 +226,14 @@ def _read_ranked(row: dict[str, Any]) -> Pair:
         texts = [_only_answer(completion) for completion in completions]
         given = _first(row, *SCORES)
         if not isinstance(given, list) or len(given) != len(texts):
-            raise _Unusable("there is not one score for each completion")
+            raise Unusable("there is not one score for each completion")
         scores = [_number(score) for score in given]
     scored = [(score, text) for score, text in zip(scores, texts, strict=True) if score is not None and _is_text(text)]
     if len(scored) < 2:
-        raise _Unusable("fewer than two completions have text and a score")
+        raise Unusable("fewer than two completions have text and a score")
     best, worst = max(scored, key=lambda pair: pair[0]), min(scored, key=lambda pair: pair[0])
     if best[0] == worst[0]:
-        raise _Unusable(TIED)
+        raise Unusable(TIED)
     return Pair(prompt, best[1], worst[1])
 
 
@@ -238,8 +242,8 @@ def _only_answer(completion: Any) -> Any:
     if not isinstance(completion, list):
         return completion
     messages = read_messages(completion, "a completion")
-    if isinstance(messages, str) or len(messages) != 1 or messages[0]["role"] != "assistant":
-        raise _Unusable("a completion is not one message of the assistant")
+    if len(messages) != 1 or messages[0]["role"] != "assistant":
+        raise Unusable("a completion is not one message of the assistant")
     return messages[0]["content"]
 
 
@@ -267,72 +271,29 @@ def _given_prompt(row: dict[str, Any]) -> Prompt | None:
     Text of `prompt` is what goes before the response. Text of other columns is what a user says, and becomes a turn.
     """
     given = {
-        column: _text_or_messages(row[column], column)
+        column: text_or_messages(row[column], column)
         for column in PROMPTS
         if row.get(column) not in (None, "") and (row[column] != [] or column == "prompt")
     }
     if list(given) == ["instruction", "input"] and all(isinstance(value, str) for value in given.values()):
         given = {"instruction": f"{given['instruction']}\n{given['input']}"}  # Alpaca
     if len({repr(value) for value in given.values()}) > 1:
-        raise _Unusable(f"{' and '.join(given)} could each be the prompt, or a part of it: leave one of them")
+        raise Unusable(f"{' and '.join(given)} could each be the prompt, or a part of it: leave one of them")
     if not given and row.get("prompt") == "":
-        return _with_system("", _system(row))
+        return with_system("", system_of(row))
     whole = all(isinstance(row.get(side), list) and len(row[side]) > 1 for side in ("chosen", "rejected"))
     if not given and "prompt" not in row and not whole:
         turns = [column for column in CONVERSATIONS if row.get(column)]
-        given = {column: _text_or_messages(row[column], column) for column in turns[:1]}
+        given = {column: text_or_messages(row[column], column) for column in turns[:1]}
     for column, prompt in given.items():
         if column != "prompt" and isinstance(prompt, str):
-            prompt = _user_turn(prompt)
-        return _with_system(prompt, _system(row))
+            prompt = user_turn(prompt)
+        return with_system(prompt, system_of(row))
     return None
-
-
-def _system(row: dict[str, Any]) -> str | None:
-    system = next((row[column] for column in SYSTEMS if row.get(column) not in (None, "")), None)
-    if system is not None and not _is_text(system):
-        raise _Unusable("system is not text")
-    return system
-
-
-def _with_system(prompt: Prompt, system: str | None) -> Prompt:
-    """The prompt with the system's turn first, where there is one; text becomes a user's turn behind it."""
-    if system is None:
-        return prompt
-    messages = _user_turn(prompt) if isinstance(prompt, str) else prompt
-    if messages[0] == {"role": "system", "content": system}:
-        return messages
-    if messages[0]["role"] == "system":
-        raise _Unusable("the system column and the system turn of the messages differ")
-    return [{"role": "system", "content": system}, *messages]
 
 
 def _without_system(messages: list[Message]) -> list[Message]:
     return messages[1:] if messages[0]["role"] == "system" else messages
-
-
-def _user_turn(text: str) -> list[Message]:
-    return [{"role": "user", "content": text}]
-
-
-def _text_or_messages(value: Any, column: str) -> str | list[Message]:
-    """`value` if it is valid text, or its messages, which JSON text may hold too."""
-    if value is None:
-        raise _Unusable(f"{column} is missing")
-    if isinstance(value, str):
-        if not _is_text(value):
-            raise _Unusable(f"{column} is not valid Unicode")
-        try:
-            written = messages_in_text(value)
-        except ValueError as error:
-            raise _Unusable(f"{column} holds {error}") from None
-        if written is None:
-            return value
-        value = written
-    messages = read_messages(value, column)
-    if isinstance(messages, str):
-        raise _Unusable(messages)
-    return messages
 
 
 def _is_text(value: Any) -> TypeGuard[str]:

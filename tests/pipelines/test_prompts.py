@@ -93,9 +93,37 @@ def test_a_column_of_numbers_is_bad_rows_and_not_a_crash(tmp_path, write_parquet
     assert rows[0]["error"] == "the prompt is of type float, not text or a list of messages"
 
 
+def test_messages_in_the_ways_of_the_field(tmp_path):
+    said = [{"role": "user", "content": "hi"}]
+    given = [
+        {"prompt": [{"from": "human", "value": "hi"}]},
+        {"prompt": json.dumps([{"role": "user", "content": "hi?"}])},
+        {"prompt": said, "system": "Be brief."},
+        {"prompt": "as text", "system_prompt": "Be brief."},
+        {"prompt": [{"role": "user", "content": "hi", "tool_calls": [{"id": 1}]}]},
+        {"prompt": [{"role": "user", "content": [{"type": "image", "url": "u"}]}]},
+        {"prompt": [{"role": "system", "content": "Be long."}, *said], "system": "Be brief."},
+    ]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, given)))
+    _, rows = take_in(tmp_path, tmp_path / "a.jsonl")
+    system = {"role": "system", "content": "Be brief."}
+    assert [row["prompt"] for row in rows[:4]] == [
+        said,
+        [{"role": "user", "content": "hi?"}],
+        [system, *said],
+        [system, {"role": "user", "content": "as text"}],
+    ]
+    assert [row["error"] for row in rows] == [
+        *[None] * 4,
+        "a message of the prompt has tool_calls, which would be lost: only role and text are read",
+        "the content of message 0 of the prompt is list, not text",
+        "the system column and the system turn of the messages differ",
+    ]
+
+
 def test_messages_from_parquet_and_jsonl(tmp_path):
     pq.write_table(pa.table({"prompt": pa.array([HELLO], MESSAGES)}), tmp_path / "a.parquet")
-    extra = [{"role": "user", "content": "hi", "name": "someone"}]
+    extra = [{"role": "user", "content": "hi", "name": None}]
     (tmp_path / "b.jsonl").write_text(json.dumps({"prompt": extra}))
     _, rows = take_in(tmp_path, tmp_path / "a.parquet", tmp_path / "b.jsonl")
     assert [row["prompt"] for row in rows] == [HELLO, [{"role": "user", "content": "hi"}]]
