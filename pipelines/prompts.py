@@ -108,10 +108,14 @@ def _read(file: InputFile) -> _File:
     rows = [_given(row, f"{raw.unit} {number}", file.path) for number, row in zip(raw.numbers, read, strict=True)]
     if raw.is_json:
         names = dict.fromkeys(name for row in rows for name in row if name not in PROMPT_COLUMNS)
-        return _File(file.path, rows, {name: [row.get(name) for row in rows] for name in names})
-    readable = pa.array([None if isinstance(row, str) else i for i, row in enumerate(read)], pa.int64())
-    others = [name for name in raw.table.column_names if name not in PROMPT_COLUMNS]
-    return _File(file.path, rows, {name: raw.table[name].take(readable) for name in others})
+        others: dict[str, Column] = {name: [row.get(name) for row in rows] for name in names}
+    else:
+        readable = pa.array([None if isinstance(row, str) else i for i, row in enumerate(read)], pa.int64())
+        others = {
+            name: raw.table[name].take(readable) for name in raw.table.column_names if name not in PROMPT_COLUMNS
+        }
+    partitions = {name: [value] * len(rows) for name, value in file.partitions.items() if name not in PROMPT_COLUMNS}
+    return _File(file.path, rows, {**partitions, **others})
 
 
 def _given(row: Row | str, name: str, path: str) -> Row:

@@ -1,11 +1,17 @@
-"""Prompts and responses to token ids: text or messages, by each model's own chat template, with at most one BOS."""
+"""Prompts and responses to token ids: text or messages, by each model's own chat template, with at most one BOS.
+
+A chat template writes all special tokens of a conversation, so that the tokenizer adds none to what it has rendered
+(the same as `tokenizer.apply_chat_template(messages, tokenize=True)`). To text the tokenizer adds its own.
+"""
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import date
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
@@ -48,16 +54,40 @@ def prompt_id(prompt: Prompt) -> str:
     return hashlib.sha256(canonical.encode(errors="surrogatepass")).hexdigest()
 
 
+class Rendered(NamedTuple):
+    """The text of a prompt as a model reads it."""
+
+    text: str
+    by_template: bool  # with all special tokens
+
+
+def control_token(tokenizer: PreTrainedTokenizerBase, text: str) -> str | None:
+    """The first of the tokenizer's control tokens (BOS, EOS, chat markers) that `text` spells out, if any."""
+    found = _control_tokens(tokenizer).search(text)
+    return found[0] if found else None
+
+
+@lru_cache(maxsize=8)
+def _control_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
+    """A pattern of any control token; of two that begin alike the longer one."""
+    special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special} - {""}
+    return re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))) or r"(?!)")
+
+
 def render(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, day: date | None = None) -> str:
     """The text that a model reads: messages rendered by its own chat template, plain text unchanged.
 
     `day` is the date for templates that write one, by default today.
 
     Raises UserError for messages where the tokenizer has no chat template or a broken one, RowError where the template
-    refuses the messages, or needs too much time or memory for them.
+    refuses the messages, or needs too much time or memory for them, and for a message that spells out a control token:
+    it would end its turn, or open another.
     """
     if isinstance(prompt, str):
         return prompt
+    for message in prompt:
+        if token := control_token(tokenizer, message["content"]):
+            raise RowError(f"a message of the prompt holds the control token {token!r}")
     if not tokenizer.chat_template:
         raise UserError(
             f"the prompt is a list of messages but the tokenizer of {tokenizer.name_or_path!r} has no chat template; "
@@ -84,18 +114,25 @@ def check_template(tokenizer: PreTrainedTokenizerBase, day: date | None = None) 
         render(tokenizer, [{"role": "user", "content": "word"}], day)
 
 
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, day: date | None = None) -> list[int]:
+def rendered(tokenizer: PreTrainedTokenizerBase, prompt: Prompt | Rendered, day: date | None = None) -> Rendered:
+    """A prompt as `render` writes it, to be encoded several times."""
+    if isinstance(prompt, Rendered):
+        return prompt
+    return Rendered(render(tokenizer, prompt, day), by_template=isinstance(prompt, list))
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt | Rendered, day: date | None = None) -> list[int]:
     """Token ids of a prompt as the model expects it: at least one, with at most one BOS. `day` as for `render`.
 
     Raises RowError for text on which the tokenizer fails, and for an empty prompt where the vocabulary has no BOS: the
     first token of a completion needs a token before it.
     """
-    return _encode(tokenizer, render(tokenizer, prompt, day))
+    return _encode(tokenizer, rendered(tokenizer, prompt, day))
 
 
 def encode_response(
     tokenizer: PreTrainedTokenizerBase,
-    prompt: Prompt,
+    prompt: Prompt | Rendered,
     response: str,
     *,
     complete: bool = True,
@@ -107,9 +144,9 @@ def encode_response(
     tokenizers put a space before a separate text). Where tokens merge across the boundary, the prompt keeps its ids,
     as it does in decoding.
     """
-    text = render(tokenizer, prompt, day)
-    prompt_ids = _encode(tokenizer, text)
-    joint = _encode(tokenizer, text + response)
+    before = rendered(tokenizer, prompt, day)
+    prompt_ids = _encode(tokenizer, before)
+    joint = _encode(tokenizer, before._replace(text=before.text + response))
     if joint[: len(prompt_ids)] == prompt_ids:
         ids = joint[len(prompt_ids) :]
     else:
@@ -142,12 +179,13 @@ def tokenizing() -> Iterator[None]:
         raise RowError(f"the tokenizer fails on the text: {first_line(error)}") from None
 
 
-def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+def _encode(tokenizer: PreTrainedTokenizerBase, prompt: Rendered) -> list[int]:
+    text = prompt.text
     if len(text) > MAX_TEXT:  # it takes 300 bytes a character and cannot be interrupted
         raise RowError(f"the text has {len(text)} characters, more than {MAX_TEXT}")
     bos = tokenizer.bos_token_id
     with tokenizing():
-        ids = tokenizer(text).input_ids
+        ids = tokenizer(text, add_special_tokens=not prompt.by_template).input_ids
     eos = tokenizer.eos_token_id
     if ids and ids[-1] == eos and not text.endswith(tokenizer.eos_token or "\0"):
         ids = ids[:-1]  # some tokenizers append an EOS to every text; a prompt needs none

@@ -8,6 +8,7 @@ import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -21,6 +22,8 @@ JSON, CSV = (".jsonl", ".json", ".ndjson"), {".csv": ",", ".tsv": "\t"}
 PACKED = {".gz": "gzip", ".zst": "zstd"}
 SUFFIXES = (".parquet", *(text + packing for text in (*JSON, *CSV) for packing in ("", *PACKED)))
 ENDINGS = f".parquet, {', '.join((*JSON, *CSV))} or, of text, these and {' or '.join(PACKED)}"  # in messages
+
+NO_PARTITION = "__HIVE_DEFAULT_PARTITION__"  # Hive's null
 
 # Text unpacks to some 3 to 30 times its size; a file of a single letter to 1,000 times and more.
 MOST_UNPACKED, ALWAYS_UNPACKED = 200, 1 << 26
@@ -42,6 +45,14 @@ class InputFile(NamedTuple):
     def packing(self) -> str | None:
         """The codec of a packed file."""
         return next((codec for suffix, codec in PACKED.items() if self.path.endswith(suffix)), None)
+
+    @property
+    def partitions(self) -> dict[str, str | None]:
+        """Columns that the folders below `uri` give, as Hive names them: `lang=en/date=2026-11-26/part.parquet`."""
+        root = storage.resolve(self.uri)[1]
+        folders = self.path.removeprefix(root).split("/")[:-1]
+        named = [folder.split("=", 1) for folder in folders if "=" in folder.strip("=")]
+        return {unquote(name): None if value == NO_PARTITION else unquote(value) for name, value in named}
 
     @property
     def delimiter(self) -> str | None:

@@ -46,7 +46,8 @@ def test_one_bos_whoever_writes_it(make_tokenizer, template, adds):
     if not adds:
         tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single="$A", special_tokens=[])
     encoded = encode_prompt(tokenizer, USER)
-    assert encoded.count(BOS) == (1 if adds or template == WITH_BOS else 0)
+    assert encoded.count(BOS) == (1 if template == WITH_BOS else 0)  # what the template writes is complete
+    assert encoded == tokenizer.apply_chat_template(USER, add_generation_prompt=True, return_dict=False)
     assert [i for i in encoded if i != BOS] == ids(tokenizer, "u:hi;a:")
     assert encode_prompt(tokenizer, "plain") == [BOS, *ids(tokenizer, "plain")][0 if adds else 1 :]
 
@@ -84,6 +85,14 @@ def test_a_conversation_that_ends_with_the_assistant_goes_on(make_tokenizer):
     tokenizer = make_tokenizer(template=WITH_BOS)
     assert render(tokenizer, STARTED) == "<s>u:hi;a:Well, "
     assert render(tokenizer, [*STARTED, {"role": "user", "content": "?"}]) == "<s>u:hi;a:Well, ;u:?;a:"
+
+
+def test_a_message_that_would_end_its_turn_is_the_rows_own_error(make_tokenizer):
+    tokenizer = make_tokenizer(template=WITH_BOS)
+    for text, token in (("a</s>b", "</s>"), ("<pad>", "<pad>"), ("x<s></s>", "<s>")):
+        with pytest.raises(RowError, match=f"a message of the prompt holds the control token '{token}'"):
+            render(tokenizer, [{"role": "user", "content": text}])
+    assert render(tokenizer, "a</s>b") == "a</s>b"  # text may be rendered already
 
 
 def test_messages_without_a_template_are_a_mistake_of_set_up(make_tokenizer):

@@ -6,7 +6,7 @@ from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from rgtg.chat import encode_prompt, encode_response, render
+from rgtg.chat import control_token, encode_prompt, encode_response, rendered
 from rgtg.errors import RowError
 from rgtg.preferences.readers import Pair
 
@@ -44,11 +44,16 @@ def tokenize_pair(
     leaves out a pair if either side is longer. Prompts are never cut. `day` is what a template writes as the date.
 
     Raises UserError where messages meet a tokenizer without chat template: that is the set-up and fails every row.
-    What is wrong with this row alone is a reason: an empty prompt where there is no BOS, or messages that the template
-    refuses (roles out of order, a system turn it does not know) or the tokenizer fails on.
+    What is wrong with this row alone is a reason: an empty prompt where there is no BOS, messages that the template
+    refuses (roles out of order, a system turn it does not know) or the tokenizer fails on, or a control token that a
+    response or a message spells out.
     """
+    for side, text in (("chosen", pair.chosen), ("rejected", pair.rejected)):
+        # A single EOS at the end closes the response, as our own does.
+        if token := control_token(tokenizer, text.removesuffix(tokenizer.eos_token or "\0")):
+            return f"{side} holds the control token {token!r}"
     try:
-        prompt = render(tokenizer, pair.prompt, day)  # once for the three texts below; text renders as itself
+        prompt = rendered(tokenizer, pair.prompt, day)  # once for the three texts below
         prompt_ids = encode_prompt(tokenizer, prompt)
         chosen_ids = encode_response(tokenizer, prompt, pair.chosen)
         rejected_ids = encode_response(tokenizer, prompt, pair.rejected)

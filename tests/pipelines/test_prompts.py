@@ -93,6 +93,25 @@ def test_a_column_of_numbers_is_bad_rows_and_not_a_crash(tmp_path, write_parquet
     assert rows[0]["error"] == "the prompt is of type float, not text or a list of messages"
 
 
+def test_folders_of_partitions_are_columns(tmp_path):
+    for i, folder in enumerate(
+        ["in/lang=en/day=2026-11-26", "in/lang=de%2Fat/day=__HIVE_DEFAULT_PARTITION__", "in/a"]
+    ):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "x.jsonl").write_text(json.dumps({"prompt": f"p{i}"}))
+    (tmp_path / "in/a/x.jsonl").write_text(json.dumps({"prompt": "p2", "lang": "fr"}))
+    _, rows = take_in(tmp_path, tmp_path / "in")
+    found = {row["prompt"]: (row.get("lang"), row.get("day")) for row in rows}
+    assert found == {"p0": ("en", "2026-11-26"), "p1": ("de/at", None), "p2": ("fr", None)}
+
+
+def test_a_file_above_which_stands_a_partition_has_no_column_of_it(tmp_path):
+    (tmp_path / "day=1").mkdir()
+    (tmp_path / "day=1" / "x.jsonl").write_text(json.dumps({"prompt": "p"}))
+    _, [row] = take_in(tmp_path, tmp_path / "day=1")
+    assert "day" not in row
+
+
 def test_messages_in_the_ways_of_the_field(tmp_path):
     said = [{"role": "user", "content": "hi"}]
     given = [

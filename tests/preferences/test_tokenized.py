@@ -111,6 +111,16 @@ def test_texts_that_differ_but_not_in_tokens():
         assert reason == "chosen equals rejected within max_length"
 
 
+def test_a_response_that_spells_out_a_control_token(tokenizer):
+    def tokenized(chosen, rejected="no"):
+        return tokenize_pair(tokenizer, Pair("p", chosen, rejected), 100, "truncate")
+
+    assert tokenized("yes</s>no") == "chosen holds the control token '</s>'"
+    assert tokenized("yes</s></s>") == "chosen holds the control token '</s>'"
+    assert tokenized("yes", "<pad>no") == "rejected holds the control token '<pad>'"
+    assert tokenized("yes</s>") == tokenized("yes")  # one EOS closes a response
+
+
 def test_messages_pass_through_the_template_with_one_bos(tokenizer):
     pair = tokenize_pair(tokenizer, Pair([{"role": "user", "content": "hi"}], "yes", "no"), 100, "truncate")
     assert pair.prompt_ids == [BOS, *ids(tokenizer, "u:hi;a:")]
