@@ -13,7 +13,7 @@ from rich.table import Table
 from pipelines.generate_actor import memory_plan
 from pipelines.runtime import gpus
 from pipelines.runtime.ray_session import cores
-from pipelines.runtime.resolved_config import on_gpu, slow_settings
+from pipelines.runtime.resolved_config import check_data_is_named, on_gpu, slow_settings
 from pipelines.runtime.run_directory import PACKAGES
 from rgtg import storage
 from rgtg.config import Config
@@ -70,7 +70,8 @@ def _checks(config: Config) -> list[tuple[str, Callable[[], str]]]:
             check_cacheable(found, name)
         return f"{path} ({found.model_type})"
 
-    def files(paths: list[str]) -> str:
+    def files(paths: list[str], **read: bool) -> str:
+        check_data_is_named(config, **{"pairs": False, "prompts": False} | read)
         given = [path for path in paths if path != SANDBOX]
         found = [file for path in given for file in storage.list_files(path, SUFFIXES)]
         if given and not found:
@@ -97,8 +98,8 @@ def _checks(config: Config) -> list[tuple[str, Callable[[], str]]]:
     for reward in config.models.rewards:
         checks.append(("models.reward", partial(model, reward, "models.reward")))
     if not config.models.reward:
-        checks.append(("train_reward.pairs", lambda: files(config.train_reward.pairs)))
-    checks.append(("generate.prompts", lambda: files(config.generate.prompts)))
+        checks.append(("train_reward.pairs", lambda: files(config.train_reward.pairs, pairs=True)))
+    checks.append(("generate.prompts", lambda: files(config.generate.prompts, prompts=True)))
     if config.models.language != SANDBOX and not os.environ.get("RAY_ADDRESS"):  # on a cluster the actors check it
         checks.append(("memory", memory))
     if on_gpu(config.models) and not os.environ.get("RAY_ADDRESS"):

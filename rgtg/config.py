@@ -87,7 +87,8 @@ class Models(Section):
 
 class Generate(DecodingSettings):
     prompts: PathsOrUris = Field([SANDBOX], json_schema_extra=NO_OUTPUT)
-    """Prompts: Parquet or JSONL files or directories with a column `prompt` (text or messages)."""
+    """Prompts: Parquet, JSONL or CSV files or directories with a column `prompt` (text or messages). The sandbox's are
+    the default for its own language model alone."""
     beta: float | None = Field(None, ge=0)
     """Multiplier of the reward; by default the method's published value."""
     samples: Thousands = 4

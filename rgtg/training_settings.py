@@ -20,7 +20,8 @@ from rgtg.methods import Head, head_of
 
 class TrainReward(Section):
     pairs: PathsOrUris = Field([SANDBOX], json_schema_extra=NO_OUTPUT)
-    """Preference pairs: Parquet or JSONL files or directories, in any of the usual formats."""
+    """Preference pairs: Parquet, JSONL or CSV files or directories, in any of the usual formats. The sandbox's are the
+    default for its own language model alone."""
     eval_pairs: PathsOrUris | None = Field(None, json_schema_extra=NO_OUTPUT)
     """Held-out pairs; by default a part of `pairs`."""
     eval_fraction: float = Field(0.05, gt=0, lt=1)

@@ -23,6 +23,7 @@ def resolved(config: Config, *, models: bool = True, pairs: bool = False, prompt
         *(config.train_reward.pairs if pairs else ()),
         *(config.generate.prompts if prompts else ()),
     ]
+    check_data_is_named(config, pairs=pairs, prompts=prompts)
     _check_cluster(config, models=models, pairs=pairs)
     sandbox_files, eval_pairs = {}, config.train_reward.eval_pairs
     if SANDBOX in reads:
@@ -56,6 +57,17 @@ def resolved(config: Config, *, models: bool = True, pairs: bool = False, prompt
     }
     sections = {name: getattr(config, name).model_copy(update=update) for name, update in changes.items()}
     return config.model_copy(update=sections)
+
+
+def check_data_is_named(config: Config, *, pairs: bool, prompts: bool) -> None:
+    """Raises UserError where another language model than the sandbox's would read the sandbox's data by default."""
+    read = {"train_reward.pairs": pairs, "generate.prompts": prompts}
+    named = {f"{section}.{name}" for section, of in config for name in of.model_fields_set}
+    if config.models.language != SANDBOX and (missing := [key for key in read if read[key] and key not in named]):
+        raise UserError(
+            f"set {' and '.join(missing)}: by default they are the sandbox's, which go with its own language model; "
+            f"name your files, or write {missing[0]}=sandbox to use them all the same"
+        )
 
 
 def _check_cluster(config: Config, *, models: bool, pairs: bool) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import doctor
+from pipelines import doctor, nightly
 from pipelines.runtime import ray_session
 from rgtg.config_file import load
 from rgtg.errors import TransientError, UserError
@@ -61,6 +61,7 @@ def test_missing_inputs_are_said_before_anything_starts(tmp_path, language_dir, 
 
 def test_on_a_cluster_a_local_run_root_is_refused(tmp_path, language_dir):
     settings = [f"run.root={tmp_path}", f"models.language={language_dir}", "models.device=cpu"]
+    settings += ["generate.prompts=sandbox"]
     result = rgtg("generate", *settings, RAY_ADDRESS="127.0.0.1:1")
     assert result.returncode == 2
     assert "run.root is" in result.stderr
@@ -87,9 +88,23 @@ def test_doctor_tells_good_from_bad(tmp_path, language_dir, write_parquet):
 
 def test_doctor_names_a_fault_of_a_model_once(tmp_path, language_dir, capsys):
     shutil.copy(Path(language_dir, "config.json"), tmp_path)
+    named = ["train_reward.pairs=sandbox", "generate.prompts=sandbox"]
     with pytest.raises(UserError, match=r"^models\.language cannot be used as configured"):
-        doctor.run(load(overrides=[f"models.language={tmp_path}", f"run.root={tmp_path}"]))
+        doctor.run(load(overrides=[f"models.language={tmp_path}", f"run.root={tmp_path}", *named]))
     assert " ".join(capsys.readouterr().out.replace("│", "").split()).count("it has no tokenizer.json") == 1
+
+
+def test_the_sandboxs_data_go_with_its_model_alone(tmp_path, language_dir, capsys):
+    """A config that names a model and forgets the data would train it on made-up reviews."""
+    of_user = [f"models.language={language_dir}", f"run.root={tmp_path}", "models.device=cpu"]
+    with pytest.raises(UserError, match=r"^set train_reward\.pairs and generate\.prompts: by default they are"):
+        nightly.run(load(overrides=of_user))
+    with pytest.raises(UserError, match=r"^set generate\.prompts: by default .* write generate\.prompts=sandbox"):
+        nightly.run(load(overrides=[*of_user, "train_reward.pairs=sandbox"]))
+    with pytest.raises(UserError, match=r"train_reward\.pairs, generate\.prompts cannot be used as configured"):
+        doctor.run(load(overrides=of_user))
+    assert "set train_reward.pairs" in " ".join(capsys.readouterr().out.replace("│", "").split())
+    assert not list(tmp_path.iterdir())
 
 
 def test_settings_are_a_config_file(tmp_path):
