@@ -123,6 +123,7 @@ def _summary(config: Config, directory: RunDirectory, in_sandbox: bool) -> Summa
         },
         preferences=directory.counts(preferences.STAGE),
         seconds=directory.seconds(),
+        warning=train_reward.warning(directory),
         right=_right(directory.path("preferences")) if in_sandbox else None,
     )
 

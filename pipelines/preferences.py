@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines import generate
+from pipelines import generate, train_reward
 from pipelines.runtime.job_context import JobContext
 from pipelines.runtime.job_log import log
 from pipelines.runtime.run_directory import RunDirectory
@@ -89,7 +89,7 @@ def run_stage(job: JobContext) -> None:
         raise UserError(f"none of the {counts.total()} prompts of {source!r} has a pair; see the reasons above")
     margin = sum(writer.margin for writer in writers.values()) / sum(sizes.values())
     totals = {**sizes, "dropped": dict(counts), "mean_margin": round(margin, 4)}
-    card = dataset_card(directory.config_of(generate.STAGE), settings, sizes)
+    card = dataset_card(directory.config_of(generate.STAGE), settings, sizes, train_reward.warning(directory))
     storage.write_bytes(storage.join(target, "README.md"), card.encode())
     directory.finish(STAGE, totals, time.monotonic() - begun)
 

@@ -25,6 +25,7 @@ from pipelines.train_reward_worker import worker
 from rgtg import config_section, s3_filesystem, storage, table_files
 from rgtg.config import Config
 from rgtg.errors import UserError
+from rgtg.evaluation.stats import better_than_chance, share_error
 from rgtg.methods import head_of
 from rgtg.models.reward import RewardModel
 from rgtg.training_settings import TrainReward
@@ -61,6 +62,21 @@ def accuracies(directory: RunDirectory) -> dict[str, dict[str, Any]]:
     """The held-out accuracy of each reward model of the run, by its name; the run's own comes first."""
     stages = [stage for stage in directory.stages if stage.startswith(STAGE) and directory.is_done(stage)]
     return {_name_of(directory, stage): directory.counts(stage)["accuracy"] for stage in sorted(stages)}
+
+
+def warning(directory: RunDirectory) -> str | None:
+    """What a user of the run's own reward model must know: that it has learned nothing. None where it has."""
+    if not directory.is_done(STAGE):
+        return None
+    accuracy = directory.counts(STAGE)["accuracy"]
+    share, n = accuracy["by_fraction"].get("1.0", 0.5), accuracy["pairs"]["full"]
+    if better_than_chance(share, n):
+        return None
+    return (
+        f"the reward model has learned nothing that {n} held-out pairs show: it is right about {share:.3f} of them "
+        f"(guessing: .5 ± {share_error(0.5, n):.3f}), so its scores and the pairs made by them mean nothing; train "
+        "longer or with another learning_rate, or give more pairs"
+    )
 
 
 def _name_of(directory: RunDirectory, stage: str) -> str:
@@ -128,10 +144,13 @@ def fit(job: JobContext, stage: str, target: str) -> None:
     directory.finish(stage, result.metrics, time.monotonic() - begun)
     storage.remove(directory.path("_train", stage))
     accuracy = result.metrics["accuracy"]
+    share, n = accuracy["by_fraction"].get("1.0", 0.5), accuracy["pairs"]["full"]
     by_part = ", ".join(f"{float(part):.0%}: {value:.3f}" for part, value in accuracy["by_fraction"].items())
     by_score = ", ".join(f"{way}: {value:.3f}" for way, value in accuracy["by_score"].items())
     log.info(f"{stage}: held-out accuracy of whole responses by score  {by_score}; {accuracy['score']} is kept")
-    log.info(f"{stage}: held-out accuracy by fraction of the response  {by_part}")
+    log.info(f"{stage}: held-out accuracy by fraction of the response  {by_part} ± {share_error(share, n):.3f}")
+    if stage == STAGE and (said := warning(directory)):
+        log.warning(f"{stage}: WARNING: {said}")
 
 
 def _inputs(job: JobContext, init: str) -> Inputs:

@@ -31,3 +31,13 @@ def gain(first: dict[str, float], second: dict[str, float]) -> Mean | None:
     sides is no noise.
     """
     return mean(value - second[prompt] for prompt, value in first.items() if prompt in second)
+
+
+def share_error(share: float, n: int) -> float:
+    """The standard error of a share of `n` independent cases."""
+    return sqrt(max(0.0, share * (1 - share)) / n) if n else 0.0
+
+
+def better_than_chance(share: float, n: int) -> bool:
+    """Whether a share of `n` pairs is above a half by two standard errors of guessing."""
+    return share - 0.5 >= 2 * share_error(0.5, n)

@@ -9,10 +9,11 @@ SAYS_OF_PAIRS = "The score is the reward model's; `score_margin` is the differen
 SAYS_OF_RANKINGS = "`scores` are the reward model's, in the same order; there are no pairs of TRL in it."
 
 
-def dataset_card(config: Config, selection: Preferences, sizes: dict[str, int]) -> str:
+def dataset_card(config: Config, selection: Preferences, sizes: dict[str, int], warning: str | None = None) -> str:
     """README.md of preferences/: front matter for the hub, then how to load and how it was made.
 
-    `config` is that of the completions, `selection` the settings by which pairs were made of them.
+    `config` is that of the completions, `selection` the settings by which pairs were made of them; a `warning` stands
+    above everything else.
     """
     # No `configs` here: the files' names tell the splits, and with a list of them `datasets` caches by the list alone
     # and gives one run's pairs for another's.
@@ -27,7 +28,7 @@ def dataset_card(config: Config, selection: Preferences, sizes: dict[str, int]) 
 ---
 
 # Preferences of the run {config.run.id}
-
+{f"{chr(10)}> **Warning:** {warning}{chr(10)}" if warning else ""}
 {sizes["train"]} {"rankings" if ranked else "pairs"} to train on and {sizes["test"]} to test on, split by prompt.
 {"`completions` are" if ranked else "`chosen` and `rejected` are"} {STRATEGIES[strategy].says} (`{strategy}`),
 of {_counts(settings)}.

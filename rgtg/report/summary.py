@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from rich.table import Table
 
-from rgtg.evaluation.stats import Mean
+from rgtg.evaluation.stats import Mean, share_error
 
 Counts = dict[str, Any]
 
@@ -31,6 +31,7 @@ class Summary:
     scores: dict[str, Comparison]  # by what scored: the reward model, and in the sandbox the true reward
     preferences: Counts
     seconds: dict[str, float]
+    warning: str | None = None  # what whoever uses the pairs must know
     right: Mean | None = None  # in the sandbox: the part of the pairs whose chosen side is truly better; a tie is half
 
     def figures(self) -> dict[str, Any]:
@@ -51,7 +52,10 @@ def rows(summary: Summary) -> list[tuple[str, str]]:
     for objective, accuracy in summary.accuracy.items():
         parts = ", ".join(f"{float(part):.0%}: {value:.3f}" for part, value in accuracy["by_fraction"].items())
         way = accuracy.get("score", "final")
-        lines.append((f"accuracy ({objective})", f"{way} score, by part: {parts}"))
+        error = share_error(accuracy["by_fraction"].get("1.0", 0.5), accuracy["pairs"]["full"])
+        lines.append((f"accuracy ({objective})", f"{way} score, by part: {parts} ± {error:.3f}"))
+    if summary.warning:
+        lines.append(("WARNING", summary.warning))
     prompts, guided = summary.prompts, summary.guided
     lines.append(
         ("prompts", f"{prompts['rows']:,} ({prompts['errors']:,} bad, {prompts['duplicates']:,} duplicates left out)")

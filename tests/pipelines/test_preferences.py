@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines import preferences
+from pipelines import preferences, train_reward
 from pipelines.runtime.run_directory import RunDirectory
 from rgtg.errors import UserError
 from rgtg.preferences import selection
@@ -117,6 +117,17 @@ def test_the_card_tells_the_settings_of_the_completions(finished, configure):
     preferences.run(finished(rows, **{"generate.beta": 1.5}))
     directory = preferences.run(configure(**{"preferences.min_margin": 0.1}))  # beta is left at its default now
     assert "beta: 1.5" in Path(directory.path("preferences"), "README.md").read_text()
+
+
+@pytest.mark.parametrize(("share", "warned"), [(0.59, True), (0.61, False)])
+def test_a_reward_model_that_has_learned_nothing_is_said_on_the_card(finished, share, warned):
+    """Of 100 pairs, guessing is right about .5 ± .05."""
+    config = finished([("p", [("a", 1.0), ("b", 3.0)])], **{"preferences.test_fraction": 0})
+    directory = RunDirectory(config.with_strategy())
+    directory.begin(train_reward.STAGE, {})
+    directory.finish(train_reward.STAGE, {"accuracy": {"by_fraction": {"1.0": share}, "pairs": {"full": 100}}}, 0)
+    card = Path(preferences.run(config).path("preferences"), "README.md").read_text()
+    assert ("> **Warning:** the reward model has learned nothing that 100 held-out pairs show" in card) == warned
 
 
 def test_without_completions_it_says_what_to_run(configure):
