@@ -1,7 +1,9 @@
 """Fit the reward model on partial sequences, on Ray Train: data-parallel workers, checkpoints, resume."""
 
 import math
+import threading
 import time
+from concurrent.futures import Future
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -131,7 +133,7 @@ def fit(job: JobContext, stage: str, target: str) -> None:
     attempt = str(1 + max((checkpoints.attempt(checkpoint) for checkpoint in found), default=0))
     trainer = _trainer(task, settings, directory.path("pairs"), use_gpu=use_gpu, attempt=attempt)
     with ray_session.translate_ray_errors("training"), progress:
-        result = trainer.fit()
+        result = _fit(trainer)
     # The last report of the workers sets both.
     assert result.checkpoint is not None
     assert result.metrics is not None
@@ -193,6 +195,21 @@ def _trainer(
             execution_options=ExecutionOptions(preserve_order=True), enable_shard_locality=False
         ),
     )
+
+
+def _fit(trainer: TorchTrainer) -> train.Result:
+    """Run the trainer in a thread: in the main one Ray takes the handler of Ctrl-C for itself, and keeps it."""
+    fitted: Future[train.Result] = Future()
+
+    def run() -> None:
+        try:
+            fitted.set_result(trainer.fit())
+        except BaseException as error:
+            fitted.set_exception(error)
+
+    # A daemon, so that a job that is stopped ends while the thread still waits for its workers.
+    threading.Thread(target=run, daemon=True, name="ray train").start()
+    return fitted.result()
 
 
 def _dataset(uri: str, split: str) -> "ray.data.Dataset":

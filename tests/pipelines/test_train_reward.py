@@ -1,8 +1,12 @@
 """The training job on a real Ray: any number of workers, resume after a death, what is saved loads anywhere."""
 
+import itertools
 import json
 import os
 import random
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import cloudpickle
@@ -186,3 +190,23 @@ def test_pairs_of_which_none_is_usable_are_one_sentence(configure, write_parquet
     for _ in range(2):  # a second start refuses them too
         with pytest.raises(UserError, match="0 are left to train on"):
             train_reward.run(configure(**{"train_reward.pairs": place}))
+
+
+def test_ctrl_c_in_training_is_said(tmp_path, language_dir, write_parquet):
+    """Ray would take the handler of the signal for itself."""
+    settings = {
+        **{"run.root": tmp_path, "models.language": language_dir, "models.device": "cpu"},
+        **{"train_reward.pairs": write_parquet("pairs.parquet", **make_pairs(320)), "train_reward.epochs": 1000},
+        "train_reward.eval_pairs": write_parquet("eval.parquet", **make_pairs(80, seed=1)),
+    }
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pipelines.train_reward", *(f"{key}={value}" for key, value in settings.items())],
+        **{"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True},
+    )
+    assert process.stdout
+    before = list(itertools.takewhile(lambda line: "loss" not in line, process.stdout))  # to the first line of a step
+    process.send_signal(signal.SIGINT)
+    after, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, "".join(before) + after
+    assert "interrupted; rerun the same command to resume" in after
+    assert "Traceback" not in after
