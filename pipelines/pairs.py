@@ -87,7 +87,21 @@ def run_stage(job: JobContext, init: str) -> None:
     }
     with ray_session.translate_ray_errors("reading the pairs"):
         _write(files, tokenize, config.run.seed, target)
-    counts = count(target) | {"skipped_files": skipped}
+        counts = count(target)
+        if (
+            not settings.eval_pairs
+            and counts["train"] + counts["eval"] > 1
+            and not (counts["train"] and counts["eval"])
+        ):
+            log.info(
+                "pairs: there are too few prompts to hold some of them out, so pairs are held out: their prompts are "
+                "trained on too, and the accuracy says less about new prompts"
+            )
+            storage.remove(target)
+            storage.make_directory(target)
+            _write(files, tokenize | {"by_prompt": False}, config.run.seed, target)
+            counts = count(target)
+    counts |= {"skipped_files": skipped}
     reasons = lines(skipped)
     reasons += "".join(f"\n  {n} unused: {printable(reason)}" for reason, n in counts["unused"].items())
     log.info(f"pairs: {counts['train']} for training, {counts['eval']} held out{reasons}")
@@ -202,6 +216,7 @@ def _tokenize(
     overlong: Any,
     day: date,
     eval_fraction: float,
+    by_prompt: bool = True,
 ) -> pa.Table:
     """Tokenize raw rows into rows of pairs/."""
     if init not in _tokenizers:
@@ -211,14 +226,15 @@ def _tokenize(
     for row in raw.rows():
         pair = f"the {raw.unit} is {row}" if isinstance(row, str) else read_pair(row)
         results.append(pair if isinstance(pair, str) else tokenize_pair(tokenizer, pair, max_length, overlong, day))
-    return pa.Table.from_pylist([_row(result, eval_fraction) for result in results], schema=SCHEMA)
+    return pa.Table.from_pylist([_row(result, eval_fraction, by_prompt) for result in results], schema=SCHEMA)
 
 
-def _row(result: TokenizedPair | str, eval_fraction: float) -> dict[str, Any]:
+def _row(result: TokenizedPair | str, eval_fraction: float, by_prompt: bool) -> dict[str, Any]:
     if isinstance(result, str):
         return {"split": "unused", "reason": result}
     # By prompt where there is one: a prompt on both sides of the split would inflate the accuracy.
-    key = result.prompt_ids if len(result.prompt_ids) > 1 else result.prompt_ids + result.chosen_ids
+    alone = by_prompt and len(result.prompt_ids) > 1
+    key = result.prompt_ids if alone else result.prompt_ids + result.chosen_ids
     return {
         "split": "eval" if fraction(repr(key)) < eval_fraction else "train",
         "prompt_ids": result.prompt_ids,

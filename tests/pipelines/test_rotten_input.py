@@ -141,7 +141,6 @@ NO_PROMPT = {
     "timestamp of the year 33658": (timestamps(10**12, "s"), r"row 1 is not readable \(date value out of range\)"),
     "timestamp of no known zone": (timestamps(10**15, "us", "Mars/Base"), "row 1 is not readable"),
     "struct": ([{"text": "x"}], "of type dict"),
-    "struct of one message": ([user("x")], "of type dict"),
     "struct of equal names": (
         pa.StructArray.from_arrays([pa.array(["x"]), pa.array(["y"])], ["k", "k"]),
         "row 1 is not readable",
@@ -186,17 +185,19 @@ BAD_TALKS: dict[str, tuple[Any, str]] = {
     "null content": ([user(None)], "the content of message 0 of the prompt is NoneType"),
     "content of int": ([user(3)], "the content of message 0 of the prompt is int"),
     "content of bool": ([user(True)], "the content of message 0 of the prompt is bool"),
-    "content of parts": ([user([{"type": "text", "text": "x"}])], "the content of message 0 of the prompt is list"),
+    "content of an image": ([user([{"type": "image", "url": "x"}])], "the content of message 0 of the prompt is list"),
     "content of an object": ([user({"text": "x"})], "the content of message 0 of the prompt is dict"),
     "content of NaN": ([user(float("nan"))], "the content of message 0 of the prompt is float"),
     "role of a surrogate": ([{"role": "\ud800", "content": "x"}], "the role of message 0 .* lone surrogate"),
     "content of a surrogate": ([user("a\udfff")], "the content of message 0 .* lone surrogate"),
-    "one message alone": (user("x"), "of type dict"),
     "messages as text in a list of lists": ([[["user", "x"]]], "message 0 of the prompt has no role and content"),
 }
 MESSAGE_ROWS = {
     **{name: jsonl(line(prompt=talk), reason, beside=TALKS) for name, (talk, reason) in BAD_TALKS.items()},
-    "extra members": jsonl(line(prompt=[user("x") | {"name": None, "tool_calls": [None]}]), good=([user("x")],)),
+    "empty members": jsonl(line(prompt=[user("x") | {"name": None, "tool_calls": []}]), good=([user("x")],)),
+    "extra members": jsonl(line(prompt=[user("x") | {"tool_calls": [None]}]), "tool_calls, which would be lost"),
+    "content of parts": jsonl(line(prompt=[user([{"type": "text", "text": "x"}])]), good=([user("x")],)),
+    "one message alone": jsonl(line(prompt=user("x")), good=([user("x")],)),
     "nested nulls of Arrow": parquet(
         "the content of message 0 of the prompt is NoneType",
         "the role of message 1 of the prompt is NoneType",
@@ -302,7 +303,7 @@ def a_directory(path: Path) -> None:
     (path / ".part-0.parquet.crc").write_bytes(b"crc")
 
 
-NAMED = "its name does not end with .parquet or .jsonl or .json"
+NAMED = "its name does not end with "
 FILES = {
     "zero bytes of Parquet": skipped("the file is empty", "bad.parquet", b""),
     "zero bytes of JSONL": skipped("the file is empty", "bad.jsonl", b""),
@@ -324,8 +325,16 @@ FILES = {
         "bad.parquet",
         pa.table([pa.array(["x"]), pa.array([1]), pa.array([2])], ["prompt", "n", "n"]),
     ),
-    "gzip by name": skipped(NAMED, "bad.jsonl.gz", gzip.compress(ONE)),
-    "CSV": skipped(NAMED, "bad.csv", b"prompt\nx\n"),
+    "gzip that was cut": skipped("cannot be unpacked|the file is empty", "bad.jsonl.gz", gzip.compress(ONE)[:-12]),
+    "gzip twice": Case(
+        {"bad.jsonl.gz": gzip.compress(gzip.compress(ONE))}, errors=("not UTF-8|not a JSON object",) * 1
+    ),
+    "CSV of ragged rows": skipped("not a readable CSV file", "bad.csv", b"prompt\nx,y\n"),
+    "CSV of two columns of one name": skipped("the same name", "bad.csv", b"prompt,prompt\nx,y\n"),
+    "CSV of zero rows": Case({"bad.csv": b"prompt\n"}),
+    "CSV of an open quote": skipped("not a readable CSV file", "bad.csv", b'prompt,n\n"x,1\ny,2\n'),
+    "CSV of no prompts": refused("has no column 'prompt'; its columns are a, b", {"bad.csv": b"a,b\n1,2\n"}),
+    "a spreadsheet": skipped(NAMED, "bad.xlsx", b"PK"),
     "capitals": skipped(NAMED, "bad.PARQUET", LAYOUTS["plain"]),
     "half uploaded": skipped(NAMED, "bad.parquet.tmp", LAYOUTS["plain"]),
     "no suffix": skipped(NAMED, "bad", ONE),
@@ -611,7 +620,7 @@ PAIR_ROWS: dict[str, tuple[dict[str, Any], str]] = {
     "chosen of int": ({"prompt": "p", "chosen": 1, "rejected": "b"}, "chosen is neither text nor"),
     "chosen of float": ({"prompt": "p", "chosen": float("nan"), "rejected": "b"}, "chosen is neither text nor"),
     "chosen of bool": ({"prompt": "p", "chosen": True, "rejected": "b"}, "chosen is neither text nor"),
-    "chosen of an object": ({"prompt": "p", "chosen": {}, "rejected": "b"}, "chosen is neither text nor"),
+    "chosen of an object": ({"prompt": "p", "chosen": {}, "rejected": "b"}, "a message of chosen has no role"),
     "chosen of no messages": ({"prompt": "p", "chosen": [], "rejected": []}, "chosen is an empty list"),
     "chosen of null messages": ({"prompt": "p", "chosen": [None], "rejected": [None]}, "has no role or no text"),
     "chosen of int messages": ({"prompt": "p", "chosen": [1], "rejected": [2]}, "has no role or no text"),
@@ -654,7 +663,6 @@ SURROGATES: dict[str, tuple[dict[str, Any], str]] = {
 PAIRS_OF_STRANGE_TEXT = {
     "emoji": {"prompt": "🙂", "chosen": "👩‍👧", "rejected": "👨‍👧"},
     "NUL": {"prompt": "\0", "chosen": "\0a", "rejected": "\0b"},
-    "empty response": {"prompt": "p", "chosen": "", "rejected": "b"},
     "empty prompt": {"prompt": "", "chosen": "a", "rejected": "b"},
     "null columns beside": {"prompt": "p", "chosen": "a", "rejected": "b", "scores": None, "completions": None},
 }
@@ -736,7 +744,10 @@ NOT_READABLE = "the row is not readable"
 PAIR_COLUMNS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "chosen of int": ({"prompt": ["p"], "chosen": [1], "rejected": [2]}, ["chosen is neither text nor"]),
     "chosen of binary": ({"prompt": ["p"], "chosen": [b"a"], "rejected": [b"b"]}, ["chosen is neither text nor"]),
-    "chosen of struct": ({"prompt": ["p"], "chosen": [user("a")], "rejected": ["b"]}, ["chosen is neither text nor"]),
+    "chosen of struct": (
+        {"prompt": ["p"], "chosen": [user("a")], "rejected": ["b"]},
+        ["one of chosen and rejected is text"],
+    ),
     "chosen of timestamp": (
         {"prompt": ["p"], "chosen": [datetime(2026, 1, 1)], "rejected": ["b"]},
         ["chosen is neither text nor"],

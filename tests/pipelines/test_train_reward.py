@@ -162,7 +162,7 @@ def test_many_files_of_several_schemas_and_some_that_cannot_be_read(configure, r
     whole = (tmp_path / "shards" / "0.parquet").read_bytes()
     (tmp_path / "shards" / "cut.parquet").write_bytes(whole[:-20])
     (tmp_path / "shards" / "torn.parquet").write_bytes(whole[:8] + b"\xff" * 20 + whole[28:])  # its schema is whole
-    (tmp_path / "shards" / "table.csv").write_bytes(b"prompt,chosen,rejected\n")
+    (tmp_path / "shards" / "table.xlsx").write_bytes(b"PK")
     config = configure(
         **{
             "train_reward.pairs": str(tmp_path / "shards"),
@@ -176,7 +176,20 @@ def test_many_files_of_several_schemas_and_some_that_cannot_be_read(configure, r
     assert counts["train"] + counts["eval"] == 25
     assert counts["unused"] == {"scores are tied": 1}
     skipped = {name.rsplit("/", 1)[1] for name in counts["skipped_files"]}
-    assert skipped == {"cut.parquet", "torn.parquet", "table.csv"}
+    assert skipped == {"cut.parquet", "torn.parquet", "table.xlsx"}
+
+
+def test_of_one_prompt_for_all_pairs_some_pairs_are_held_out(configure, write_parquet, ray_here):
+    """A dataset of a taste: there is no other prompt to hold out."""
+    of_one = make_pairs(100) | {"prompt": ["Write a line:"] * 100}
+    config = configure(
+        **{"train_reward.pairs": write_parquet("a.parquet", **of_one), "train_reward.eval_fraction": 0.2}
+    )
+    job = JobContext.open(config, pairs=True)
+    pairs.run_stage(job, config.models.language)
+    counts = job.directory.counts(pairs.STAGE)
+    assert counts["train"] + counts["eval"] == 100
+    assert 4 <= counts["eval"] <= 40  # 20 ± four standard deviations
 
 
 def test_files_without_pairs_are_refused_before_training(configure, write_parquet, ray_here):
