@@ -116,27 +116,31 @@ class Strategy(NamedTuple):
     rejected: Pool
     key: str | None  # a function of preferences/selection.py: of all pairs the one with the smallest key is taken
     says: str  # what a pair is, for its card
+    right: float | None = None  # how many are right in the sandbox, whose true reward is known: `make preferences`
 
 
 STRATEGIES: dict[str, Strategy] = {
     # The best against the worst, against the one nearest to two deviations below the mean (arXiv 2502.16825), and
     # against any other one.
-    "best-worst": Strategy("own", "own", "widest", "the completion of highest and the one of lowest score"),
+    "best-worst": Strategy("own", "own", "widest", "the completion of highest and the one of lowest score", 0.76),
     "best-near": Strategy(
         *("own", "own", "near"), "the completion of highest score and the one nearest to two deviations below the mean"
     ),
-    "best-random": Strategy("own", "own", "any_rejected", "the completion of highest score and another at random"),
+    "best-random": Strategy(
+        "own", "own", "any_rejected", "the completion of highest score and another at random", 0.64
+    ),
     # A guided one against one of the language model itself.
     "guided-unguided": Strategy(
-        *("own", "unguided", "widest"), "the guided completion of highest and the unguided one of lowest score"
+        *("own", "unguided", "widest"), "the guided completion of highest and the unguided one of lowest score", 0.96
     ),
     "guided-unguided-random": Strategy(
         *("own", "unguided", "any_pair"),
         "a guided and an unguided completion at random, if the score confirms them",
+        0.86,
     ),
     # Guided against guided towards the opposite.
     "opposed": Strategy(
-        *("own", "opposed", "widest"), "the completion of highest score and, under -beta, the one of lowest"
+        *("own", "opposed", "widest"), "the completion of highest score and, under -beta, the one of lowest", 0.99
     ),
     # For losses of whole rankings (Plackett-Luce).
     "ranked": Strategy("own", "own", None, "all completions of a prompt, the one of highest score first"),

@@ -33,6 +33,7 @@ def dataset_card(config: Config, selection: Preferences, sizes: dict[str, int], 
 {"`completions` are" if ranked else "`chosen` and `rejected` are"} {STRATEGIES[strategy].says} (`{strategy}`),
 of {_counts(settings)}.
 {SAYS_OF_RANKINGS if ranked else SAYS_OF_PAIRS} `datasets.load_dataset(DIRECTORY)` reads them.
+{_evidence(strategy, METHODS[settings.method].needs_reward)}
 
 The completions are the language model's own, steered while it decoded (method `{settings.method}`); the model was not
 trained. To make this again:
@@ -41,6 +42,17 @@ trained. To make this again:
 {yaml.safe_dump(config.model_dump() | {"preferences": selection.model_dump()}, sort_keys=False).strip()}
 ```
 """
+
+
+def _evidence(strategy: str, guided: bool) -> str:
+    """What is known of such pairs: they were measured for guided completions."""
+    right = STRATEGIES[strategy].right
+    if right is None or not guided:
+        return ""
+    return (
+        f"\nIn the sandbox, a small world whose true reward is known, {right:.2f} of such pairs are the right way "
+        "round (`make preferences`). How many of these are depends on the reward model."
+    )
 
 
 def _counts(settings: Generate) -> str:

@@ -130,6 +130,17 @@ def test_a_reward_model_that_has_learned_nothing_is_said_on_the_card(finished, s
     assert ("> **Warning:** the reward model has learned nothing that 100 held-out pairs show" in card) == warned
 
 
+@pytest.mark.parametrize(
+    ("strategy", "said"), [("best-worst", "0.76 of such pairs are the right way"), ("ranked", None)]
+)
+def test_the_card_names_the_evidence(finished, strategy, said):
+    config = finished(
+        [("p", [("a", 1.0), ("b", 3.0)])], **{"preferences.test_fraction": 0, "preferences.select": strategy}
+    )
+    card = Path(preferences.run(config).path("preferences"), "README.md").read_text()
+    assert said in card if said else "right way" not in card
+
+
 def test_without_completions_it_says_what_to_run(configure):
     with pytest.raises(UserError, match="has no finished completions; run generate first"):
         preferences.run(configure())
