@@ -71,8 +71,8 @@ def warning(directory: RunDirectory) -> str | None:
     if not directory.is_done(STAGE):
         return None
     accuracy = directory.counts(STAGE)["accuracy"]
-    share, n = accuracy["by_fraction"].get("1.0", 0.5), accuracy["pairs"]["full"]
-    if better_than_chance(share, n):
+    share, n = accuracy["by_fraction"].get("1.0", 0.5), accuracy["pairs"].get("full", 0)
+    if not n or better_than_chance(share, n):
         return None
     return (
         f"the reward model has learned nothing that {n} held-out pairs show: it is right about {share:.3f} of them "
@@ -146,11 +146,11 @@ def fit(job: JobContext, stage: str, target: str) -> None:
     directory.finish(stage, result.metrics, time.monotonic() - begun)
     storage.remove(directory.path("_train", stage))
     accuracy = result.metrics["accuracy"]
-    share, n = accuracy["by_fraction"].get("1.0", 0.5), accuracy["pairs"]["full"]
+    error = share_error(accuracy["by_fraction"].get("1.0", 0.5), accuracy["pairs"].get("full", 0))
     by_part = ", ".join(f"{float(part):.0%}: {value:.3f}" for part, value in accuracy["by_fraction"].items())
     by_score = ", ".join(f"{way}: {value:.3f}" for way, value in accuracy["by_score"].items())
     log.info(f"{stage}: held-out accuracy of whole responses by score  {by_score}; {accuracy['score']} is kept")
-    log.info(f"{stage}: held-out accuracy by fraction of the response  {by_part} ± {share_error(share, n):.3f}")
+    log.info(f"{stage}: held-out accuracy by fraction of the response  {by_part} ± {error:.3f}")
     if stage == STAGE and (said := warning(directory)):
         log.warning(f"{stage}: WARNING: {said}")
 

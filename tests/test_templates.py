@@ -71,9 +71,9 @@ def test_a_template_renders_as_by_transformers(make_tokenizer, template, message
 
 
 def test_a_date_is_the_one_given(make_tokenizer):
-    tokenizer = make_tokenizer(template="{{ strftime_now('%d %B %Y, %H:%M') }} {{ messages[0].content }}")
+    tokenizer = make_tokenizer(template="<s>{{ strftime_now('%d %B %Y, %H:%M') }} {{ messages[0].content }}")
     day = date(2024, 2, 29)
-    assert render(tokenizer, USER, day) == "29 February 2024, 00:00 hi"
+    assert render(tokenizer, USER, day) == "<s>29 February 2024, 00:00 hi"
     assert encode_prompt(tokenizer, USER, day) == encode_prompt(tokenizer, "29 February 2024, 00:00 hi")
     assert encode_response(tokenizer, USER, "x", day=day)[:-1] == encode_prompt(tokenizer, "x")[1:]
     assert str(datetime.now().year) in render(tokenizer, USER)
@@ -209,7 +209,7 @@ def test_a_tokenizer_that_panics_is_the_rows_own(make_tokenizer):
 
 
 def test_every_text_of_a_decoder_has_its_date(make_tokenizer, make_language, make_reward):
-    tokenizer = make_tokenizer(template="{{ strftime_now('%Y-%m-%d') }}{{ messages[0].content }}")
+    tokenizer = make_tokenizer(template="<s>{{ strftime_now('%Y-%m-%d') }}{{ messages[0].content }}")
     language, reward = make_language(tokenizer), make_reward(tokenizer)
     day = date(2024, 2, 29)
     expected = encode_prompt(tokenizer, "2024-02-29hi")
@@ -217,7 +217,7 @@ def test_every_text_of_a_decoder_has_its_date(make_tokenizer, make_language, mak
     request = decoder.request(USER, samples=1, max_new_tokens=2, seed=0)
     assert request.prompt_ids == request.reward_prompt_ids == expected
     by_text = Decoder.load(language, reward, reward_reads="text", slots=1, device="cpu", day=day)
-    assert by_text.request(USER, samples=1, max_new_tokens=2, seed=0).reward_text == "2024-02-29hi"
+    assert by_text.request(USER, samples=1, max_new_tokens=2, seed=0).reward_text == "<s>2024-02-29hi"
     assert decoder.score([USER], ["x"]) == decoder.score(["2024-02-29hi"], ["x"])
     model = decoder.language
     assert logprobs(model, [USER], [[50]], day) == logprobs(model, ["2024-02-29hi"], [[50]])

@@ -52,7 +52,7 @@ def rows(summary: Summary) -> list[tuple[str, str]]:
     for objective, accuracy in summary.accuracy.items():
         parts = ", ".join(f"{float(part):.0%}: {value:.3f}" for part, value in accuracy["by_fraction"].items())
         way = accuracy.get("score", "final")
-        error = share_error(accuracy["by_fraction"].get("1.0", 0.5), accuracy["pairs"]["full"])
+        error = share_error(accuracy["by_fraction"].get("1.0", 0.5), accuracy["pairs"].get("full", 0))
         lines.append((f"accuracy ({objective})", f"{way} score, by part: {parts} ± {error:.3f}"))
     if summary.warning:
         lines.append(("WARNING", summary.warning))

@@ -21,7 +21,7 @@ PAD, BOS, EOS = "<|pad|>", "<|bos|>", "<|eos|>"  # ids 0, 1, 2
 BOS_ID = 1
 
 # Messages become plain text, joined by the space that stands between a prompt and a review. The tokenizer adds BOS.
-CHAT_TEMPLATE = "{{ messages | map(attribute='content') | map('trim') | join(' ') }}"
+CHAT_TEMPLATE = "{{ bos_token }}{{ messages | map(attribute='content') | map('trim') | join(' ') }}"
 
 Log = Callable[[str], None]
 

@@ -186,7 +186,7 @@ def test_a_reward_model_with_a_chat_template_of_its_own(
     reference, make_reward, make_tokenizer, plain, tokenizer_of, language_dir
 ):
     """The prompt is longer in one model than in the other, and each keeps its own positions."""
-    template = "{% for m in messages %}Judge what follows: {{ m.content }}{% endfor %}"
+    template = "<s>{% for m in messages %}Judge what follows: {{ m.content }}{% endfor %}"
     reward_dir = make_reward(make_tokenizer(template=template), seed=8)
     other = Reference(reference.language, without_padding(plain(reward_dir)), reference.eos_id)
     decoder = Decoder.load(language_dir, reward_dir, "pargs", k=4, slots=3)

@@ -50,10 +50,10 @@ def test_a_response_has_the_same_tokens_alone_and_behind_its_prompt(tokenizer: P
 def test_messages_are_plain_text(tokenizer: PreTrainedTokenizerFast) -> None:
     prompt, response = "review of the phone :", " the app is quick ."
     user, assistant = {"role": "user", "content": prompt}, {"role": "assistant", "content": response}
-    assert chat.render(tokenizer, [user]) == prompt
+    assert chat.render(tokenizer, [user]) == tokenizer.bos_token + prompt
     assert chat.encode_prompt(tokenizer, [user]) == chat.encode_prompt(tokenizer, prompt)
-    assert tokenizer.apply_chat_template([user, assistant], tokenize=False) == prompt + response
-    assert chat.render(tokenizer, [user, assistant]) == prompt + response
+    assert tokenizer.apply_chat_template([user, assistant], tokenize=False) == tokenizer.bos_token + prompt + response
+    assert chat.render(tokenizer, [user, assistant]) == tokenizer.bos_token + prompt + response
 
 
 def test_texts_fit_the_model(tokenizer: PreTrainedTokenizerFast) -> None:
