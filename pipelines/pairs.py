@@ -32,6 +32,7 @@ STAGE = "pairs"
 BATCH_ROWS = 256  # raw rows per chunk
 BLOCK_CHUNKS = 16  # chunks per tokenizing task
 MOST_BLOCKS = 256  # tasks that read files
+MOST_REASONS = 50  # that the log and the manifest tell apart; some name what a file calls its fields
 
 IDS = pa.list_(pa.int32())
 SCHEMA = pa.schema(
@@ -134,13 +135,16 @@ def _write(files: list[dict[str, Any]], tokenize: dict[str, Any], seed: int, tar
 
 
 def count(target: str) -> dict[str, Any]:
-    """The number of training pairs, of held-out pairs, and of unused pairs by reason."""
+    """The number of training pairs, of held-out pairs, and of unused pairs by reason, the most frequent ones first."""
     splits: Counter[str] = Counter()
     unused: Counter[str] = Counter()
     for table in table_files.read_tables(target, ["split", "reason"]):
         splits.update(table["split"].to_pylist())
         unused.update(reason for reason in table["reason"].to_pylist() if reason)
-    return {"train": splits["train"], "eval": splits["eval"], "unused": dict(unused.most_common())}
+    said = dict(unused.most_common(MOST_REASONS))
+    if rest := unused.total() - sum(said.values()):
+        said["other reasons"] = rest
+    return {"train": splits["train"], "eval": splits["eval"], "unused": said}
 
 
 def to_pairs(batch: dict[str, Any]) -> list[TokenizedPair]:

@@ -92,6 +92,7 @@ def _messages_in_text(text: str, what: str) -> Any:
 
 
 _NAMES = ("role", "from")
+_NOTHING: tuple[Any, ...] = (None, "", [], {})
 
 
 def _fields(message: dict[str, Any]) -> tuple[str, str] | None:
@@ -103,16 +104,16 @@ def _message(message: Any, what: str) -> Message:
     bad = f"a message of {what} has no role or no text"
     if not isinstance(message, dict) or not (names := _fields(message)):
         raise Unusable(bad)
-    others = sorted(str(key) for key, value in message.items() if key not in names and value not in (None, "", [], {}))
+    others = sorted({_name(key) for key, value in message.items() if key not in names and value not in _NOTHING})
     if others:
         raise Unusable(
-            f"a message of {what} has {', '.join(others)}, which would be lost: only role and text are read"
+            f"a message of {what} has {', '.join(others[:3])}, which would be lost: only role and text are read"
         )
     role, content = (message[name] for name in names)
     if isinstance(content, list):
         kinds = sorted({_kind(part) for part in content} - {"text"})
         if kinds:
-            raise Unusable(f"a message of {what} holds content of type {', '.join(kinds)}, and only text is read")
+            raise Unusable(f"a message of {what} holds content of type {', '.join(kinds[:3])}, and only text is read")
         content = "".join(part["text"] for part in content) if content else None
     if not (isinstance(role, str) and is_unicode(role) and isinstance(content, str) and is_unicode(content)):
         raise Unusable(bad)
@@ -125,5 +126,10 @@ def _kind(part: Any) -> str:
         return type(part).__name__
     if part.get("type") == "text" and isinstance(part.get("text"), str):
         others = [key for key, value in part.items() if key not in ("type", "text") and value is not None]
-        return f"text with {others[0]}" if others else "text"
-    return str(part.get("type"))[:20]
+        return f"text with {_name(others[0])}" if others else "text"
+    return _name(part.get("type"))
+
+
+def _name(value: Any) -> str:
+    """What a file calls something, for a message: short, and valid Unicode."""
+    return value[:20].encode(errors="backslashreplace").decode() if isinstance(value, str) else type(value).__name__

@@ -308,6 +308,12 @@ REASONS = [
         TALKS | {"prompt": [{"role": "user", "content": [{"type": "image_url", "image_url": "u"}]}]},
         "a message of prompt holds content of type image_url, and only text is read",
     ),
+    (TALKS | {"prompt": [SKY | {"b" * 99: 1}]}, LOST.format("prompt", "b" * 20)),
+    (TALKS | {"prompt": [SKY | {"\ud800": 1}]}, LOST.format("prompt", r"\ud800")),
+    (
+        TALKS | {"prompt": [{"role": "user", "content": [{"type": 10**5000}]}]},
+        "a message of prompt holds content of type int, and only text is read",
+    ),
     (TALKS | {"prompt": str([SKY])}, "prompt holds messages as text that is not JSON"),
     ({"messages": [SKY], "rejected_response": "b"}, NO_ANSWER),
     ({"messages": [SKY, assistant("a")], "rejected_response": [1]}, "rejected_response is not text"),
@@ -382,7 +388,7 @@ SCALARS = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(), st.binary(max_size=3),
     st.text(st.characters(), max_size=5), st.sampled_from(["", "assistant", "5", "N/A", HH["chosen"], 10**400]),
 )  # fmt: skip
-MEMBERS = st.sampled_from(["role", "content", "response", "overall_score", "annotations", "Rating", "x"])
+MEMBERS = st.sampled_from(["role", "content", "response", "overall_score", "annotations", "Rating", "type", "x"])
 ROLES = st.sampled_from(["user", "assistant"])
 MESSAGES = st.lists(st.fixed_dictionaries({"role": ROLES, "content": SCALARS}), max_size=3)
 VALUES = st.recursive(
