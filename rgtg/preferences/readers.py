@@ -38,10 +38,8 @@ from rgtg.messages import (
     user_turn,
     with_system,
 )
+from rgtg.preferences.prompt_columns import CONVERSATIONS, PROMPTS, given_prompt
 
-# Where a prompt may stand. Text in the first one goes before the response as it is; in the others it is a user's turn.
-PROMPTS = ("prompt", "instruction", "question", "query", "input", "context", "history")
-CONVERSATIONS = ("messages", "conversations", "conversation", "trajectory")
 LISTS = ("completions", "responses", "generations")
 SCORES = ("scores", "rewards", "ratings")
 PAIRED_SCORES = (("score_chosen", "score_rejected"), ("chosen_rating", "rejected_rating"))
@@ -120,7 +118,7 @@ def _read_paired(row: dict[str, Any]) -> Pair:
         scores = _number(row.get(better)), _number(row.get(worse))
         if scores[0] is not None and scores[1] is not None and scores[0] <= scores[1]:
             raise Unusable(TIED if scores[0] == scores[1] else f"{better} is below {worse}")
-    prompt = _given_prompt(row)
+    prompt = given_prompt(row)
     if prompt is None and "prompt" in row:
         # The column says that the prompt is stated apart; to take it from elsewhere is for the user to decide.
         if all(ASSISTANT_TURN in side if isinstance(side, str) else len(side) > 1 for side in (chosen, rejected)):
@@ -207,7 +205,7 @@ def _read_swift(row: dict[str, Any]) -> Pair:
 
 def _read_ranked(row: dict[str, Any]) -> Pair:
     """The best completion against the worst; of equal ones, the first."""
-    prompt = _given_prompt(row)
+    prompt = given_prompt(row)
     if prompt is None:
         raise Unusable("prompt is missing")
     completions = _first(row, *LISTS)
@@ -263,33 +261,6 @@ def _mean_rating(annotations: Any) -> float | None:
 def _first(row: dict[str, Any], *columns: str) -> Any:
     """The first of `columns` that is there and not null, else None."""
     return next((row[column] for column in columns if row.get(column) is not None), None)
-
-
-def _given_prompt(row: dict[str, Any]) -> Prompt | None:
-    """The prompt that stands in a column of its own, with the system's turn where there is one.
-
-    Text of `prompt` is what goes before the response. Text of other columns is what a user says, and becomes a turn.
-    """
-    given = {
-        column: text_or_messages(row[column], column)
-        for column in PROMPTS
-        if row.get(column) not in (None, "") and (row[column] != [] or column == "prompt")
-    }
-    if list(given) == ["instruction", "input"] and all(isinstance(value, str) for value in given.values()):
-        given = {"instruction": f"{given['instruction']}\n{given['input']}"}  # Alpaca
-    if len({repr(value) for value in given.values()}) > 1:
-        raise Unusable(f"{' and '.join(given)} could each be the prompt, or a part of it: leave one of them")
-    if not given and row.get("prompt") == "":
-        return with_system("", system_of(row))
-    whole = all(isinstance(row.get(side), list) and len(row[side]) > 1 for side in ("chosen", "rejected"))
-    if not given and "prompt" not in row and not whole:
-        turns = [column for column in CONVERSATIONS if row.get(column)]
-        given = {column: text_or_messages(row[column], column) for column in turns[:1]}
-    for column, prompt in given.items():
-        if column != "prompt" and isinstance(prompt, str):
-            prompt = user_turn(prompt)
-        return with_system(prompt, system_of(row))
-    return None
 
 
 def _without_system(messages: list[Message]) -> list[Message]:
