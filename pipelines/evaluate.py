@@ -14,7 +14,7 @@ from typing import Any
 
 import ray
 
-from pipelines import generate, prompts, train_reward
+from pipelines import generate, prompts, summary, train_reward
 from pipelines.runtime import ray_session
 from pipelines.runtime.fingerprints import check_unchanged
 from pipelines.runtime.job_context import JobContext
@@ -205,7 +205,7 @@ def _report(config: Config, directory: RunDirectory, results: Sequence[Result], 
     storage.write_json(
         f"{folder}/results.json", [asdict(r) | {"tokens_per_second": r.tokens_per_second} for r in results]
     )
-    accuracies = train_reward.accuracies(directory)
+    accuracies = summary.accuracies(directory)
     storage.write_bytes(f"{folder}/results.md", as_markdown(results, accuracies, notes).encode())
     if find_spec("matplotlib"):
         for cost in COSTS:

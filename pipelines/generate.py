@@ -15,8 +15,9 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext, SaveMode
 from ray.data.checkpoint import CheckpointConfig
 
-from pipelines import prompts
+from pipelines import prompts, summary
 from pipelines.generate_actor import Generator
+from pipelines.row_errors import Reasons, check_errors
 from pipelines.runtime import ray_session
 from pipelines.runtime.fingerprints import Inputs, versions_that_round
 from pipelines.runtime.job_context import JobContext
@@ -26,8 +27,11 @@ from pipelines.runtime.progress import Progress
 from pipelines.runtime.resolved_config import on_gpu
 from pipelines.runtime.run_directory import RunDirectory
 from rgtg import config_section, storage, table_files
+from rgtg.chat import control_token
 from rgtg.config import Config, Generate
-from rgtg.errors import TransientError, UserError
+from rgtg.errors import TransientError
+from rgtg.models.loading import load_tokenizer
+from rgtg.report import warnings
 
 STAGE = "generate"
 ATTEMPTS = 3
@@ -38,6 +42,7 @@ def run(config: Config) -> RunDirectory:
     job = JobContext.open(config, prompts=True)
     prompts.run_stage(job)
     run_stage(job)
+    summary.write(job.directory)
     return job.directory
 
 
@@ -57,7 +62,7 @@ def run_stage(job: JobContext) -> None:
         has_work=storage.exists(checkpoint) and bool(_names(checkpoint)),
     )
     if state == "done":
-        _check_errors(config, directory.counts(STAGE), target)
+        check_errors(config, directory.counts(STAGE), target)
         return
     if state == "resume" or grew:
         log.info("generate: resuming from committed rows")
@@ -73,8 +78,22 @@ def run_stage(job: JobContext) -> None:
             f"{target!r} has {counts['rows']} rows for {expected} prompts; make sure that no other job writes there, "
             "and start the job again"
         )
-    _check_errors(config, counts, target)
+    check_errors(config, counts, target)
+    counts["with_control_tokens"] = _with_control_tokens(config, directory.path("prompts"))
     directory.finish(STAGE, counts, time.monotonic() - begun)
+    if weak := warnings.of_completions(counts):
+        log.warning(f"generate: WARNING: {weak}")
+
+
+def _with_control_tokens(config: Config, uri: str) -> int:
+    """How many prompts of text spell out control tokens: they are often rendered already, and stay as they are."""
+    trust = config.models.trust_remote_code
+    tokenizer = load_tokenizer(config.models.language, "models.language", trust_remote_code=trust)
+    return sum(
+        isinstance(prompt, str) and control_token(tokenizer, prompt) is not None
+        for table in table_files.read_tables(uri, ["prompt"])
+        for prompt in table["prompt"].to_pylist()
+    )
 
 
 def inputs_of(job: JobContext, reward: str | None) -> Inputs:
@@ -172,14 +191,14 @@ def _context(checkpoint: str | None) -> DataContext:
 
 
 def count(target: str) -> dict[str, Any]:
-    """Counts of a table of completions: rows, errors with the most common reasons, completions and tokens."""
+    """Counts of a table of completions: rows, errors by kind, completions and tokens."""
     totals: Counter[str] = Counter(rows=0, errors=0, completions=0, tokens=0, stopped=0)
-    reasons: Counter[str] = Counter()
+    reasons = Reasons()
     columns = ["error", *(f"completions.list.element.{name}" for name in ("num_tokens", "finish_reason"))]
     for table in table_files.read_tables(target, columns):
         flat = table["completions"].combine_chunks().flatten()
         errors = table["error"].drop_null()
-        reasons.update(errors.to_pylist())
+        reasons.add(errors)
         totals.update(
             rows=table.num_rows,
             errors=len(errors),
@@ -187,18 +206,7 @@ def count(target: str) -> dict[str, Any]:
             tokens=pc.sum(flat.field("num_tokens")).as_py() or 0,
             stopped=pc.sum(pc.equal(flat.field("finish_reason"), "stop")).as_py() or 0,
         )
-    return {**totals, "error_reasons": dict(reasons.most_common(10))}
-
-
-def _check_errors(config: Config, counts: dict[str, Any], target: str) -> None:
-    """Raises UserError where more prompts have an error than the config allows, also in a finished run."""
-    if counts["errors"] > config.generate.max_error_rate * counts["rows"]:
-        reason, times = next(iter(counts["error_reasons"].items()))
-        raise UserError(
-            f"{counts['errors']} of {counts['rows']} prompts have an error, and generate.max_error_rate is "
-            f"{config.generate.max_error_rate}; the most common one ({times} times) is {reason!r}. All rows are in "
-            f"{target!r}: raise the rate to accept them, or fix the input and set another run.id"
-        )
+    return {**totals, "error_reasons": reasons.most_common()}
 
 
 def _calls_in_flight(settings: Generate) -> int:

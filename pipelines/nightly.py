@@ -4,31 +4,24 @@ A restarted job resumes: finished stages are skipped, and committed rows stay.
 """
 
 import time
-from itertools import combinations
 
 from rich.console import Console
 
-from pipelines import generate, pairs, preferences, prompts, train_reward
+from pipelines import generate, preferences, prompts, train_reward
+from pipelines import summary as summary_of
 from pipelines.runtime.job_context import JobContext
 from pipelines.runtime.model_checks import check_models, reward_path
 from pipelines.runtime.run_directory import SUCCESS, RunDirectory
-from rgtg import storage, table_files
+from rgtg import storage
 from rgtg.config import Config
-from rgtg.config_section import SANDBOX
 from rgtg.errors import UserError
-from rgtg.evaluation.stats import Mean, gain, mean
-from rgtg.methods import METHODS, STRATEGIES, Pool
-from rgtg.preferences.selection import pool_of
-from rgtg.report.summary import Comparison, Summary, as_markdown, as_table
-from rgtg.sandbox.world import true_reward
-
-BASELINE = "baseline"
+from rgtg.methods import METHODS, STRATEGIES
+from rgtg.report.summary import as_table
 
 
 def run(config: Config) -> RunDirectory:
     """Run every unfinished stage, and print the summary."""
     begun = time.monotonic()
-    in_sandbox = config.models.language == SANDBOX
     _check_pairs_are_possible(config.with_strategy())
     job = JobContext.open(config, pairs=config.models.reward is None, prompts=True)
     config, directory = job.config, job.directory
@@ -43,9 +36,7 @@ def run(config: Config) -> RunDirectory:
     if config.nightly.baseline_prompts and not config.generate.unguided_samples:
         _baseline(job)
     preferences.run_stage(job)
-    summary = _summary(config, directory, in_sandbox)
-    storage.write_json(directory.path("report", "summary.json"), summary.figures())
-    storage.write_bytes(directory.path("report", "summary.md"), as_markdown(summary).encode())
+    summary = summary_of.write(directory)
     complete = complete and storage.exists(directory.path(SUCCESS))  # no stage has removed it
     directory.succeed()
     Console().print(as_table(summary))
@@ -87,7 +78,7 @@ def _baseline(job: JobContext) -> None:
         "completions": directory.fingerprint_of(generate.STAGE),
         "nightly.baseline_prompts": config.nightly.baseline_prompts,
     }
-    if directory.begin(BASELINE, inputs, rerunnable=True) == "done":
+    if directory.begin(summary_of.BASELINE, inputs, rerunnable=True) == "done":
         return
     begun = time.monotonic()
     settings = config.generate.by("unguided", k=config.generate.k)
@@ -100,63 +91,7 @@ def _baseline(job: JobContext) -> None:
         checkpoint=None,
         limit=config.nightly.baseline_prompts,
     )
-    directory.finish(BASELINE, counts, time.monotonic() - begun)
-
-
-def _summary(config: Config, directory: RunDirectory, in_sandbox: bool) -> Summary:
-    guided = _scores(directory.path("completions"), "own", in_sandbox)
-    if config.generate.unguided_samples:
-        unguided = _scores(directory.path("completions"), "unguided", in_sandbox)
-    else:
-        done = directory.is_done(BASELINE)
-        unguided = _scores(directory.path("completions_unguided"), "own", in_sandbox) if done else {}
-    return Summary(
-        run=directory.uri,
-        method=config.generate.method,
-        pairs=directory.counts(pairs.STAGE) if directory.is_done(pairs.STAGE) else None,
-        accuracy=train_reward.accuracies(directory),
-        prompts=directory.counts(prompts.STAGE),
-        guided=directory.counts(generate.STAGE),
-        scores={
-            name: Comparison(mean(scores.values()), *_against(scores, unguided.get(name)))
-            for name, scores in guided.items()
-        },
-        preferences=directory.counts(preferences.STAGE),
-        seconds=directory.seconds(),
-        warning=train_reward.warning(directory),
-        right=_right(directory.path("preferences")) if in_sandbox else None,
-    )
-
-
-def _against(scores: dict[str, float], baseline: dict[str, float] | None) -> tuple[Mean | None, Mean | None]:
-    return (mean(baseline.values()), gain(scores, baseline)) if baseline else (None, None)
-
-
-def _scores(uri: str, pool: Pool, in_sandbox: bool) -> dict[str, dict[str, float]]:
-    """Mean score of one pool of each prompt's completions, by prompt_id; in the sandbox the true reward too."""
-    scores: dict[str, float] = {}
-    true_rewards: dict[str, float] = {}
-    for table in table_files.read_tables(uri, preferences.COLUMNS):
-        for row in table.to_pylist():
-            every = preferences.completions_of(row) if row["error"] is None else []
-            completions = [c for c in every if pool_of(c, every[0]) == pool]
-            if scored := [c["score"] for c in completions if c["score"] is not None]:
-                scores[row["prompt_id"]] = sum(scored) / len(scored)
-            if in_sandbox and completions:
-                true = [true_reward(row["prompt"] + c["text"]) for c in completions]
-                true_rewards[row["prompt_id"]] = sum(true) / len(true)
-    return {"score": scores} | ({"true reward": true_rewards} if in_sandbox else {})
-
-
-def _right(uri: str) -> Mean | None:
-    """How often the better side of the sandbox's pairs, or of any two of a ranking, truly is; a tie counts as half."""
-    margins = [
-        true_reward(row["prompt"] + better) - true_reward(row["prompt"] + worse)
-        for table in table_files.read_tables(uri)
-        for row in table.to_pylist()
-        for better, worse in combinations(row.get("completions") or (row["chosen"], row["rejected"]), 2)
-    ]
-    return mean((margin > 0) + 0.5 * (margin == 0) for margin in margins)
+    directory.finish(summary_of.BASELINE, counts, time.monotonic() - begun)
 
 
 if __name__ == "__main__":

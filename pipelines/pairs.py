@@ -1,50 +1,39 @@
 """The first stage of training: preference pairs of any format, tokenized, split and shuffled into the run's pairs/.
 
 It runs on Ray Data, since tokenizing a million pairs takes a while. Unusable pairs stay in the table with the reason,
-so that each can be looked up; training reads the others in every epoch.
+their file and row; training reads the others in every epoch.
 """
 
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import date
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 from ray.data import DataContext
 
+from pipelines.pairs_worker import Tokenize, chunks, raw_rows, read, tokenized
 from pipelines.runtime import ray_session
 from pipelines.runtime.job_context import JobContext
 from pipelines.runtime.job_log import log
 from rgtg import storage, table_files
 from rgtg.config import Config
 from rgtg.errors import UserError, printable
-from rgtg.input_files import Found, InputFile, RawRows, Unreadable, check_rows, check_share, lines, read_batches
+from rgtg.input_files import Found, InputFile, RawRows, Unreadable, check_rows, check_share, lines
 from rgtg.models.loading import context_length, load_config, load_tokenizer
-from rgtg.preferences.readers import PAIR_COLUMNS, read_pair
-from rgtg.preferences.selection import fraction
-from rgtg.preferences.tokenized import TokenizedPair, tokenize_pair
+from rgtg.preferences.readers import PAIR_COLUMNS
+from rgtg.preferences.tokenized import TokenizedPair
+from rgtg.report import warnings
 
 STAGE = "pairs"
-BATCH_ROWS = 256  # raw rows per chunk
 BLOCK_CHUNKS = 16  # chunks per tokenizing task
 MOST_BLOCKS = 256  # tasks that read files
+LOOKED_FILES = 3  # whose first rows are read before Ray starts
 MOST_REASONS = 50  # that the log and the manifest tell apart; some name what a file calls its fields
-
-IDS = pa.list_(pa.int32())
-SCHEMA = pa.schema(
-    [
-        ("split", pa.string()),  # train, eval or unused
-        ("reason", pa.string()),  # why it is unused
-        ("prompt_ids", IDS),
-        ("chosen_ids", IDS),
-        ("rejected_ids", IDS),
-        ("common", pa.int32()),
-    ]
-)
+NO_ROWS = RawRows(pa.table({}), is_json=False)
 
 
 def run_stage(job: JobContext, init: str) -> None:
@@ -64,7 +53,6 @@ def run_stage(job: JobContext, init: str) -> None:
     if directory.begin(STAGE, inputs, rerunnable=not trained) == "done":
         return
     begun = time.monotonic()
-    ray_session.start(config)
     if max_length < settings.max_length:
         log.info(f"pairs: train_reward.max_length is lowered to {max_length} tokens, the context of the model")
     target = directory.path("pairs")
@@ -79,13 +67,11 @@ def run_stage(job: JobContext, init: str) -> None:
     ]
     for name, of in found.items():
         check_share(len(of.files), of, config.generate.max_error_rate, f"train_reward.{name}")
-    tokenize = {
-        "init": init,
-        "trust_remote_code": config.models.trust_remote_code,
-        "max_length": max_length,
-        "overlong": settings.overlong,
-        "day": directory.date,
-    }
+    tokenize = Tokenize(init, config.models.trust_remote_code, max_length, settings.overlong, directory.date)
+    looked = look([file for of in found.values() for file in of.files], tokenize)
+    if not looked.usable:
+        log.warning(f"pairs: {looked}")
+    ray_session.start(config)
     with ray_session.translate_ray_errors("reading the pairs"):
         _write(files, tokenize, config.run.seed, target)
         counts = count(target)
@@ -100,11 +86,16 @@ def run_stage(job: JobContext, init: str) -> None:
             )
             storage.remove(target)
             storage.make_directory(target)
-            _write(files, tokenize | {"by_prompt": False}, config.run.seed, target)
+            _write(files, tokenize._replace(by_prompt=False), config.run.seed, target)
             counts = count(target)
     counts |= {"skipped_files": skipped}
     reasons = lines(skipped)
-    reasons += "".join(f"\n  {n} unused: {printable(reason)}" for reason, n in counts["unused"].items())
+    reasons += _unused(counts["unused"])
+    if counts["guessed"]:
+        reasons += (
+            f"\n  {counts['guessed']} have no column for the prompt: the common beginning of chosen and rejected is "
+            "taken for it"
+        )
     log.info(f"pairs: {counts['train']} for training, {counts['eval']} held out{reasons}")
     if not counts["train"] or not counts["eval"]:
         raise UserError(
@@ -112,39 +103,80 @@ def run_stage(job: JobContext, init: str) -> None:
             f"{counts['eval']} to evaluate on; {'see the reasons above' if reasons else 'the files hold no pairs'}"
         )
     directory.finish(STAGE, counts, time.monotonic() - begun)
+    if weak := warnings.of_pairs(counts):
+        log.warning(f"pairs: WARNING: {weak}")
 
 
-def _write(files: list[dict[str, Any]], tokenize: dict[str, Any], seed: int, target: str) -> None:
+class Looked(NamedTuple):
+    """What the first rows of the files hold."""
+
+    rows: int
+    usable: int
+    unused: dict[str, int]  # by reason
+
+    def __str__(self) -> str:
+        return f"{self.usable} of the first {self.rows} rows are usable pairs{_unused(self.unused)}"
+
+
+def look(files: list[InputFile], tokenize: Tokenize) -> Looked:
+    """Read the first rows of the first files, before anything starts that takes time.
+
+    Raises UserError where these are all rows and none is usable, and for what fails every row: messages for a
+    tokenizer without a chat template.
+    """
+    rows = usable = 0
+    unused: Counter[str] = Counter()
+    whole = len(files) <= LOOKED_FILES
+    for file in files[:LOOKED_FILES]:
+        batches = raw_rows(file)
+        for _, result in read(next(batches, NO_ROWS), tokenize):
+            rows += 1
+            usable += not isinstance(result, str)
+            unused.update([result] if isinstance(result, str) else [])
+        whole = whole and next(batches, None) is None
+    looked = Looked(rows, usable, dict(unused.most_common(MOST_REASONS)))
+    if whole and rows and not usable:
+        raise UserError(f"none of the {rows} rows is a pair that can be used:{_unused(looked.unused)}")
+    return looked
+
+
+def _unused(reasons: dict[str, int]) -> str:
+    return "".join(f"\n  {n} unused: {printable(reason)}" for reason, n in reasons.items())
+
+
+def _write(files: list[dict[str, Any]], tokenize: Tokenize, seed: int, target: str) -> None:
     """Tokenize and shuffle all pairs of `files` into `target`."""
     filesystem, path = storage.resolve(target)
     in_order = DataContext.get_current().copy()
     in_order.execution_options.preserve_order = True  # a shuffle by seed is reproducible only of ordered rows
     with DataContext.current(in_order):
-        chunks = ray.data.from_items(files, override_num_blocks=min(len(files), MOST_BLOCKS)).map_batches(
-            _chunks,  # type: ignore[arg-type]  # Ray's annotation leaves out Arrow tables
+        raw = ray.data.from_items(files, override_num_blocks=min(len(files), MOST_BLOCKS)).map_batches(
+            chunks,  # type: ignore[arg-type]  # Ray's annotation leaves out Arrow tables
             batch_size=1,
             batch_format="pyarrow",
         )
-        tokenized = chunks.repartition(target_num_rows_per_block=BLOCK_CHUNKS).map_batches(
-            _tokenized,  # type: ignore[arg-type]
-            fn_kwargs=tokenize,
+        pairs = raw.repartition(target_num_rows_per_block=BLOCK_CHUNKS).map_batches(
+            tokenized,  # type: ignore[arg-type]
+            fn_args=[tokenize],
             batch_size=1,
             batch_format="pyarrow",
         )
-        tokenized.random_shuffle(seed=seed).write_parquet(path, filesystem=filesystem)
+        pairs.random_shuffle(seed=seed).write_parquet(path, filesystem=filesystem)
 
 
 def count(target: str) -> dict[str, Any]:
     """The number of training pairs, of held-out pairs, and of unused pairs by reason, the most frequent ones first."""
     splits: Counter[str] = Counter()
     unused: Counter[str] = Counter()
-    for table in table_files.read_tables(target, ["split", "reason"]):
+    guessed = 0
+    for table in table_files.read_tables(target, ["split", "reason", "guessed"]):
         splits.update(table["split"].to_pylist())
+        guessed += pc.sum(table["guessed"]).as_py() or 0
         unused.update(reason for reason in table["reason"].to_pylist() if reason)
     said = dict(unused.most_common(MOST_REASONS))
     if rest := unused.total() - sum(said.values()):
         said["other reasons"] = rest
-    return {"train": splits["train"], "eval": splits["eval"], "unused": said}
+    return {"train": splits["train"], "eval": splits["eval"], "unused": said, "guessed": guessed}
 
 
 def to_pairs(batch: dict[str, Any]) -> list[TokenizedPair]:
@@ -176,76 +208,6 @@ def _fault(file: InputFile) -> str | None:
             "chosen and rejected, or completions with scores"
         )
     return None
-
-
-def _chunks(files: pa.Table) -> Iterator[pa.Table]:
-    """The raw rows of files in chunks, each as bytes of an Arrow stream, since files differ in their columns."""
-    for row in files.to_pylist():
-        file = InputFile(row["uri"], row["path"], 0)
-        for raw in _raw(file):
-            sink = pa.BufferOutputStream()
-            with pa.ipc.new_stream(sink, raw.table.schema) as stream:
-                stream.write_table(raw.table)
-            chunk = pa.array([sink.getvalue().to_pybytes()], pa.large_binary())
-            yield pa.table({"rows": chunk, "is_json": [raw.is_json], "eval_fraction": [row["eval_fraction"]]})
-
-
-def _raw(file: InputFile) -> Iterator[RawRows]:
-    try:
-        yield from read_batches(file, PAIR_COLUMNS, BATCH_ROWS)
-    except Unreadable as error:
-        raise UserError(f"{file.path!r} changed while the pairs were read: {error}") from error
-
-
-_tokenizers: dict[str, Any] = {}  # by path; each worker process loads one once
-
-
-def _tokenized(chunks: pa.Table, **options: Any) -> pa.Table:
-    """Tokenize chunks of raw rows into rows of pairs/."""
-    return pa.concat_tables(
-        _tokenize(
-            RawRows(pa.ipc.open_stream(chunk["rows"]).read_all(), chunk["is_json"]),
-            eval_fraction=chunk["eval_fraction"],
-            **options,
-        )
-        for chunk in chunks.to_pylist()
-    )
-
-
-def _tokenize(
-    raw: RawRows,
-    init: str,
-    trust_remote_code: bool,
-    max_length: int,
-    overlong: Any,
-    day: date,
-    eval_fraction: float,
-    by_prompt: bool = True,
-) -> pa.Table:
-    """Tokenize raw rows into rows of pairs/."""
-    if init not in _tokenizers:
-        _tokenizers[init] = load_tokenizer(init, "train_reward.init", trust_remote_code=trust_remote_code)
-    tokenizer = _tokenizers[init]
-    results = []
-    for row in raw.rows():
-        pair = f"the {raw.unit} is {row}" if isinstance(row, str) else read_pair(row)
-        results.append(pair if isinstance(pair, str) else tokenize_pair(tokenizer, pair, max_length, overlong, day))
-    return pa.Table.from_pylist([_row(result, eval_fraction, by_prompt) for result in results], schema=SCHEMA)
-
-
-def _row(result: TokenizedPair | str, eval_fraction: float, by_prompt: bool) -> dict[str, Any]:
-    if isinstance(result, str):
-        return {"split": "unused", "reason": result}
-    # By prompt where there is one: a prompt on both sides of the split would inflate the accuracy.
-    alone = by_prompt and len(result.prompt_ids) > 1
-    key = result.prompt_ids if alone else result.prompt_ids + result.chosen_ids
-    return {
-        "split": "eval" if fraction(repr(key)) < eval_fraction else "train",
-        "prompt_ids": result.prompt_ids,
-        "chosen_ids": result.chosen_ids,
-        "rejected_ids": result.rejected_ids,
-        "common": result.common,
-    }
 
 
 def _tokenizer_digest(init: str, config: Config) -> str:

@@ -6,36 +6,35 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines import generate, train_reward
+from pipelines import generate, summary
+from pipelines.completions import COLUMNS, completions_of
 from pipelines.runtime.job_context import JobContext
 from pipelines.runtime.job_log import log
 from pipelines.runtime.run_directory import RunDirectory
-from rgtg import storage, table_files
+from rgtg import schemas, storage, table_files
 from rgtg.config import Config
 from rgtg.errors import UserError
 from rgtg.methods import STRATEGIES
+from rgtg.passed_through import as_type, loadable
 from rgtg.preferences.selection import Night, Rules, Statistics, candidates, fraction, select
+from rgtg.report import warnings
 from rgtg.report.card import dataset_card
-from rgtg.schemas import preferences_schema, rankings_schema
 
 STAGE = "preferences"
 FILE_ROWS = 100_000
-OF_COMPLETIONS = (
-    *("text", "token_ids", "num_tokens", "finish_reason", "reward", "score"),
-    *("logprob", "guided_logprob", "method", "beta"),
-)
 # Columns of each completion of a pair or a ranking, and what they are in completions/.
 OF_EACH = {
     **{name: name for name in ("index", "method", "logprob", "guided_logprob")},
     **{"tokens": "num_tokens", "finish": "finish_reason"},
 }
-COLUMNS = ["prompt_id", "prompt", "method", "error", *(f"completions.list.element.{name}" for name in OF_COMPLETIONS)]
+OWN = [*schemas.COMPLETION_COLUMNS]
 
 
 def run(config: Config) -> RunDirectory:
     """The stage alone, as a command."""
     job = JobContext.open(config, models=False)
     run_stage(job)
+    summary.write(job.directory)
     return job.directory
 
 
@@ -59,12 +58,15 @@ def run_stage(job: JobContext) -> None:
     storage.make_directory(target)
     ranked = STRATEGIES[settings.select].key is None
     counts: Counter[str] = Counter()
-    writers: dict[str, _Writer] = {}
-    for table in table_files.read_tables(source, COLUMNS):
-        if not writers:
-            schema = (rankings_schema if ranked else preferences_schema)(table.schema.field("prompt").type)
-            writers = {split: _Writer(target, split, schema) for split in ("train", "test")}
-        for row in table.to_pylist():
+    margins = 0.0  # the sum
+    completions_schema = table_files.schema_of(source)
+    passed_through = loadable(schemas.passed_through(completions_schema))
+    schema_of = schemas.rankings_schema if ranked else schemas.preferences_schema
+    schema = schema_of(completions_schema.field("prompt").type, passed_through)
+    writers = {split: _Writer(target, split, schema) for split in ("train", "test")}
+    for table in table_files.read_tables(source, [*COLUMNS, *(field.name for field in passed_through)]):
+        made: dict[str, dict[int, dict[str, Any]]] = {split: {} for split in writers}  # by the row of the prompt
+        for number, row in enumerate(table.select(OWN).to_pylist()):
             if row["error"] is not None:
                 counts["prompts with an error"] += 1
                 continue
@@ -74,24 +76,27 @@ def run_stage(job: JobContext) -> None:
                 counts[selected] += 1
                 continue
             of_selected = [completions[candidate.index] | {"index": candidate.index} for candidate in selected]
+            margins += of_selected[0]["score"] - of_selected[-1]["score"]
             # By prompt_id alone, so that a prompt is in the same split in every run.
             split = "test" if fraction(f"split/{row['prompt_id']}") < settings.test_fraction else "train"
-            made = _ranking(row, of_selected) if ranked else _pair(row, *of_selected)
-            margin = of_selected[0]["score"] - of_selected[-1]["score"]
-            writers[split].add(made | {"run_id": config.run.id, "strategy": settings.select}, margin)
+            pair = _ranking(row, of_selected) if ranked else _pair(row, *of_selected)
+            made[split][number] = pair | {"run_id": config.run.id, "strategy": settings.select}
+        for split, writer in writers.items():
+            writer.add(table, made[split])
     for writer in writers.values():
         writer.close()
     sizes = {split: writer.total for split, writer in writers.items()}
     dropped = "".join(f"\n  {n} without a pair: {reason}" for reason, n in counts.most_common())
     what = "rankings" if ranked else "pairs"
-    log.info(f"preferences: {sizes.get('train', 0)} {what} to train on, {sizes.get('test', 0)} to test on{dropped}")
+    log.info(f"preferences: {sizes['train']} {what} to train on, {sizes['test']} to test on{dropped}")
     if not any(sizes.values()):
         raise UserError(f"none of the {counts.total()} prompts of {source!r} has a pair; see the reasons above")
-    margin = sum(writer.margin for writer in writers.values()) / sum(sizes.values())
-    totals = {**sizes, "dropped": dict(counts), "mean_margin": round(margin, 4)}
-    card = dataset_card(directory.config_of(generate.STAGE), settings, sizes, train_reward.warning(directory))
-    storage.write_bytes(storage.join(target, "README.md"), card.encode())
+    totals = {**sizes, "dropped": dict(counts), "mean_margin": round(margins / sum(sizes.values()), 4)}
+    card = dataset_card(directory.config_of(generate.STAGE), settings, sizes, summary.warnings_of(directory, totals))
+    storage.write_bytes(directory.path("report", "README.md"), card.encode())
     directory.finish(STAGE, totals, time.monotonic() - begun)
+    if weak := warnings.of_preferences(totals):
+        log.warning(f"preferences: WARNING: {weak}")
 
 
 def _check_pools(job: JobContext) -> None:
@@ -105,11 +110,6 @@ def _check_pools(job: JobContext) -> None:
                 f"preferences.select={strategy} pairs {pool} completions, and the run {job.directory.uri!r} has none; "
                 f"use another strategy, or another run.id with generate.{pool}_samples"
             )
-
-
-def completions_of(row: dict[str, Any]) -> list[dict[str, Any]]:
-    """Those of a row of completions/; a run from before there were scores has its rewards for them."""
-    return [{"score": c["reward"], "method": row["method"], "beta": None} | c for c in row["completions"]]
 
 
 def _night(source: str, rules: Rules) -> Night:
@@ -127,25 +127,31 @@ class _Writer:
 
     def __init__(self, target: str, split: str, schema: pa.Schema) -> None:
         self.target, self.split, self.schema = target, split, schema
-        self.rows: list[dict[str, Any]] = []
-        self.num_files = self.total = 0
-        self.margin = 0.0  # the sum
+        self.tables: list[pa.Table] = []
+        self.num_rows = self.num_files = self.total = 0
 
-    def add(self, row: dict[str, Any], margin: float) -> None:
-        self.rows.append(row)
-        self.margin += margin
-        self.total += 1
-        if len(self.rows) == FILE_ROWS:
-            self._flush()
+    def add(self, completions: pa.Table, made: dict[int, dict[str, Any]]) -> None:
+        """Add what was made of the rows of a table of completions, with the user's columns of each row."""
+        if not made:
+            return
+        rows, numbers = list(made.values()), pa.array(made, pa.int64())
+        columns = [
+            as_type(completions[field.name.removeprefix(schemas.META)], field.type).take(numbers)
+            if field.name.startswith(schemas.META)
+            else pa.array([row[field.name] for row in rows], field.type)
+            for field in self.schema
+        ]
+        self.tables.append(pa.table(columns, schema=self.schema))
+        self.num_rows += len(rows)
+        self.total += len(rows)
+        if self.num_rows >= FILE_ROWS:
+            self.close()
 
     def close(self) -> None:
-        if self.rows:
-            self._flush()
-
-    def _flush(self) -> None:
-        path = storage.join(self.target, f"{self.split}-{self.num_files:05d}.parquet")
-        table_files.write_table(path, pa.Table.from_pylist(self.rows, schema=self.schema))
-        self.rows, self.num_files = [], self.num_files + 1
+        if self.tables:
+            path = storage.join(self.target, f"{self.split}-{self.num_files:05d}.parquet")
+            table_files.write_table(path, pa.concat_tables(self.tables))
+            self.tables, self.num_rows, self.num_files = [], 0, self.num_files + 1
 
 
 def _pair(row: dict[str, Any], chosen: dict[str, Any], rejected: dict[str, Any]) -> dict[str, Any]:

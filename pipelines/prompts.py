@@ -12,6 +12,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipelines import summary
+from pipelines.row_errors import Reasons, check_errors
 from pipelines.runtime.job_context import JobContext
 from pipelines.runtime.job_log import log
 from pipelines.runtime.run_directory import RunDirectory
@@ -34,6 +36,7 @@ def run(config: Config) -> RunDirectory:
     """The stage alone, as a command."""
     job = JobContext.open(config, models=False, prompts=True)
     run_stage(job)
+    summary.write(job.directory)
     return job.directory
 
 
@@ -43,11 +46,11 @@ def run_stage(job: JobContext) -> None:
     begun = time.monotonic()
     files = job.digests.files(config.generate.prompts)
     free = not directory.has_begun("generate") or (config.generate.incremental and _grew(directory, files))
+    target = directory.path("prompts")
     if directory.begin(STAGE, {"generate.prompts": files}, rerunnable=free) == "done":
+        check_errors(config, directory.counts(STAGE), target)
         return
-    counts = take_in(
-        job.digests.found(config.generate.prompts), directory.path("prompts"), config.generate.max_error_rate
-    )
+    counts = take_in(job.digests.found(config.generate.prompts), target, config.generate.max_error_rate)
     if not counts["rows"]:
         raise UserError(f"there is no prompt at {', '.join(map(repr, config.generate.prompts))}")
     directory.finish(STAGE, counts, time.monotonic() - begun)
@@ -55,6 +58,7 @@ def run_stage(job: JobContext) -> None:
         f"prompts: {counts['rows']} rows ({counts['errors']} with an error, {counts['duplicates']} duplicates dropped)"
         f"{lines(counts['skipped_files'])}"
     )
+    check_errors(config, counts, target)
 
 
 def _grew(directory: RunDirectory, files: list[dict[str, Any]]) -> bool:
@@ -83,12 +87,15 @@ def take_in(found: Found, target: str, max_error_rate: float) -> dict[str, Any]:
     table = pa.concat_tables(_table(file, rows, schema) for file, rows in zip(files, identified, strict=True))
     for number, start in enumerate(range(0, max(1, table.num_rows), FILE_ROWS)):
         table_files.write_table(storage.join(target, f"part-{number:05d}.parquet"), table.slice(start, FILE_ROWS))
+    reasons = Reasons()
+    reasons.add(table["error"].drop_null())
     return {
         "files": len(files),
         "skipped_files": found.skipped,
         "rows": table.num_rows,
         "errors": table.num_rows - table["error"].null_count,
         "duplicates": num_duplicates,
+        "error_reasons": reasons.most_common(),
     }
 
 

@@ -14,7 +14,7 @@ from ray.data import ExecutionOptions
 from ray.data.expressions import col
 from ray.train.torch import TorchTrainer
 
-from pipelines import pairs
+from pipelines import pairs, summary
 from pipelines import train_reward_checkpoints as checkpoints
 from pipelines.runtime import ray_session
 from pipelines.runtime.fingerprints import Inputs, versions_that_round
@@ -27,9 +27,10 @@ from pipelines.train_reward_worker import worker
 from rgtg import config_section, s3_filesystem, storage, table_files
 from rgtg.config import Config
 from rgtg.errors import UserError
-from rgtg.evaluation.stats import better_than_chance, share_error
-from rgtg.methods import head_of
+from rgtg.evaluation.stats import share_error
+from rgtg.methods import reward_name
 from rgtg.models.reward import RewardModel
+from rgtg.report import warnings
 from rgtg.training_settings import TrainReward
 
 STAGE = "train_reward"
@@ -39,6 +40,7 @@ def run(config: Config) -> RunDirectory:
     """The stage alone, as a command."""
     job = JobContext.open(config, pairs=True)
     run_stage(job)
+    summary.write(job.directory)
     return job.directory
 
 
@@ -53,41 +55,11 @@ def reward_of(job: JobContext) -> str:
     For comparisons a run may have several besides its own, named by their objective and head.
     """
     settings, directory = job.config.train_reward, job.directory
-    name = _name(settings.objective, settings.head)
-    own = directory.is_done(STAGE) and name == _name_of(directory, STAGE)
+    name = reward_name(settings.objective, settings.head)
+    own = directory.is_done(STAGE) and name == summary.name_of(directory, STAGE)
     stage, target = (STAGE, "reward_model") if own else (f"{STAGE}_{name}", f"reward_model_{name}")
     fit(job, stage, directory.path(target))
     return directory.path(target)
-
-
-def accuracies(directory: RunDirectory) -> dict[str, dict[str, Any]]:
-    """The held-out accuracy of each reward model of the run, by its name; the run's own comes first."""
-    stages = [stage for stage in directory.stages if stage.startswith(STAGE) and directory.is_done(stage)]
-    return {_name_of(directory, stage): directory.counts(stage)["accuracy"] for stage in sorted(stages)}
-
-
-def warning(directory: RunDirectory) -> str | None:
-    """What a user of the run's own reward model must know: that it has learned nothing. None where it has."""
-    if not directory.is_done(STAGE):
-        return None
-    accuracy = directory.counts(STAGE)["accuracy"]
-    share, n = accuracy["by_fraction"].get("1.0", 0.5), accuracy["pairs"].get("full", 0)
-    if not n or better_than_chance(share, n):
-        return None
-    return (
-        f"the reward model has learned nothing that {n} held-out pairs show: it is right about {share:.3f} of them "
-        f"(guessing: .5 ± {share_error(0.5, n):.3f}), so its scores and the pairs made by them mean nothing; train "
-        "longer or with another learning_rate, or give more pairs"
-    )
-
-
-def _name_of(directory: RunDirectory, stage: str) -> str:
-    inputs = directory.inputs_of(stage)
-    return _name(inputs["train_reward.objective"], inputs["train_reward.head"])
-
-
-def _name(objective: str, head: str | None) -> str:
-    return objective if head in (None, head_of(objective)) else f"{objective}-{head}"
 
 
 def fit(job: JobContext, stage: str, target: str) -> None:
@@ -151,8 +123,8 @@ def fit(job: JobContext, stage: str, target: str) -> None:
     by_score = ", ".join(f"{way}: {value:.3f}" for way, value in accuracy["by_score"].items())
     log.info(f"{stage}: held-out accuracy of whole responses by score  {by_score}; {accuracy['score']} is kept")
     log.info(f"{stage}: held-out accuracy by fraction of the response  {by_part} ± {error:.3f}")
-    if stage == STAGE and (said := warning(directory)):
-        log.warning(f"{stage}: WARNING: {said}")
+    if weak := warnings.of_training(result.metrics):
+        log.warning(f"{stage}: WARNING: {weak}")
 
 
 def _inputs(job: JobContext, init: str) -> Inputs:

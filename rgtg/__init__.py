@@ -19,3 +19,7 @@ def __getattr__(name: str) -> Any:
 
         return getattr(decoder, name)
     raise AttributeError(f"module 'rgtg' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,9 +1,11 @@
 """What all sections of settings share: strict, frozen models, numbers with bounds, one message for a mistake."""
 
 from collections.abc import Callable
+from difflib import get_close_matches
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
 
 from rgtg.errors import redacted
 from rgtg.path_syntax import fault, fault_of_judge
@@ -11,6 +13,8 @@ from rgtg.text_score import check_way
 
 SANDBOX = "sandbox"
 """In place of a path: the embedded world of text, its language model, pairs or prompts."""
+
+MOST_MISTAKES = 10  # that one message names
 
 # A number that no machine has room for is a slip of the hand, and would be found out after hours.
 Positive = Annotated[int, Field(ge=1, le=10**9)]
@@ -55,18 +59,39 @@ def inputs_of(section: Section) -> dict[str, Any]:
 
 
 def message_of(error: ValidationError, model: type[BaseModel]) -> str:
-    """What is wrong, naming the key."""
-    first = error.errors()[0]
-    where = [str(part) for part in first["loc"]]
+    """What is wrong, naming the keys: all mistakes at once."""
+    mistakes = list(dict.fromkeys(_mistake(of, model) for of in error.errors()))
+    more = len(mistakes) - MOST_MISTAKES
+    return "; ".join(mistakes[:MOST_MISTAKES]) + (f"; and {more} more" if more > 0 else "")
+
+
+def _mistake(details: Any, model: type[BaseModel]) -> str:
+    where = [str(part) for part in details["loc"]]
     key = ".".join(where)
-    if first["type"] == "extra_forbidden":
-        known = model.model_fields
-        for part in where[:-1]:
-            known = known[part].annotation.model_fields  # type: ignore[union-attr]
-        return f"the setting {key!r} is unknown; there are {', '.join(known)}"
-    message = first["msg"].removeprefix("Value error, ")
-    value = "" if first["type"] == "value_error" else f" but is {_short(first['input'])}"
-    return f"the setting {key!r} is wrong: {message[0].lower() + message[1:]}{value}"
+    if details["type"] == "extra_forbidden":
+        return f"the setting {key!r} is unknown; {_meant(where, model)}"
+    message = details["msg"].removeprefix("Value error, ")
+    value = "" if details["type"] == "value_error" else f" but is {_short(details['input'])}"
+    return f"the setting {key!r} is wrong: {message[0].lower() + message[1:]}{value}" if key else message
+
+
+def _meant(where: list[str], model: type[BaseModel]) -> str:
+    """What an unknown key may be: a setting of another section, one that is written alike, or one of a list."""
+    *sections, name = where
+    known = model.model_fields
+    for section in sections:
+        known = _fields(known[section])
+    elsewhere = [f"{other}.{name}" for other, field in model.model_fields.items() if name in _fields(field)]
+    alike = [".".join([*sections, near]) for near in get_close_matches(name, known, 1)]
+    if likely := elsewhere or alike:
+        return f"did you mean {' or '.join(map(repr, likely))}?"
+    return f"there are {', '.join(known)}"
+
+
+def _fields(field: FieldInfo) -> dict[str, FieldInfo]:
+    """The settings of a section; none of any other field."""
+    kind = field.annotation
+    return kind.model_fields if isinstance(kind, type) and issubclass(kind, BaseModel) else {}
 
 
 def _short(value: Any) -> str:

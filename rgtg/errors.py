@@ -50,6 +50,11 @@ class RowError(UserError):
     """A mistake in one row of the data: the row is marked with the message, and the job continues."""
 
 
+def kind_of(reason: str) -> str:
+    """A reason without its numbers and quoted values: rows that fail alike have one kind."""
+    return re.sub(r"\d+", "N", re.sub(r"'[^']*'", "'...'", reason))
+
+
 def printable(text: str) -> str:
     """`text` as one line that any terminal and log can show; names of files, ids and keys may hold anything."""
     line = " ".join(text.splitlines())

@@ -4,6 +4,7 @@ Rows of Parquet and of CSV keep their columns, those of CSV as text. Rows of JSO
 differ in their keys. JSON and CSV may be packed by gzip or Zstandard.
 """
 
+import json
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -28,6 +29,8 @@ NO_PARTITION = "__HIVE_DEFAULT_PARTITION__"  # Hive's null
 # Text unpacks to some 3 to 30 times its size; a file of a single letter to 1,000 times and more.
 MOST_UNPACKED, ALWAYS_UNPACKED = 200, 1 << 26
 UNPACKED_AT_ONCE = 1 << 22
+
+MOST_SHOWN = 200
 
 _LINES = pa.schema([("number", pa.int64()), ("line", pa.large_binary())])  # of JSON
 
@@ -119,6 +122,7 @@ class RawRows:
 
     table: pa.Table
     is_json: bool
+    before: int = 0  # rows of the file that stand before those of the table
 
     @property
     def unit(self) -> str:
@@ -127,8 +131,19 @@ class RawRows:
 
     @property
     def numbers(self) -> Sequence[int]:
-        """Numbers from 1: of lines in their file for JSON, else of rows in `table`."""
-        return self.table["number"].to_pylist() if self.is_json else range(1, self.table.num_rows + 1)
+        """Numbers in the file, from 1: of lines for JSON, else of rows."""
+        if self.is_json:
+            return self.table["number"].to_pylist()
+        return range(self.before + 1, self.before + self.table.num_rows + 1)
+
+    def shown(self, i: int) -> str:
+        """Row `i` as a person may read it, no longer than MOST_SHOWN characters."""
+        if self.is_json:
+            text = self.table["line"][i].as_py().decode(errors="replace")
+        else:
+            [row] = table_rows(self.table.slice(i, 1))
+            text = row if isinstance(row, str) else json.dumps(row, ensure_ascii=False, default=str)
+        return printable(text[:MOST_SHOWN])
 
     def rows(self, columns: Collection[str] | None = None) -> list[Row | str]:
         """The rows as Python objects; in place of an unreadable row, the reason.
@@ -164,13 +179,15 @@ def read_batches(file: InputFile, columns: Collection[str], num_rows: int) -> It
     if not file.is_parquet:
         whole = _rows_of_text(file, _read_bytes(file))
         for start in range(0, whole.table.num_rows, num_rows):
-            yield replace(whole, table=whole.table.slice(start, num_rows))
+            yield replace(whole, table=whole.table.slice(start, num_rows), before=start)
         return
     with _open(file) as source:
         parquet = open_parquet(source)
         names = [name for name in parquet.schema_arrow.names if name in columns]
+        before = 0
         for batch in parquet.iter_batches(num_rows, columns=names):
-            yield RawRows(pa.Table.from_batches([batch]), is_json=False)
+            yield RawRows(pa.Table.from_batches([batch]), is_json=False, before=before)
+            before += batch.num_rows
 
 
 def check_rows(file: InputFile, columns: Collection[str]) -> list[str] | None:

@@ -190,6 +190,11 @@ def head_of(objective: str, head: str | None = None) -> Head:
     raise ValueError(f"the objective {objective!r} needs the head {heads[0]!r}")
 
 
+def reward_name(objective: str, head: str | None) -> str:
+    """What a reward model is called in comparisons: by its objective, and by its head where that is not the usual."""
+    return objective if head in (None, head_of(objective)) else f"{objective}-{head}"
+
+
 def check_head(method: str, head: Head) -> None:
     """Raises UserError where the method asks for rewards that a head does not give."""
     guidance = METHODS[method].guidance

@@ -44,6 +44,21 @@ def as_type(column: Column, kind: pa.DataType) -> pa.Array | pa.ChunkedArray:
     return pa.array([_text(value) for value in column.to_pylist()], kind)
 
 
+def loadable(fields: Sequence[pa.Field]) -> list[pa.Field]:
+    """The same fields, as text where `datasets` has no feature for a type, such as a map."""
+    return [field if _has_feature(field) else field.with_type(pa.string()) for field in fields]
+
+
+def _has_feature(field: pa.Field) -> bool:
+    import datasets  # which takes a second
+
+    try:
+        datasets.Features.from_arrow_schema(pa.schema([field]))
+    except (ValueError, NotImplementedError, TypeError, pa.ArrowException):
+        return False
+    return True
+
+
 def _plain(kind: pa.DataType) -> pa.DataType:
     """The type of the same values in the usual layout: no dictionary, no large or view type."""
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind

@@ -37,6 +37,8 @@ _OF_A_COMPLETION = [
 PROMPT_COLUMNS = ("prompt_id", "prompt", "error")
 COMPLETION_COLUMNS = ("prompt_id", "prompt", "completions", "method", "error")
 
+META = "meta_"  # before the name of a user's column in preferences/
+
 
 def prompts_schema(prompt: pa.DataType, passed_through: list[pa.Field]) -> pa.Schema:
     """prompts/: `prompt` is text or messages; `error` says why a row cannot be completed."""
@@ -45,7 +47,6 @@ def prompts_schema(prompt: pa.DataType, passed_through: list[pa.Field]) -> pa.Sc
 
 def completions_schema(prompts: pa.Schema) -> pa.Schema:
     """completions/: one row per prompt, with the columns that pass through."""
-    passed_through = [field for field in prompts if field.name not in PROMPT_COLUMNS]
     return pa.schema(
         [
             ("prompt_id", pa.string()),
@@ -53,15 +54,21 @@ def completions_schema(prompts: pa.Schema) -> pa.Schema:
             ("completions", pa.list_(COMPLETION)),
             ("method", pa.string()),
             ("error", pa.string()),
-            *passed_through,
+            *(field for field in prompts if field.name not in PROMPT_COLUMNS),
         ]
     )
 
 
-def preferences_schema(prompt: pa.DataType) -> pa.Schema:
+def passed_through(completions: pa.Schema) -> list[pa.Field]:
+    """The columns of completions/ that are the user's."""
+    return [field for field in completions if field.name not in COMPLETION_COLUMNS]
+
+
+def preferences_schema(prompt: pa.DataType, passed_through: list[pa.Field]) -> pa.Schema:
     """preferences/: the columns of TRL, all three text or all three messages, and the origin of the pair.
 
-    None is called `margin`, which trainers subtract inside their loss.
+    None is called `margin`, which trainers subtract inside their loss; the user's columns begin with META, so that no
+    trainer takes one of them for its own.
     """
     return pa.schema(
         [
@@ -73,11 +80,12 @@ def preferences_schema(prompt: pa.DataType) -> pa.Schema:
             ("score_margin", pa.float32()),
             *_ORIGIN,
             *((f"{side}_{name}", kind) for side in ("chosen", "rejected") for name, kind in _OF_A_COMPLETION),
+            *(field.with_name(META + field.name) for field in passed_through),
         ]
     )
 
 
-def rankings_schema(prompt: pa.DataType) -> pa.Schema:
+def rankings_schema(prompt: pa.DataType, passed_through: list[pa.Field]) -> pa.Schema:
     """preferences/ of rankings: `completions` of a prompt, the best one first, all text or all messages; what is known
     of each stands at its place in the other lists.
     """
@@ -88,5 +96,6 @@ def rankings_schema(prompt: pa.DataType) -> pa.Schema:
             ("scores", pa.list_(pa.float32())),
             *_ORIGIN,
             *((f"completions_{name}", pa.list_(kind)) for name, kind in _OF_A_COMPLETION),
+            *(field.with_name(META + field.name) for field in passed_through),
         ]
     )

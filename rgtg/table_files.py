@@ -33,6 +33,21 @@ def read_tables(
             yield from pool.map(read, files[start : start + READERS])
 
 
+def schema_of(uri: str) -> pa.Schema:
+    """The schema of the first of the Parquet files at `uri`. Raises UserError where there is none."""
+    filesystem, _ = resolve(uri)
+    files = list_files(uri, (".parquet",))
+    if not files:
+        raise UserError(f"{uri!r} holds no Parquet file")
+
+    def schema() -> pa.Schema:
+        with filesystem.open_input_file(files[0].path) as stream:
+            return open_parquet(stream).schema_arrow
+
+    with translate_errors(f"cannot read {uri!r}"):
+        return s3_filesystem.retry_read(schema)
+
+
 def check_tables(uri: str) -> list[str]:
     """The paths of the Parquet files at `uri`, safe for other readers than ours, such as Ray's.
 

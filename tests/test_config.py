@@ -90,7 +90,7 @@ def test_an_empty_file_is_the_defaults(write):
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("generate.sample=8", ["'generate.sample'", "unknown", "samples", "max_new_tokens"]),
+        ("generate.sample=8", ["'generate.sample'", "unknown", "'generate.samples'?"]),
         ("generation.samples=8", ["'generation'", "unknown", "generate"]),
         ("generate.samples=many", ["'generate.samples'", "integer", "'many'"]),
         ("generate.samples=2.5", ["'generate.samples'", "2.5"]),
@@ -185,6 +185,30 @@ def test_a_wrong_file(write, text, words):
     sentence = refused(file=file)
     assert words in sentence
     assert str(file) in sentence or "setting" in sentence
+
+
+@pytest.mark.parametrize(
+    ("override", "meant"),
+    [
+        ("generate.sample=8", "did you mean 'generate.samples'?"),
+        ("generat.samples=8", "did you mean 'generate'?"),
+        ("models.beta=2", "did you mean 'generate.beta'?"),
+        ("train_reward.seed=2", "did you mean 'run.seed'?"),
+        ("nightly.colour=red", "there are baseline_prompts, compare_objectives"),
+    ],
+)
+def test_an_unknown_setting_may_be_another(override, meant):
+    key = override.partition("=")[0] if "generat." not in override else "generat"
+    assert refused(override) == f"the setting {key!r} is unknown; {meant}"
+
+
+def test_all_mistakes_are_told_at_once():
+    sentence = refused("generate.sample=8", "run.seed=-1", "models.device=tpu")
+    for key in ("generate.sample", "run.seed", "models.device"):
+        assert f"the setting {key!r} is " in sentence
+    many = refused(*(f"generate.setting{i}=1" for i in range(13)))
+    assert many.count("is unknown") == 10
+    assert many.endswith("; and 3 more")
 
 
 def test_a_missing_file(tmp_path):

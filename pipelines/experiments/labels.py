@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines import generate, preferences, train_reward
+from pipelines import generate, train_reward
+from pipelines.completions import COLUMNS, completions_of
 from pipelines.experiments import probes
 from pipelines.experiments.policies import Pair
 from rgtg import config_file, sandbox, table_files
@@ -61,8 +62,8 @@ def completed(out: Path, name: str, **settings: Any) -> tuple[Rows, dict[str, An
     config = config_file.load(None, [f"{key}={value}" for key, value in given.items()])
     accuracy = {} if config.models.reward else train_reward.run(config).counts(train_reward.STAGE)["accuracy"]
     directory = generate.run(config)
-    tables = table_files.read_tables(directory.path("completions"), preferences.COLUMNS + TOKEN_REWARDS)
-    rows = {row["prompt"]: preferences.completions_of(row) for table in tables for row in table.to_pylist()}
+    tables = table_files.read_tables(directory.path("completions"), COLUMNS + TOKEN_REWARDS)
+    rows = {row["prompt"]: completions_of(row) for table in tables for row in table.to_pylist()}
     return dict(sorted(rows.items())), accuracy
 
 

@@ -23,7 +23,7 @@ import math
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeGuard
 
 from rgtg.input_rows import is_unicode
@@ -69,6 +69,7 @@ class Pair:
     prompt: Prompt
     chosen: str
     rejected: str
+    guessed: bool = field(default=False, compare=False)  # the prompt: it is the common beginning of two texts
 
 
 def read_pair(row: dict[str, Any]) -> Pair | str:
@@ -189,7 +190,7 @@ def _split_texts(chosen: str, rejected: str) -> Pair:
         end -= 1
     if end == 0:
         raise Unusable(NOT_SHARED)
-    return Pair(chosen[:end], chosen[end:], rejected[end:])
+    return Pair(chosen[:end], chosen[end:], rejected[end:], guessed=True)
 
 
 def _read_swift(row: dict[str, Any]) -> Pair:

@@ -64,12 +64,12 @@ def tokenize_pair(
 
     room = max_length - len(prompt_ids)
     if overlong == "drop" and max(len(chosen_ids), len(rejected_ids)) > room:
-        return "longer than max_length"
+        return "longer than train_reward.max_length"
     if room < 1:
-        return "the prompt leaves no room for a response"
+        return "the prompt leaves no room for a response within train_reward.max_length"
     chosen_ids, rejected_ids = chosen_ids[:room], rejected_ids[:room]
     if chosen_ids == rejected_ids:
-        return "chosen equals rejected within max_length"
+        return "chosen equals rejected within train_reward.max_length"
     return TokenizedPair(prompt_ids, chosen_ids, rejected_ids, common_length(chosen_ids, rejected_ids))
 
 

@@ -1,5 +1,7 @@
 """The dataset card: what the preferences are and how they were made, in the form that dataset hubs read."""
 
+from collections.abc import Sequence
+
 import yaml
 
 from rgtg.config import Config, Generate, Preferences
@@ -9,10 +11,10 @@ SAYS_OF_PAIRS = "The score is the reward model's; `score_margin` is the differen
 SAYS_OF_RANKINGS = "`scores` are the reward model's, in the same order; there are no pairs of TRL in it."
 
 
-def dataset_card(config: Config, selection: Preferences, sizes: dict[str, int], warning: str | None = None) -> str:
-    """README.md of preferences/: front matter for the hub, then how to load and how it was made.
+def dataset_card(config: Config, selection: Preferences, sizes: dict[str, int], warnings: Sequence[str] = ()) -> str:
+    """The README.md of a published preferences/: front matter for the hub, then how to load and how it was made.
 
-    `config` is that of the completions, `selection` the settings by which pairs were made of them; a `warning` stands
+    `config` is that of the completions, `selection` the settings by which pairs were made of them; `warnings` stand
     above everything else.
     """
     # No `configs` here: the files' names tell the splits, and with a list of them `datasets` caches by the list alone
@@ -28,7 +30,7 @@ def dataset_card(config: Config, selection: Preferences, sizes: dict[str, int], 
 ---
 
 # Preferences of the run {config.run.id}
-{f"{chr(10)}> **Warning:** {warning}{chr(10)}" if warning else ""}
+{"".join(f"{chr(10)}> **Warning:** {warning}{chr(10)}" for warning in warnings)}
 {sizes["train"]} {"rankings" if ranked else "pairs"} to train on and {sizes["test"]} to test on, split by prompt.
 {"`completions` are" if ranked else "`chosen` and `rejected` are"} {STRATEGIES[strategy].says} (`{strategy}`),
 of {_counts(settings)}.

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from rich.table import Table
 
 from rgtg.evaluation.stats import Mean, share_error
+from rgtg.report.warnings import cut_off
 
 Counts = dict[str, Any]
 
@@ -20,18 +21,18 @@ class Comparison(NamedTuple):
 
 @dataclass(frozen=True)
 class Summary:
-    """Counts of the stages as the manifest has them; what a run did not do is None."""
+    """Counts of the stages as the manifest has them; what a run has not done is None."""
 
     run: str
     method: str
     pairs: Counts | None
     accuracy: dict[str, Counts]  # by objective: held-out accuracy by_length and by_fraction
-    prompts: Counts
-    guided: Counts
+    prompts: Counts | None
+    guided: Counts | None
     scores: dict[str, Comparison]  # by what scored: the reward model, and in the sandbox the true reward
-    preferences: Counts
+    preferences: Counts | None
     seconds: dict[str, float]
-    warning: str | None = None  # what whoever uses the pairs must know
+    warnings: list[str]  # what whoever uses the pairs must know
     right: Mean | None = None  # in the sandbox: the part of the pairs whose chosen side is truly better; a tie is half
 
     def figures(self) -> dict[str, Any]:
@@ -54,20 +55,18 @@ def rows(summary: Summary) -> list[tuple[str, str]]:
         way = accuracy.get("score", "final")
         error = share_error(accuracy["by_fraction"].get("1.0", 0.5), accuracy["pairs"].get("full", 0))
         lines.append((f"accuracy ({objective})", f"{way} score, by part: {parts} ± {error:.3f}"))
-    if summary.warning:
-        lines.append(("WARNING", summary.warning))
-    prompts, guided = summary.prompts, summary.guided
-    lines.append(
-        ("prompts", f"{prompts['rows']:,} ({prompts['errors']:,} bad, {prompts['duplicates']:,} duplicates left out)")
-    )
-    lines.append(
-        (
-            "completions",
-            f"{guided['completions']:,} of {guided['tokens']:,} tokens, {guided['errors']:,} prompts with an error",
-        )
-    )
-    if guided.get("decode_seconds"):
-        lines.append(("speed", f"{guided['decoded_tokens'] / guided['decode_seconds']:,.0f} tokens/s"))
+    lines += [("WARNING", warning) for warning in summary.warnings]
+    if prompts := summary.prompts:
+        errors = f"{prompts['errors']:,} bad, {prompts['duplicates']:,} duplicates left out"
+        lines.append(("prompts", f"{prompts['rows']:,} ({errors})"))
+    if guided := summary.guided:
+        said = [f"{guided['completions']:,} of {guided['tokens']:,} tokens"]
+        said += [f"{cut_off(guided):,} cut off at max_new_tokens", f"{guided['errors']:,} prompts with an error"]
+        if marked := guided.get("with_control_tokens"):
+            said.append(f"{marked:,} prompts of text that spell out control tokens")
+        lines.append(("completions", ", ".join(said)))
+        if guided.get("decode_seconds"):
+            lines.append(("speed", f"{guided['decoded_tokens'] / guided['decode_seconds']:,.0f} tokens/s"))
     for name, (score, baseline, gain) in summary.scores.items():
         if score:
             lines.append((f"{name} ({summary.method})", str(score)))
@@ -76,20 +75,22 @@ def rows(summary: Summary) -> list[tuple[str, str]]:
         if gain:
             sizes = f", {gain.value / gain.error:.1f} standard errors" if gain.error else ""
             lines.append(("  guidance gains", f"{gain}{sizes}, on the same {gain.n:,} prompts"))
-    preferences = summary.preferences
-    dropped = sum(preferences["dropped"].values())
-    lines.append(
-        (
-            "preferences",
-            f"{preferences['train']:,} train, {preferences['test']:,} test, {dropped:,} prompts without a pair, "
-            f"mean score margin {preferences['mean_margin']:.3f}",
+    if preferences := summary.preferences:
+        dropped = sum(preferences["dropped"].values())
+        lines.append(
+            (
+                "preferences",
+                f"{preferences['train']:,} train, {preferences['test']:,} test, {dropped:,} prompts without a pair, "
+                f"mean score margin {preferences['mean_margin']:.3f}",
+            )
         )
-    )
     if summary.right:
         lines.append(("  right by true reward", f"{summary.right.value:.3f} ± {summary.right.error:.3f}"))
     lines.append(("seconds", ", ".join(f"{stage} {seconds:.0f}" for stage, seconds in summary.seconds.items())))
-    lines.append(("reward model", f"{summary.run}/reward_model" if summary.accuracy else "as configured"))
-    lines.append(("preferences are in", f"{summary.run}/preferences"))
+    if summary.accuracy or summary.guided:
+        lines.append(("reward model", f"{summary.run}/reward_model" if summary.accuracy else "as configured"))
+    if summary.preferences:
+        lines.append(("preferences are in", f"{summary.run}/preferences, their card in {summary.run}/report"))
     return lines
 
 

@@ -86,9 +86,11 @@ def completion(text, score, method="pargs", beta=2.0, finish="stop"):
 
 @pytest.fixture
 def finished(configure):
-    """A run whose completions are given: (prompt, [(text, score, ...) ...] or an error) a row."""
+    """A run whose completions are given: (prompt, [(text, score, ...) ...] or an error) a row; `columns`
+    pass through.
+    """
 
-    def make(rows, prompt_type=None, **changes):
+    def make(rows, prompt_type=None, columns=None, **changes):
         config = configure(**changes)
         directory = RunDirectory(config.with_strategy())
         schema = completions_schema(prompts_schema(prompt_type or pa.string(), []))
@@ -104,7 +106,10 @@ def finished(configure):
         ]
         target = directory.path("completions")
         storage.make_directory(target)
-        pq.write_table(pa.Table.from_pylist(table, schema=schema), f"{target}/part.parquet")
+        made = pa.Table.from_pylist(table, schema=schema)
+        for name, values in (columns or {}).items():
+            made = made.append_column(name, [values])
+        pq.write_table(made, f"{target}/part.parquet")
         directory.begin(generate.STAGE, {"rows": len(rows), "generate.unguided_samples": 0})
         directory.finish(generate.STAGE, {}, 0)
         return config

@@ -29,7 +29,7 @@ def rgtg(*arguments: str, module: str = "pipelines.cli", **env: str) -> subproce
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["nightly", "generate.betta=1"], "the setting 'generate.betta' is unknown; there are method, beta"),
+        (["nightly", "generate.betta=1"], "the setting 'generate.betta' is unknown; did you mean 'generate.beta'?"),
         (["generate", "generate.slots=many"], "the setting 'generate.slots' is wrong"),
         (["train-reward", "train_reward.objective=whole"], "'train_reward.objective' is wrong"),
         (["generate", "slots=4"], "'slots=4' is not a setting; write section.key=value"),

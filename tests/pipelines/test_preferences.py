@@ -2,6 +2,7 @@ import json
 from pathlib import Path
 
 import datasets
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -11,6 +12,10 @@ from pipelines.runtime.run_directory import RunDirectory
 from rgtg.errors import UserError
 from rgtg.preferences import selection
 from rgtg.schemas import MESSAGES
+
+
+def card_of(directory):
+    return Path(directory.path("report"), "README.md").read_text()
 
 
 def read(directory, split):
@@ -57,7 +62,7 @@ def test_rankings_hold_every_completion_with_the_best_first(finished):
     assert (row["strategy"], row["prompt_id"], row["run_id"]) == ("ranked", "id-0", config.run.id)
     counts = directory.counts(preferences.STAGE)
     assert (counts["mean_margin"], counts["dropped"]) == (5.0, {selection.FEW: 1})
-    assert "1 rankings to train on" in Path(directory.path("preferences"), "README.md").read_text()
+    assert "1 rankings to train on" in card_of(directory)
 
 
 def test_rankings_of_messages(finished):
@@ -116,7 +121,7 @@ def test_the_card_tells_the_settings_of_the_completions(finished, configure):
     rows = [("p", [("a", 1.0), ("b", 3.0)])]
     preferences.run(finished(rows, **{"generate.beta": 1.5}))
     directory = preferences.run(configure(**{"preferences.min_margin": 0.1}))  # beta is left at its default now
-    assert "beta: 1.5" in Path(directory.path("preferences"), "README.md").read_text()
+    assert "beta: 1.5" in card_of(directory)
 
 
 @pytest.mark.parametrize(("share", "warned"), [(0.59, True), (0.61, False)])
@@ -124,9 +129,9 @@ def test_a_reward_model_that_has_learned_nothing_is_said_on_the_card(finished, s
     """Of 100 pairs, guessing is right about .5 ± .05."""
     config = finished([("p", [("a", 1.0), ("b", 3.0)])], **{"preferences.test_fraction": 0})
     directory = RunDirectory(config.with_strategy())
-    directory.begin(train_reward.STAGE, {})
+    directory.begin(train_reward.STAGE, {"train_reward.objective": "partial", "train_reward.head": None})
     directory.finish(train_reward.STAGE, {"accuracy": {"by_fraction": {"1.0": share}, "pairs": {"full": 100}}}, 0)
-    card = Path(preferences.run(config).path("preferences"), "README.md").read_text()
+    card = card_of(preferences.run(config))
     assert ("> **Warning:** the reward model has learned nothing that 100 held-out pairs show" in card) == warned
 
 
@@ -137,7 +142,7 @@ def test_the_card_names_the_evidence(finished, strategy, said):
     config = finished(
         [("p", [("a", 1.0), ("b", 3.0)])], **{"preferences.test_fraction": 0, "preferences.select": strategy}
     )
-    card = Path(preferences.run(config).path("preferences"), "README.md").read_text()
+    card = card_of(preferences.run(config))
     assert said in card if said else "right way" not in card
 
 
@@ -157,7 +162,7 @@ def test_by_default_the_best_guided_one_against_the_worst_unguided_one(finished)
     assert (pair["chosen_method"], pair["rejected_method"]) == ("pargs", "unguided")
     assert (pair["chosen_index"], pair["rejected_index"]) == (1, 3)
     assert directory.counts(preferences.STAGE)["dropped"] == {selection.CLOSE: 1}
-    card = Path(directory.path("preferences"), "README.md").read_text()
+    card = card_of(directory)
     assert "the guided completion of highest and the unguided one of lowest score (`guided-unguided`)" in card
     assert "2 guided and 4 further unguided completions of each prompt" in card.replace("\n", " ")
 
@@ -198,6 +203,35 @@ def test_no_column_is_one_that_trainers_read_otherwise(finished):
     config = finished([("p", [("a", 1.0), ("b", 3.0)])], **{"preferences.test_fraction": 0})
     [row] = read(preferences.run(config), "train")
     assert not {"margin", "ref_chosen_logps", "ref_rejected_logps", "label", "messages", "images"} & set(row)
+
+
+def test_columns_of_the_prompts_come_along_under_a_prefix_of_their_own(finished):
+    """So that no trainer takes one for its own: `margin` is subtracted in a loss, `tools` go into a template."""
+    rows = [(f"p{i}", [("a", 1.0), ("b", 3.0)] if i % 3 else "bad") for i in range(9)]
+    kinds = pa.array([[("k", i)] for i in range(9)], pa.map_(pa.string(), pa.int64()))  # no feature of `datasets`
+    columns = {"margin": range(9), "meta_x": ["x"] * 9, "kinds": kinds}
+    found = read(preferences.run(finished(rows, columns=columns, **{"preferences.test_fraction": 0})), "train")
+    assert [(row["prompt"], row["meta_margin"]) for row in found] == [(f"p{i}", i) for i in range(9) if i % 3]
+    assert (found[0]["meta_meta_x"], found[0]["meta_kinds"]) == ("x", '[["k", 1]]')
+    assert not {"margin", "kinds"} & set(found[0])
+
+
+def test_the_folder_is_read_by_what_people_read_it_with(finished):
+    """pandas, polars and duckdb take every file in it for a table."""
+    rows = [(f"p{i}", [("a", 1.0), ("b", 3.0)]) for i in range(40)]
+    folder = preferences.run(finished(rows, **{"preferences.test_fraction": 0.2})).path("preferences")
+    assert len(pd.read_parquet(folder)) == len(pq.read_table(folder)) == 40
+    assert sum(len(split) for split in datasets.load_dataset(folder).values()) == 40
+    assert {path.suffix for path in Path(folder).iterdir()} == {".parquet"}
+
+
+@pytest.mark.parametrize(("score", "warned"), [(1.04, True), (1.06, False)])
+def test_scores_that_hardly_differ_are_said(finished, caplog, score, warned):
+    config = finished([("p", [("a", 1.0), ("b", score)])], **{"preferences.test_fraction": 0})
+    directory = preferences.run(config)
+    sentence = "chosen and rejected hardly differ by the reward model"
+    assert (sentence in card_of(directory)) == (sentence in caplog.text) == warned
+    assert (sentence in Path(directory.path("report"), "summary.md").read_text()) == warned
 
 
 def test_completions_that_a_strategy_needs_and_a_run_has_not(finished, configure):

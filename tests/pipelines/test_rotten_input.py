@@ -24,7 +24,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines import pairs, prompts
+from pipelines import pairs, pairs_worker, prompts
 from pipelines.generate_actor import Generator
 from rgtg.chat import check_prompt
 from rgtg.config import Generate, Models
@@ -673,7 +673,9 @@ def tokenized(language_dir):
     """Tokenize raw rows as the job does, in a batch."""
 
     def tokenize(raw: RawRows) -> list[dict[str, Any]]:
-        return pairs._tokenize(raw, language_dir, False, 64, "truncate", date(2026, 1, 1), 0.5).to_pylist()
+        how = pairs_worker.Tokenize(language_dir, False, 64, "truncate", date(2026, 1, 1))
+        rows = pairs_worker.rows_of(raw, "a file", 0.5, how)
+        return pa.Table.from_pylist(rows, schema=pairs_worker.SCHEMA).to_pylist()
 
     return tokenize
 
@@ -682,7 +684,7 @@ def lines_of(data: bytes) -> RawRows:
     """The rows of a file of JSON, as the job reads them."""
     with tempfile.TemporaryDirectory() as directory:
         Path(directory, "pairs.jsonl").write_bytes(data)
-        (raw,) = pairs._raw(pair_file(Path(directory, "pairs.jsonl")))
+        (raw,) = pairs_worker.raw_rows(pair_file(Path(directory, "pairs.jsonl")))
         return raw
 
 
@@ -773,7 +775,7 @@ def test_pairs_of_parquet(tokenized, tmp_path, name):
     file = pair_file(tmp_path / "in" / "bad.parquet")
     assert pairs._fault(file) is None
     good = RawRows(pa.Table.from_pylist(PAIRS), is_json=False)
-    assert_beside([row for raw in (good, *pairs._raw(file), good) for row in tokenized(raw)], reasons)
+    assert_beside([row for raw in (good, *pairs_worker.raw_rows(file), good) for row in tokenized(raw)], reasons)
 
 
 PAIR_TABLE = pa.table({name: [f"{name} of {i}" for i in range(30)] for name in ("prompt", "chosen", "rejected")})
@@ -828,7 +830,7 @@ def test_files_of_pairs_without_a_byte(tmp_path):
     file = pair_file(tmp_path / "in" / "bad.jsonl")
     assert pairs._fault(file) == "the file is empty"
     with pytest.raises(UserError, match="changed while the pairs were read: the file is empty"):
-        list(pairs._raw(file))
+        list(pairs_worker.raw_rows(file))
 
 
 @pytest.mark.parametrize("name", PAIR_FLIPS)
@@ -838,7 +840,7 @@ def test_one_bit_of_pairs(tokenized, tmp_path, name):
     if found := pairs._fault(file):
         assert_clear(found)
     else:  # a column whose name is another now is one that these pairs do not have
-        assert sum(len(tokenized(raw)) for raw in pairs._raw(file)) == PAIR_TABLE.num_rows
+        assert sum(len(tokenized(raw)) for raw in pairs_worker.raw_rows(file)) == PAIR_TABLE.num_rows
 
 
 def test_a_file_without_pairs_is_one_sentence(tmp_path):

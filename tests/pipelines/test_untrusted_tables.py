@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from pipelines import generate, pairs, prompts, train_reward
+from pipelines import generate, pairs, pairs_worker, prompts, train_reward
 from pipelines.experiments import dpo
 from pipelines.runtime.job_context import JobContext
 from rgtg import table_files
@@ -86,7 +86,7 @@ def test_pairs(tmp_path, trap, column):
     )
     file = InputFile(str(tmp_path), str(tmp_path / "a.parquet"), 0)
     assert pairs._fault(file) is None
-    assert [row for raw in pairs._raw(file) for row in raw.rows()]
+    assert [row for raw in pairs_worker.raw_rows(file) for row in raw.rows()]
     assert not trap.sprung
 
 
@@ -203,6 +203,6 @@ def test_what_ray_lists_itself_holds_nothing_but_tables(configure, write_parquet
 def test_a_chunk_of_raw_rows_holds_no_extension_type(tmp_path, trap):
     pq.write_table(hostile_table(trap, prompt=["p"], chosen=["a"], rejected=["b"]), tmp_path / "a.parquet")
     files = pa.table({"uri": [str(tmp_path)], "path": [str(tmp_path / "a.parquet")], "eval_fraction": [0.0]})
-    for chunk in pairs._chunks(files):
+    for chunk in pairs_worker.chunks(files):
         assert pa.ipc.open_stream(chunk["rows"][0].as_py()).read_all().num_rows == 1
     assert not trap.sprung

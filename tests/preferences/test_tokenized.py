@@ -84,11 +84,11 @@ def test_truncate_cuts_on_the_right_and_takes_eos_away(tokenizer, max_length, ch
 @pytest.mark.parametrize(
     ("max_length", "overlong", "reason"),
     [
-        (4, "truncate", "chosen equals rejected within max_length"),
-        (2, "truncate", "the prompt leaves no room for a response"),
-        (1, "truncate", "the prompt leaves no room for a response"),
-        (7, "drop", "longer than max_length"),  # rejected and its EOS need 8
-        (2, "drop", "longer than max_length"),
+        (4, "truncate", "chosen equals rejected within train_reward.max_length"),
+        (2, "truncate", "the prompt leaves no room for a response within train_reward.max_length"),
+        (1, "truncate", "the prompt leaves no room for a response within train_reward.max_length"),
+        (7, "drop", "longer than train_reward.max_length"),  # rejected and its EOS need 8
+        (2, "drop", "longer than train_reward.max_length"),
     ],
 )
 def test_reasons_of_length(tokenizer, max_length, overlong, reason):
@@ -108,7 +108,7 @@ def test_texts_that_differ_but_not_in_tokens():
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>", eos_token="</s>")
     for overlong in ("truncate", "drop"):
         reason = tokenize_pair(tokenizer, Pair("p", " one", " two"), 9, overlong)
-        assert reason == "chosen equals rejected within max_length"
+        assert reason == "chosen equals rejected within train_reward.max_length"
 
 
 def test_a_response_that_spells_out_a_control_token(tokenizer):

@@ -10,7 +10,7 @@ import pytest
 import ray
 from ray import train
 
-from pipelines import generate, nightly, pairs, prompts, train_reward
+from pipelines import generate, nightly, pairs, pairs_worker, prompts, summary, train_reward
 from pipelines.runtime import fingerprints, job_context, run_directory
 from rgtg import digests, table_files
 from rgtg.schemas import completions_schema
@@ -61,7 +61,7 @@ def without_ray(monkeypatch, make_reward, tmp_path):
     def write_pairs(files, tokenize, seed, target):
         row = {"prompt_ids": [5], "chosen_ids": [6], "rejected_ids": [7], "common": 0}
         rows = [row | {"split": split} for split in ["train"] * 8 + ["eval"]]
-        table_files.write_table(f"{target}/part.parquet", pa.Table.from_pylist(rows, schema=pairs.SCHEMA))
+        table_files.write_table(f"{target}/part.parquet", pa.Table.from_pylist(rows, schema=pairs_worker.SCHEMA))
 
     def trainer(task, settings, *args, **options):
         trained = tmp_path / f"trained-{settings.objective}"
@@ -129,6 +129,6 @@ def test_a_night_resolves_digests_and_reads_each_thing_once(
         read = {f"content {path}" for path in asked} if start == "new" else set()
         assert calls == Counter(["the config", "the manifest", *listed, *digested, *read])
     assert directory.counts(generate.STAGE)["rows"] == 12
-    assert directory.counts(nightly.BASELINE)["rows"] == 4
-    assert list(train_reward.accuracies(directory)) == ["partial", "full"]
+    assert directory.counts(summary.BASELINE)["rows"] == 4
+    assert list(summary.accuracies(directory)) == ["partial", "full"]
     assert "nothing to do" in capsys.readouterr().out
