@@ -1,8 +1,7 @@
-"""Show the hardware and versions of this machine, and check that the configured inputs can be reached."""
+"""Show the hardware and versions of this machine, and check all that the config names, down to the first rows."""
 
 import os
 import platform
-from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
 
@@ -11,16 +10,16 @@ from rich.console import Console
 from rich.table import Table
 
 from pipelines.generate_actor import memory_plan
+from pipelines.input_checks import Check, checks, findings
 from pipelines.runtime import gpus
 from pipelines.runtime.ray_session import cores
-from pipelines.runtime.resolved_config import check_data_is_named, on_gpu, slow_settings
+from pipelines.runtime.resolved_config import on_gpu, slow_settings
 from pipelines.runtime.run_directory import PACKAGES
 from rgtg import storage
 from rgtg.config import Config
 from rgtg.config_section import SANDBOX
-from rgtg.errors import TransientError, UserError
-from rgtg.input_files import SUFFIXES
-from rgtg.models.loading import check_cacheable, has_fast_bfloat16, load_config, load_tokenizer, resolve_device
+from rgtg.errors import UserError
+from rgtg.models.loading import has_fast_bfloat16, resolve_device
 
 
 def run(config: Config) -> None:
@@ -33,14 +32,10 @@ def run(config: Config) -> None:
     for warning in slow_settings(config):
         table.add_row("slow", f"[yellow]{warning}[/]")
     wrong: list[str] = []
-    for name, check in _checks(config):
-        if name == "memory" and any(of.startswith("models.") for of in wrong):
-            continue
-        try:
-            table.add_row(name, f"[green]ok[/]  {check()}")
-        except (UserError, TransientError) as error:
-            table.add_row(name, f"[red]no[/]  {error}")
-            wrong.append(name)
+    for found in findings(_checks(config)):
+        table.add_row(found.name, f"[red]no[/]  {found.text}" if found.error else f"[green]ok[/]  {found.text}")
+        if found.error:
+            wrong.append(found.name)
     Console().print(table)
     if wrong:
         raise UserError(f"{', '.join(wrong)} cannot be used as configured; see above")
@@ -57,26 +52,8 @@ def _machine() -> list[tuple[str, str]]:
     ]
 
 
-def _checks(config: Config) -> list[tuple[str, Callable[[], str]]]:
-    """A check of each path that the configured jobs read or write; it raises UserError or returns a description."""
-
-    def model(path: str, name: str) -> str:
-        if path == SANDBOX:
-            return "sandbox, built on first use"
-        trust = config.models.trust_remote_code
-        found = load_config(storage.absolute(path), name, trust_remote_code=trust)
-        load_tokenizer(storage.absolute(path), name, trust_remote_code=trust)
-        if config.models.reward_reads == "tokens" or name != "models.reward":
-            check_cacheable(found, name)
-        return f"{path} ({found.model_type})"
-
-    def files(paths: list[str], **read: bool) -> str:
-        check_data_is_named(config, **{"pairs": False, "prompts": False} | read)
-        given = [path for path in paths if path != SANDBOX]
-        found = [file for path in given for file in storage.list_files(path, SUFFIXES)]
-        if given and not found:
-            raise UserError(f"there are no {' or '.join(SUFFIXES)} files at {', '.join(map(repr, given))}")
-        return f"{', '.join(paths)} ({len(found)} files)" if given else "sandbox, built on first use"
+def _checks(config: Config) -> list[Check]:
+    """Those of a whole night, and of this machine."""
 
     def writable() -> str:
         probe = storage.join(storage.absolute(config.run.root, must_exist=False), ".doctor")
@@ -91,20 +68,12 @@ def _checks(config: Config) -> list[tuple[str, Callable[[], str]]]:
         slots = config.generate.slots
         return f"an actor needs {needed}: {needed.fitting(slots)} of {slots} slots"
 
-    checks: list[tuple[str, Callable[[], str]]] = [
-        ("run.root", writable),
-        ("models.language", lambda: model(config.models.language, "models.language")),
-    ]
-    for reward in config.models.rewards:
-        checks.append(("models.reward", partial(model, reward, "models.reward")))
-    if not config.models.reward:
-        checks.append(("train_reward.pairs", lambda: files(config.train_reward.pairs, pairs=True)))
-    checks.append(("generate.prompts", lambda: files(config.generate.prompts, prompts=True)))
+    found = [Check("run.root", writable), *checks(config, pairs=True, prompts=True)]
     if config.models.language != SANDBOX and not os.environ.get("RAY_ADDRESS"):  # on a cluster the actors check it
-        checks.append(("memory", memory))
+        found.append(Check("memory", memory, ("models.language", "models.reward", "train_reward.init")))
     if on_gpu(config.models) and not os.environ.get("RAY_ADDRESS"):
-        checks.append(("GPUs of actors", partial(gpus.check, config)))
-    return checks
+        found.append(Check("GPUs of actors", partial(gpus.check, config)))
+    return found
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from typing import Any
 
 import ray
 
-from pipelines import generate, prompts, summary, train_reward
+from pipelines import generate, input_checks, prompts, summary, train_reward
 from pipelines.runtime import ray_session
 from pipelines.runtime.fingerprints import check_unchanged
 from pipelines.runtime.job_context import JobContext
@@ -48,6 +48,7 @@ def run(config: Config, judges: Mapping[str, Judge] | None = None) -> list[Resul
     ways = variants(config.evaluate.methods, config.generate)
     in_sandbox = config.models.language == SANDBOX
     models, endpoint = _judging(config)
+    input_checks.check(config, pairs=True, prompts=True)
     job = JobContext.open(config, pairs=config.models.reward is None, prompts=True)
     config, directory = job.config, job.directory
     prompts.run_stage(job)

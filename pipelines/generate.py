@@ -15,7 +15,7 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext, SaveMode
 from ray.data.checkpoint import CheckpointConfig
 
-from pipelines import prompts, summary
+from pipelines import input_checks, prompts, summary
 from pipelines.generate_actor import Generator
 from pipelines.row_errors import Reasons, check_errors
 from pipelines.runtime import ray_session
@@ -39,6 +39,7 @@ ATTEMPTS = 3
 
 def run(config: Config) -> RunDirectory:
     """The stages `prompts` and `generate`, as a command."""
+    input_checks.check(config, prompts=True)
     job = JobContext.open(config, prompts=True)
     prompts.run_stage(job)
     run_stage(job)
@@ -198,7 +199,7 @@ def count(target: str) -> dict[str, Any]:
     for table in table_files.read_tables(target, columns):
         flat = table["completions"].combine_chunks().flatten()
         errors = table["error"].drop_null()
-        reasons.add(errors)
+        reasons.add(errors.to_pylist())
         totals.update(
             rows=table.num_rows,
             errors=len(errors),

@@ -7,7 +7,7 @@ import time
 
 from rich.console import Console
 
-from pipelines import generate, preferences, prompts, train_reward
+from pipelines import generate, input_checks, preferences, prompts, train_reward
 from pipelines import summary as summary_of
 from pipelines.runtime.job_context import JobContext
 from pipelines.runtime.model_checks import check_models, reward_path
@@ -23,6 +23,7 @@ def run(config: Config) -> RunDirectory:
     """Run every unfinished stage, and print the summary."""
     begun = time.monotonic()
     _check_pairs_are_possible(config.with_strategy())
+    input_checks.check(config, pairs=True, prompts=True)
     job = JobContext.open(config, pairs=config.models.reward is None, prompts=True)
     config, directory = job.config, job.directory
     complete = storage.exists(directory.path(SUCCESS))

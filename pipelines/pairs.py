@@ -10,19 +10,18 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 from ray.data import DataContext
 
-from pipelines.pairs_worker import Tokenize, chunks, raw_rows, read, tokenized
+from pipelines.pairs_worker import Tokenize, chunks, read, tokenized
 from pipelines.runtime import ray_session
 from pipelines.runtime.job_context import JobContext
 from pipelines.runtime.job_log import log
 from rgtg import storage, table_files
 from rgtg.config import Config
 from rgtg.errors import UserError, printable
-from rgtg.input_files import Found, InputFile, RawRows, Unreadable, check_rows, check_share, lines
+from rgtg.input_files import Found, InputFile, Unreadable, check_rows, check_share, first_rows, lines
 from rgtg.models.loading import context_length, load_config, load_tokenizer
 from rgtg.preferences.readers import PAIR_COLUMNS
 from rgtg.preferences.tokenized import TokenizedPair
@@ -31,9 +30,8 @@ from rgtg.report import warnings
 STAGE = "pairs"
 BLOCK_CHUNKS = 16  # chunks per tokenizing task
 MOST_BLOCKS = 256  # tasks that read files
-LOOKED_FILES = 3  # whose first rows are read before Ray starts
+LOOKED_FILES, LOOKED_ROWS = 3, 256  # whose first rows are read before Ray starts
 MOST_REASONS = 50  # that the log and the manifest tell apart; some name what a file calls its fields
-NO_ROWS = RawRows(pa.table({}), is_json=False)
 
 
 def run_stage(job: JobContext, init: str) -> None:
@@ -128,12 +126,15 @@ def look(files: list[InputFile], tokenize: Tokenize) -> Looked:
     unused: Counter[str] = Counter()
     whole = len(files) <= LOOKED_FILES
     for file in files[:LOOKED_FILES]:
-        batches = raw_rows(file)
-        for _, result in read(next(batches, NO_ROWS), tokenize):
-            rows += 1
-            usable += not isinstance(result, str)
-            unused.update([result] if isinstance(result, str) else [])
-        whole = whole and next(batches, None) is None
+        try:
+            raw = first_rows(file, LOOKED_ROWS, PAIR_COLUMNS)
+        except Unreadable:
+            continue
+        results = [result for _, result in read(raw, tokenize)]
+        rows += len(results)
+        usable += sum(not isinstance(result, str) for result in results)
+        unused.update(result for result in results if isinstance(result, str))
+        whole = whole and len(results) < LOOKED_ROWS
     looked = Looked(rows, usable, dict(unused.most_common(MOST_REASONS)))
     if whole and rows and not usable:
         raise UserError(f"none of the {rows} rows is a pair that can be used:{_unused(looked.unused)}")

@@ -7,8 +7,9 @@ be read are skipped and listed.
 import hashlib
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
@@ -21,7 +22,7 @@ from rgtg import storage, table_files
 from rgtg.chat import check_prompt, prompt_id
 from rgtg.config import Config
 from rgtg.errors import UserError, first_line
-from rgtg.input_files import Found, InputFile, Unreadable, check_share, lines, read_rows
+from rgtg.input_files import Found, InputFile, RawRows, Unreadable, check_share, first_rows, lines, read_rows
 from rgtg.input_rows import Row, is_unicode
 from rgtg.messages import SYSTEMS, Unusable, system_of, text_or_messages, with_system
 from rgtg.parquet import UNREADABLE
@@ -30,6 +31,7 @@ from rgtg.schemas import COMPLETION_COLUMNS, MESSAGES, PROMPT_COLUMNS, prompts_s
 
 STAGE = "prompts"
 FILE_ROWS = 100_000
+LOOKED_FILES, LOOKED_ROWS = 3, 256
 
 
 def run(config: Config) -> RunDirectory:
@@ -75,7 +77,7 @@ def take_in(found: Found, target: str, max_error_rate: float) -> dict[str, Any]:
     files, unreadable = [], {}
     for file in found.files:
         try:
-            files.append(_read(file))
+            files.append(_of_file(file, read_rows(file)))
         except Unreadable as error:
             unreadable[file.path] = str(error)
     found = found.without(unreadable)
@@ -88,7 +90,7 @@ def take_in(found: Found, target: str, max_error_rate: float) -> dict[str, Any]:
     for number, start in enumerate(range(0, max(1, table.num_rows), FILE_ROWS)):
         table_files.write_table(storage.join(target, f"part-{number:05d}.parquet"), table.slice(start, FILE_ROWS))
     reasons = Reasons()
-    reasons.add(table["error"].drop_null())
+    reasons.add(table["error"].drop_null().to_pylist())
     return {
         "files": len(files),
         "skipped_files": found.skipped,
@@ -106,9 +108,36 @@ class _File:
     others: dict[str, Column]  # the passed-through columns, as long as `rows`; null in unreadable rows
 
 
-def _read(file: InputFile) -> _File:
-    """All rows of a file. Raises Unreadable for a broken file, UserError for one without prompts."""
-    raw = read_rows(file)
+class Looked(NamedTuple):
+    """What the first rows of the files hold."""
+
+    rows: int
+    errors: dict[str, int]  # by kind
+    messages: bool  # in place of text
+
+    def __str__(self) -> str:
+        usable = self.rows - sum(self.errors.values())
+        kinds = "".join(f"; {times} times {reason!r}" for reason, times in self.errors.items())
+        return f"{usable} of the first {self.rows} rows are prompts{kinds}"
+
+
+def look(files: list[InputFile]) -> Looked:
+    """Read the first rows of the first files that can be read. Raises UserError where none is a prompt."""
+    read = []
+    for file in files[:LOOKED_FILES]:
+        with suppress(Unreadable):
+            read.append(_of_file(file, first_rows(file, LOOKED_ROWS)))
+    kind = _prompt_type(read)
+    reasons = Reasons()
+    reasons.add(row["error"] for of in read for row in (_checked(row, kind) for row in of.rows) if row["error"])
+    looked = Looked(sum(len(of.rows) for of in read), reasons.most_common(), kind == MESSAGES)
+    if looked.rows and looked.rows == sum(looked.errors.values()):
+        raise UserError(str(looked))
+    return looked
+
+
+def _of_file(file: InputFile, raw: RawRows) -> _File:
+    """Rows of a file with its other columns. Raises UserError for a file without prompts."""
     if not raw.is_json and "prompt" not in raw.table.column_names:
         raise UserError(f"{file.path!r} has no column 'prompt'; its columns are {', '.join(raw.table.column_names)}")
     read = raw.rows((*PROMPT_COLUMNS, *SYSTEMS))

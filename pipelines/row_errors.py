@@ -1,9 +1,8 @@
 """Errors of rows: counted by kind, and how many of them a run accepts."""
 
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
-
-import pyarrow as pa
 
 from rgtg.config import Config
 from rgtg.errors import UserError, kind_of
@@ -18,8 +17,8 @@ class Reasons:
         self.counts: Counter[str] = Counter()
         self.first: dict[str, str] = {}
 
-    def add(self, reasons: pa.ChunkedArray) -> None:
-        for reason in reasons.to_pylist():
+    def add(self, reasons: Iterable[str]) -> None:
+        for reason in reasons:
             self.counts[self.first.setdefault(kind_of(reason), reason)] += 1
 
     def most_common(self) -> dict[str, int]:
@@ -30,7 +29,9 @@ def check_errors(config: Config, counts: dict[str, Any], target: str) -> None:
     """Raises UserError where more prompts have an error than the config allows, also in a finished run."""
     if counts["errors"] <= config.generate.max_error_rate * counts["rows"]:
         return
-    kinds = "; ".join(f"{times:,} times such as {reason!r}" for reason, times in counts.get("error_reasons", {}).items())
+    kinds = "; ".join(
+        f"{times:,} times such as {reason!r}" for reason, times in counts.get("error_reasons", {}).items()
+    )
     raise UserError(
         f"{counts['errors']:,} of {counts['rows']:,} prompts have an error, and generate.max_error_rate is "
         f"{config.generate.max_error_rate} ({kinds}). All rows are in {target!r}: raise the rate to accept them, or "

@@ -14,7 +14,7 @@ from ray.data import ExecutionOptions
 from ray.data.expressions import col
 from ray.train.torch import TorchTrainer
 
-from pipelines import pairs, summary
+from pipelines import input_checks, pairs, summary
 from pipelines import train_reward_checkpoints as checkpoints
 from pipelines.runtime import ray_session
 from pipelines.runtime.fingerprints import Inputs, versions_that_round
@@ -38,6 +38,7 @@ STAGE = "train_reward"
 
 def run(config: Config) -> RunDirectory:
     """The stage alone, as a command."""
+    input_checks.check(config, pairs=True)
     job = JobContext.open(config, pairs=True)
     run_stage(job)
     summary.write(job.directory)

@@ -62,16 +62,14 @@ class Guide:
             guided, unguided = completions[:OF_EACH], completions[OF_EACH : OF_EACH + BEST_OF]
             kept["guided"] += [truth(prompt, c["text"]) for c in guided]
             kept["unguided"] += [truth(prompt, c["text"]) for c in unguided]
-            kept["best-of-n"].append(truth(prompt, max(unguided, key=lambda c: c["score"])["text"]))
+            if len(unguided) == BEST_OF:  # a control has fewer
+                kept["best-of-n"].append(truth(prompt, max(unguided, key=lambda c: c["score"])["text"]))
             # Of both the same part comes from sampling among the top-k tokens alone.
             kl = [fmean(c["guided_logprob"] - c["logprob"] for c in of_kind) for of_kind in (guided, unguided)]
             kept["kl"].append(kl[0] - kl[1])
-        means = {name: fmean(values) for name, values in kept.items()}
-        return {
-            "guided": means["guided"] - means["unguided"],
-            "best-of-n": means["best-of-n"] - means["unguided"],
-            "kl": means["kl"],
-        }
+        means = {name: fmean(values) for name, values in kept.items() if values}
+        of_the_model = means.pop("unguided")
+        return {name: mean if name == "kl" else mean - of_the_model for name, mean in means.items()}
 
     def seconds(self) -> dict[str, float]:
         """Of a guided and of an unguided completion with its score: medians of runs that take turns."""

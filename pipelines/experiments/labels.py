@@ -138,7 +138,7 @@ def _taken(completions: list[dict[str, Any]], source: Source) -> list[dict[str, 
     """Those of a prompt that a source takes; the first one is of the strategy's own pool."""
     unguided = completions[OF_EACH : OF_EACH + BEST_OF]
     if source.unguided:
-        return unguided[: source.unguided]
+        return unguided[: source.unguided] if len(unguided) >= source.unguided else []
     return [*completions[:OF_EACH], *unguided[:OF_EACH], *completions[OF_EACH + BEST_OF :]]
 
 
@@ -149,6 +149,8 @@ def labels_of(rows: Rows, judge: Judge = truth) -> dict[str, dict[str, float]]:
     found = {}
     for name, source in SOURCES.items():
         pairs = pairs_of(rows, source)
+        if not pairs:  # a control has not completions of every kind
+            continue
         margins = [judge(p.prompt, p.chosen) - judge(p.prompt, p.rejected) for p in pairs]
         found[name] = {
             "pairs": len(pairs),

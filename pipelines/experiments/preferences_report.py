@@ -29,7 +29,7 @@ def tables(rows: Rows) -> str:
         lines.append(_row(kind, *(spread(v[way] for v in values) for way in WAYS)))
     lines += ["", "## Decoding", "", *_head("guide", "guided", "at KL", f"best of {BEST_OF} unguided")]
     for (kind,), values in _by_cell(rows, "decoding", 1).items():
-        lines.append(_row(kind, *(spread(v[n] for v in values) for n in ("guided", "kl", "best-of-n"))))
+        lines.append(_row(kind, *(spread(v[n] for v in values if n in v) for n in ("guided", "kl", "best-of-n"))))
     for (), [value] in _by_cell(rows, "seconds", 1).items():
         guided, unguided = (1000 * value[name] for name in ("guided", "unguided"))
         lines += [
@@ -80,10 +80,11 @@ def picture(rows: Rows) -> bytes:
         kls, gains = zip((0.0, 0.0), *points, strict=True)
         axes.plot(kls, gains, marker="o", label=f"{name} ({trainer})", linestyle="-" if trainer == "dpo" else "--")
     for (kind,), values in _by_cell(rows, "decoding", 1).items():
-        guided, best_of_n = ([fmean(v[name] for v in values)] for name in ("guided", "best-of-n"))
-        axes.plot([fmean(v["kl"] for v in values)], guided, "*", markersize=12, label=f"guided decoding, {kind}")
-        if kind == "guide":
-            axes.plot([log(BEST_OF) - 1 + 1 / BEST_OF], best_of_n, "s", label=f"best of {BEST_OF}, KL at most")
+        kl, guided = ([fmean(v[name] for v in values)] for name in ("kl", "guided"))
+        axes.plot(kl, guided, "*", markersize=12, label=f"guided decoding, {kind}")
+        if best_of_n := [v["best-of-n"] for v in values if "best-of-n" in v]:
+            kl = [log(BEST_OF) - 1 + 1 / BEST_OF]
+            axes.plot(kl, [fmean(best_of_n)], "s", label=f"best of {BEST_OF}, KL at most")
     axes.set_xlabel("KL from the language model (nats)")
     axes.set_ylabel("gain in true reward")
     axes.legend(fontsize="x-small")

@@ -1,10 +1,14 @@
 """The reward model of a job, and the checks of its models that need no weights loaded."""
 
+from datetime import date
+
 import pyarrow as pa
+from transformers import PreTrainedTokenizerBase
 
 from pipelines.runtime.job_context import JobContext
 from rgtg import table_files
 from rgtg.chat import check_template
+from rgtg.config import Config
 from rgtg.errors import UserError
 from rgtg.methods import METHODS, check_head
 from rgtg.models.language import check_language
@@ -37,26 +41,42 @@ def check_models(job: JobContext, reward: str | None) -> None:
     `reward` is the reward model, or the model that one will be trained from.
     """
     config, directory = job.config, job.directory
-    trust = config.models.trust_remote_code
-    check_language(config.models.language, trust)
-    tokenizer = load_tokenizer(config.models.language, "models.language", trust_remote_code=trust)
+    check_language(config.models.language, config.models.trust_remote_code)
+    check_reward(config, reward)
+    first = next(table_files.read_tables(directory.path("prompts"), ["prompt"]))
+    if pa.types.is_list(first.schema.field("prompt").type):
+        check_messages(config, directory.date)
+
+
+def check_reward(config: Config, reward: str | None) -> None:
+    """Raises UserError unless `reward`, and whatever the config names beside it, can guide or be trained to.
+
+    `reward` may be the language model itself, to start from; with None there is nothing to check but the method.
+    """
+    trust, method = config.models.trust_remote_code, config.generate.method
     if reward and config.models.reward_reads == "text":
         TextReward.check(reward, "models.reward", trust)
-        check_head(config.generate.method, "scalar")
-    else:
-        for path in config.models.rewards:
-            check_head(config.generate.method, check_trained(path, trust))
-        found = RewardModel.check(reward, "the reward model", trust) if reward else None
-        check_head(config.generate.method, found or config.train_reward.head_kind)
-    if reward and config.models.reward_reads == "tokens":
-        for path in {reward, *config.models.ensemble} - {config.models.language}:
-            check_same_tokens(tokenizer, load_tokenizer(path, "the reward model", trust_remote_code=trust))
-    first = next(table_files.read_tables(directory.path("prompts"), ["prompt"]))
-    messages = pa.types.is_list(first.schema.field("prompt").type)
-    if messages and tokenizer.chat_template:
-        check_template(tokenizer, directory.date)
-    elif messages:
+        check_head(method, "scalar")
+        return
+    for path in config.models.rewards:
+        check_head(method, check_trained(path, trust))
+    found = RewardModel.check(reward, "the reward model", trust) if reward else None
+    check_head(method, found or config.train_reward.head_kind)
+    for path in {reward or config.models.language, *config.models.ensemble} - {config.models.language}:
+        check_same_tokens(_tokenizer(config), load_tokenizer(path, "the reward model", trust_remote_code=trust))
+
+
+def check_messages(config: Config, day: date | None = None) -> None:
+    """Raises UserError unless the language model has a chat template that works."""
+    tokenizer = _tokenizer(config)
+    if not tokenizer.chat_template:
         raise UserError(
             f"the prompts are messages, but the tokenizer of {config.models.language!r} has no chat template; use "
             "prompts of plain text, or a model with a chat template"
         )
+    check_template(tokenizer, day)
+
+
+def _tokenizer(config: Config) -> PreTrainedTokenizerBase:
+    trust = config.models.trust_remote_code
+    return load_tokenizer(config.models.language, "models.language", trust_remote_code=trust)

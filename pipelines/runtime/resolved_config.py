@@ -59,11 +59,16 @@ def resolved(config: Config, *, models: bool = True, pairs: bool = False, prompt
     return config.model_copy(update=sections)
 
 
-def check_data_is_named(config: Config, *, pairs: bool, prompts: bool) -> None:
-    """Raises UserError where another language model than the sandbox's would read the sandbox's data by default."""
+def unnamed_data(config: Config, *, pairs: bool, prompts: bool) -> list[str]:
+    """The settings by which another language model than the sandbox's would read the sandbox's data by default."""
     read = {"train_reward.pairs": pairs, "generate.prompts": prompts}
     named = {f"{section}.{name}" for section, of in config for name in of.model_fields_set}
-    if config.models.language != SANDBOX and (missing := [key for key in read if read[key] and key not in named]):
+    return [key for key in read if config.models.language != SANDBOX and read[key] and key not in named]
+
+
+def check_data_is_named(config: Config, *, pairs: bool, prompts: bool) -> None:
+    """Raises UserError for `unnamed_data`."""
+    if missing := unnamed_data(config, pairs=pairs, prompts=prompts):
         raise UserError(
             f"set {' and '.join(missing)}: by default they are the sandbox's, which go with its own language model; "
             f"name your files, or write {missing[0]}=sandbox to use them all the same"

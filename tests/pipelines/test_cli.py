@@ -1,6 +1,7 @@
 """Commands as a person runs them: one clear sentence and exit code 2 for a mistake."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -76,7 +77,7 @@ def test_doctor_tells_good_from_bad(tmp_path, language_dir, write_parquet):
     settings = [
         f"run.root={tmp_path}",
         f"models.language={language_dir}",
-        f"train_reward.pairs={write_parquet('pairs.parquet', chosen=['a'], rejected=['b'])}",
+        f"train_reward.pairs={write_parquet('pairs.parquet', prompt=['p'], chosen=['a'], rejected=['b'])}",
     ]
     good = rgtg("doctor", *settings, f"generate.prompts={write_parquet('prompts.parquet', prompt=['one'])}")
     assert good.returncode == 0, good.stderr
@@ -92,6 +93,51 @@ def test_doctor_names_a_fault_of_a_model_once(tmp_path, language_dir, capsys):
     with pytest.raises(UserError, match=r"^models\.language cannot be used as configured"):
         doctor.run(load(overrides=[f"models.language={tmp_path}", f"run.root={tmp_path}", *named]))
     assert " ".join(capsys.readouterr().out.replace("│", "").split()).count("it has no tokenizer.json") == 1
+
+
+def test_all_mistakes_of_a_config_are_told_at_once(tmp_path, make_language, make_tokenizer, write_parquet, capsys):
+    """By the doctor, and by a job before it reads a row: each on real rows, with the models that they meet."""
+    turns = [[{"role": "user", "content": "a"}]] * 3
+    language, other = make_language(make_tokenizer("abc")), make_language(make_tokenizer("ab"))
+    pairs = write_parquet("pairs.parquet", prompt=["p"] * 3, chosen=["a", " ", "b"], rejected=["a"] * 3)
+    settings = {
+        "run.root": tmp_path / "runs",
+        "models.language": language,  # without a chat template
+        "train_reward.pairs": pairs,
+        "generate.prompts": write_parquet("prompts.parquet", prompt=turns),
+        "train_reward.init": other,
+    }
+    config = load(overrides=[f"{key}={value}" for key, value in settings.items()])
+    mistakes = ("another tokenizer than models.language", "the tokenizer of .* has no chat template")
+    with pytest.raises(UserError, match=r"^train_reward\.init, generate\.prompts cannot be used as configured"):
+        doctor.run(config)
+    said = " ".join(capsys.readouterr().out.replace("│", "").split())
+    with pytest.raises(UserError) as caught:
+        nightly.run(config)
+    for mistake in mistakes:
+        assert re.search(mistake, str(caught.value))
+        assert re.search(mistake.replace(" ", r"\s*"), said)
+    assert not (tmp_path / "runs/test").exists()
+
+
+@pytest.mark.parametrize(
+    ("columns", "sentence"),
+    [
+        ({"prompt": ["p"] * 2, "chosen": ["a"] * 2, "rejected": ["a"] * 2}, "2 unused: chosen equals rejected"),
+        ({"prompt": ["p" * 90] * 2, "chosen": ["a"] * 2, "rejected": ["b"] * 2}, "within train_reward.max_length"),
+    ],
+)
+def test_pairs_of_which_none_can_be_used_are_told_at_once(tmp_path, language_dir, write_parquet, columns, sentence):
+    settings = {
+        "run.root": tmp_path,
+        "models.language": language_dir,
+        "generate.prompts": write_parquet("prompts.parquet", prompt=["a"]),
+        "train_reward.pairs": write_parquet("pairs.parquet", **columns),
+        "train_reward.max_length": 64,
+    }
+    with pytest.raises(UserError, match=sentence):
+        nightly.run(load(overrides=[f"{key}={value}" for key, value in settings.items()]))
+    assert not Path(tmp_path, "pairs").exists()
 
 
 def test_the_sandboxs_data_go_with_its_model_alone(tmp_path, language_dir, capsys):

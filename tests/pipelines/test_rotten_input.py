@@ -635,7 +635,10 @@ PAIR_ROWS: dict[str, tuple[dict[str, Any], str]] = {
         "a message of prompt has no role or no text",
     ),
     "equal": ({"prompt": "p", "chosen": "a", "rejected": "a"}, "chosen equals rejected"),
-    "equal where cut": ({"prompt": "p", "chosen": "x" * 90 + "a", "rejected": "x" * 90 + "b"}, "within max_length"),
+    "equal where cut": (
+        {"prompt": "p", "chosen": "x" * 90 + "a", "rejected": "x" * 90 + "b"},
+        r"within train_reward\.max_length",
+    ),
     "text and messages": ({"prompt": "p", "chosen": "a", "rejected": [user("b")]}, "is text, the other messages"),
     "user at the end": ({"chosen": [user("a")], "rejected": [user("b")]}, "does not end with an assistant turn"),
     "no common prompt": ({"chosen": "yes", "rejected": "no"}, "does not share its prompt"),

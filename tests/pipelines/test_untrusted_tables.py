@@ -37,7 +37,7 @@ ALLOWED = {
     ("pipelines/generate.py", "read_parquet"): "check_tables stands before it",
     ("pipelines/train_reward.py", "read_parquet"): "check_tables stands before it",
     ("rgtg/input_rows.py", "read_csv"): "all its columns are text",
-    ("pipelines/pairs.py", "open_stream"): "bytes that this job has made of a plain table",
+    ("pipelines/pairs_worker.py", "open_stream"): "bytes that this job has made of a plain table",
 }
 HARMLESS = {"json", "yaml", "storage", "config_file", "Decoder", "RewardModel", "LanguageModel", "TextReward", "cls"}
 

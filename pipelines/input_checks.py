@@ -1,0 +1,160 @@
+"""Checks of all that a config names: models, and the first rows of pairs and prompts, before anything takes time.
+
+`rgtg doctor` prints what each finds. A job runs those of what it reads, and tells all mistakes at once.
+"""
+
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+from pipelines import pairs, prompts
+from pipelines.pairs_worker import Tokenize
+from pipelines.runtime.model_checks import check_messages, check_reward
+from pipelines.runtime.resolved_config import check_data_is_named, unnamed_data
+from rgtg import storage
+from rgtg.config import Config
+from rgtg.config_section import SANDBOX
+from rgtg.errors import TransientError, UserError
+from rgtg.input_files import InputFile, find
+from rgtg.models.language import check_language
+from rgtg.models.loading import context_length, load_config, load_tokenizer
+from rgtg.models.reward import RewardModel
+
+BUILT = "sandbox, built on first use"
+
+
+class Check(NamedTuple):
+    """`run` describes what it finds, or raises UserError or TransientError. It needs checks of other names to pass."""
+
+    name: str
+    run: Callable[[], str]
+    needs: tuple[str, ...] = ()
+
+
+class Finding(NamedTuple):
+    name: str
+    text: str
+    error: UserError | TransientError | None = None
+
+
+def findings(checks: list[Check]) -> Iterator[Finding]:
+    """What each check finds; one that needs another which has failed is left out."""
+    failed: set[str] = set()
+    for check in checks:
+        if failed.intersection(check.needs):
+            continue
+        try:
+            yield Finding(check.name, check.run())
+        except (UserError, TransientError) as error:
+            failed.add(check.name)
+            yield Finding(check.name, str(error), error)
+
+
+def check(config: Config, *, pairs: bool = False, prompts: bool = False) -> None:
+    """Raises UserError with all mistakes that a job which reads these would meet; TransientError for a store alone."""
+    errors = [found.error for found in findings(checks(config, pairs=pairs, prompts=prompts)) if found.error]
+    text = "; ".join(dict.fromkeys(map(str, errors)))
+    if any(isinstance(error, UserError) for error in errors):
+        raise UserError(text)
+    if errors:
+        raise TransientError(text)
+
+
+def checks(config: Config, *, pairs: bool, prompts: bool) -> list[Check]:
+    """Those of the models, and of the data that a job reads."""
+    config = _absolute(config)
+    trains = pairs and not config.models.reward
+    found = [Check("models.language", lambda: _language(config))]
+    if config.models.reward:
+        found.append(Check("models.reward", lambda: _reward(config), ("models.language",)))
+    if trains and config.train_reward.init:
+        found.append(Check("train_reward.init", lambda: _init(config), ("models.language",)))
+    unnamed = unnamed_data(config, pairs=trains, prompts=prompts)
+    if unnamed:
+        found.append(Check(", ".join(unnamed), lambda: _named(config, trains, prompts)))
+    if trains and "train_reward.pairs" not in unnamed:
+        found.append(Check("train_reward.pairs", lambda: _pairs(config), ("models.language", "train_reward.init")))
+    if prompts and "generate.prompts" not in unnamed:
+        found.append(Check("generate.prompts", lambda: _prompts(config), ("models.language",)))
+    return found
+
+
+def _named(config: Config, pairs: bool, prompts: bool) -> str:
+    check_data_is_named(config, pairs=pairs, prompts=prompts)
+    return ""
+
+
+def _absolute(config: Config) -> Config:
+    """With absolute paths of the models, as a job has them."""
+    absolute = {
+        "language": storage.absolute(config.models.language),
+        "reward": config.models.reward and storage.absolute(config.models.reward),
+        "ensemble": [storage.absolute(path) for path in config.models.ensemble],
+    }
+    init = config.train_reward.init and storage.absolute(config.train_reward.init)
+    sections = {
+        "models": config.models.model_copy(update=absolute),
+        "train_reward": config.train_reward.model_copy(update={"init": init}),
+    }
+    return config.model_copy(update=sections)
+
+
+def _language(config: Config) -> str:
+    path, trust = config.models.language, config.models.trust_remote_code
+    if path == SANDBOX:
+        return BUILT
+    check_language(path, trust)
+    load_tokenizer(path, "models.language", trust_remote_code=trust)
+    return f"{path} ({load_config(path, 'models.language', trust_remote_code=trust).model_type})"
+
+
+def _reward(config: Config) -> str:
+    if config.models.language != SANDBOX:
+        check_reward(config, config.models.reward)
+    return ", ".join(config.models.rewards)
+
+
+def _init(config: Config) -> str:
+    init, trust = config.train_reward.init, config.models.trust_remote_code
+    assert init
+    RewardModel.check(init, "train_reward.init", trust, head=config.train_reward.head_kind)
+    if config.models.language != SANDBOX:
+        check_reward(config, init)
+    return init
+
+
+def _pairs(config: Config) -> str:
+    settings, trust = config.train_reward, config.models.trust_remote_code
+    files = _files([*settings.pairs, *(settings.eval_pairs or [])])
+    if not files:
+        return BUILT
+    init = settings.init or config.models.language
+    if init == SANDBOX:
+        return f"{', '.join(settings.pairs)} ({len(files)} files)"
+    context = context_length(load_config(init, "train_reward.init", trust_remote_code=trust))
+    how = Tokenize(init, trust, min(settings.max_length, context), settings.overlong, datetime.now(UTC).date())
+    looked = pairs.look(files, how)
+    if not looked.usable:
+        raise UserError(f"train_reward.pairs: {looked}")
+    return f"{', '.join(settings.pairs)} ({len(files)} files; {looked})"
+
+
+def _prompts(config: Config) -> str:
+    given = config.generate.prompts
+    files = _files(given)
+    if not files:
+        return BUILT
+    looked = prompts.look(files)
+    if looked.messages and config.models.language != SANDBOX:
+        check_messages(config)
+    return f"{', '.join(given)} ({len(files)} files; {looked})"
+
+
+def _files(uris: list[str]) -> list[InputFile]:
+    """The files that can be read. Raises UserError where `uris` other than the sandbox's hold none."""
+    given = [storage.absolute(uri) for uri in uris if uri != SANDBOX]
+    found = find(given)
+    if given and not found.files:
+        reasons = "".join(f"; {path}: {reason}" for path, reason in found.skipped.items())
+        raise UserError(f"there are no files of rows at {', '.join(map(repr, given))}{reasons}")
+    return found.files
