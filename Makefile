@@ -14,12 +14,13 @@ EDITABLE := --config-settings editable_mode=compat --editable '.[dev]'
 install: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml constraints.txt
+	@echo "installing what rgtg needs into $(VENV), some gigabytes: minutes, once"
 	@if command -v uv >/dev/null; then \
 		uv venv --allow-existing --python $(PYTHON) $(VENV) && \
 		uv pip install --python $(BIN)/python --constraints constraints.txt $(EDITABLE); \
 	else \
 		$(PYTHON) -m venv $(VENV) && \
-		$(BIN)/python -m pip install --quiet --constraint constraints.txt $(EDITABLE); \
+		$(BIN)/python -m pip install --constraint constraints.txt $(EDITABLE); \
 	fi
 	@touch $@
 

@@ -20,6 +20,8 @@ from rgtg.input_rows import is_unicode
 from rgtg.messages import Prompt
 from rgtg.templates import renderer
 
+THINK = "<think>"  # by which reasoning models open their thoughts, some of them in the generation prompt
+
 MAX_TEXT = 1 << 23  # characters that are tokenized; a context of a million tokens has about four million
 
 
@@ -142,9 +144,11 @@ def encode_response(
 
     Both are tokenized together, so that the response gets the ids a model would generate there (SentencePiece
     tokenizers put a space before a separate text). Where tokens merge across the boundary, the prompt keeps its ids,
-    as it does in decoding.
+    as it does in decoding. Where a template has opened the model's thinking, and the response opens it once more, as
+    many data sets do, the second opening is left out.
     """
     before = rendered(tokenizer, prompt, day)
+    response = _without_second_opening(before, response)
     prompt_ids = _encode(tokenizer, before)
     joint = _encode(tokenizer, before._replace(text=before.text + response))
     if joint[: len(prompt_ids)] == prompt_ids:
@@ -155,6 +159,14 @@ def encode_response(
     if complete and tokenizer.eos_token_id is not None and ids[-1:] != [tokenizer.eos_token_id]:
         ids = [*ids, tokenizer.eos_token_id]
     return ids
+
+
+def _without_second_opening(before: Rendered, response: str) -> str:
+    opening, body = before.text.rstrip(), response.lstrip()
+    if not (before.by_template and opening.endswith(THINK) and body.startswith(THINK)):
+        return response
+    body = body.removeprefix(THINK)
+    return body.removeprefix("\n") if before.text.endswith("\n") else body
 
 
 def decode_response(tokenizer: PreTrainedTokenizerBase, prompt_ids: list[int], response_ids: list[int]) -> str:

@@ -45,7 +45,9 @@ def as_yaml() -> str:
 
     As a comment, since a value in a file is no default any more: the sandbox has some defaults of its own.
     """
-    lines = ["# Remove the # in front of a setting to change it."]
+    lines = [
+        "# Remove the # in front of a setting to change it. Paths start at the directory where the command starts."
+    ]
     for section, field in Config.model_fields.items():
         lines.append(f"{section}:")
         assert isinstance(field.annotation, type)

@@ -231,3 +231,50 @@ def test_special_tokens_are_no_text(make_tokenizer):
     tokenizer = make_tokenizer()
     assert decode_response(tokenizer, [BOS, 50], [*ids(tokenizer, "x"), EOS]) == "x"
     assert decode_response(tokenizer, [BOS], [EOS]) == ""
+
+
+# A turn's thinking goes where the conversation goes on. Models of the `closed` template open it themselves (Qwen3); the
+# `open` template does it for them (DeepSeek-R1).
+TURN = (
+    "{{ '<s>' }}{% for m in messages %}[{{ m.role[0] }}]"
+    "{{ m.content.split('</think>')[-1] if m.role == 'assistant' else m.content }}{% endfor %}"
+)
+THINKING = {
+    "closed": TURN + "{% if add_generation_prompt %}[a]{% endif %}",
+    "open": TURN + "{% if add_generation_prompt %}[a]<think>\n{% endif %}",
+}
+TALK = [
+    {"role": "user", "content": "1+1"},
+    {"role": "assistant", "content": "<think>\nwell\n</think>2"},
+    {"role": "user", "content": "2+2"},
+]
+
+
+@pytest.mark.parametrize(
+    ("template", "response", "expected"),
+    [
+        ("closed", "<think>\nhm\n</think>4", "<think>\nhm\n</think>4"),
+        ("closed", "4", "4"),
+        ("open", "<think>\nhm\n</think>4", "hm\n</think>4"),
+        ("open", "\n<think>hm</think>4", "hm</think>4"),
+        ("open", "hm\n</think>4", "hm\n</think>4"),
+        ("open", "no <think> here", "no <think> here"),
+    ],
+)
+def test_what_is_trained_on_is_what_decoding_saw(make_tokenizer, template, response, expected):
+    """The thinking is opened once, by the template or by the model; earlier turns are as the template has them."""
+    tokenizer = make_tokenizer(template=THINKING[template])
+    prompt_ids = encode_prompt(tokenizer, TALK)
+    by_transformers = tokenizer.apply_chat_template(TALK, add_generation_prompt=True).input_ids
+    assert prompt_ids == by_transformers
+    assert "well" not in tokenizer.decode(prompt_ids)
+    response_ids = encode_response(tokenizer, TALK, response)
+    assert tokenizer.decode(response_ids) == f"{expected}</s>"
+    # A model that had written this after the prompt would have written the same ids.
+    assert decode_response(tokenizer, prompt_ids, response_ids) == expected
+    assert encode_response(tokenizer, TALK, decode_response(tokenizer, prompt_ids, response_ids)) == response_ids
+
+
+def test_thinking_in_a_prompt_of_text_is_as_it_was_written(make_tokenizer):
+    tokenizer = make_tokenizer(template=THINKING["open"])
+    assert tokenizer.decode(encode_response(tokenizer, "q<think>\n", "<think>\na")) == "<think>\na</s>"

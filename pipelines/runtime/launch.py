@@ -14,7 +14,13 @@ import typer
 from rgtg.errors import TransientError, UserError, redacted
 
 ConfigFile = Annotated[
-    str | None, typer.Option("--config", "-c", metavar="FILE", help="YAML config file; the sandbox if none is given.")
+    str | None,
+    typer.Option(
+        "--config",
+        "-c",
+        metavar="FILE",
+        help="YAML config file; the sandbox if none is given. Paths in it start at the current directory.",
+    ),
 ]
 Overrides = Annotated[
     list[str] | None,

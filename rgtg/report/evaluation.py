@@ -108,22 +108,25 @@ def picture(results: Sequence[Result], cost: str) -> bytes:
     """A PNG of scores against one of COSTS: a line a family, a panel a judge. Needs matplotlib."""
     from matplotlib.figure import Figure
 
-    label, figure_of = COSTS[cost]
+    name_of_cost, figure_of = COSTS[cost]
     scorers = [name for name in results[0].scores if name != "score"] or ["score"]
     figure = Figure(figsize=(7 * len(scorers), 5), layout="constrained")
     for axes, scorer in zip(figure.subplots(1, len(scorers), squeeze=False)[0], scorers, strict=True):
         for family, members in families(results).items():
             points = [
-                (x, score.value, score.error)
+                (x, score.value, score.error, r.beta)
                 for r in members
                 if (score := r.scores.get(scorer)) and (x := figure_of(r)) is not None
             ]
             if points:
-                costs, values, errors = zip(*sorted(points), strict=True)
+                costs, values, errors, betas = zip(*sorted(points), strict=True)
                 axes.errorbar(costs, values, yerr=errors, marker="o", capsize=2, label=family)
+                for *point, beta in zip(costs, values, betas, strict=True) if len(points) > 1 else ():
+                    label = f"beta {beta:g}"
+                    axes.annotate(label, point, (3, 4), textcoords="offset points", fontsize="xx-small")
         if cost != "kl":
             axes.set_xscale("symlog")
-        axes.set_xlabel(label)
+        axes.set_xlabel(name_of_cost)
         axes.set_ylabel(scorer)
         axes.legend(fontsize="x-small")
     image = io.BytesIO()
