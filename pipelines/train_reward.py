@@ -31,6 +31,7 @@ from rgtg.evaluation.stats import share_error
 from rgtg.methods import reward_name
 from rgtg.models.reward import RewardModel
 from rgtg.report import warnings
+from rgtg.report.card import model_card
 from rgtg.training_settings import TrainReward
 
 STAGE = "train_reward"
@@ -114,6 +115,8 @@ def fit(job: JobContext, stage: str, target: str) -> None:
     with ray_session.translate_ray_errors("training"), ExitStack() as stack:
         checkpoint = s3_filesystem.retry_read(lambda: stack.enter_context(fetched()))
         storage.upload(Path(checkpoint, "model"), target)
+        card = model_card(config, result.metrics, directory.counts(pairs.STAGE))
+        storage.write_bytes(storage.join(target, "README.md"), card.encode())
         curve = Path(checkpoint, checkpoints.CURVE).read_bytes()
     storage.write_bytes(directory.path(stage.replace(STAGE, "training") + ".jsonl"), curve)
     directory.finish(stage, result.metrics, time.monotonic() - begun)

@@ -233,8 +233,8 @@ def test_special_tokens_are_no_text(make_tokenizer):
     assert decode_response(tokenizer, [BOS], [EOS]) == ""
 
 
-# A turn's thinking goes where the conversation goes on. Models of the `closed` template open it themselves (Qwen3); the
-# `open` template does it for them (DeepSeek-R1).
+# A turn's thinking goes where the conversation goes on. Models with the `closed` template open it themselves (Qwen3);
+# the `open` template does it for them (DeepSeek-R1).
 TURN = (
     "{{ '<s>' }}{% for m in messages %}[{{ m.role[0] }}]"
     "{{ m.content.split('</think>')[-1] if m.role == 'assistant' else m.content }}{% endfor %}"

@@ -1,21 +1,24 @@
-"""The dataset card: what the preferences are and how they were made, in the form that dataset hubs read."""
+"""Cards in the form that hubs read: how preferences were made, and how a reward model scores."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import yaml
 
 from rgtg.config import Config, Generate, Preferences
+from rgtg.evaluation.stats import share_error
 from rgtg.methods import METHODS, STRATEGIES
+from rgtg.report import warnings
 
 SAYS_OF_PAIRS = "The score is the reward model's; `score_margin` is the difference. Columns are those of TRL, and"
 SAYS_OF_RANKINGS = "`scores` are the reward model's, in the same order; there are no pairs of TRL in it."
 
 
-def dataset_card(config: Config, selection: Preferences, sizes: dict[str, int], warnings: Sequence[str] = ()) -> str:
+def dataset_card(config: Config, selection: Preferences, sizes: dict[str, int], said: Sequence[str] = ()) -> str:
     """The README.md of a published preferences/: front matter for the hub, then how to load and how it was made.
 
-    `config` is that of the completions, `selection` the settings by which pairs were made of them; `warnings` stand
-    above everything else.
+    `config` is that of the completions, `selection` the settings by which pairs were made of them; the warnings
+    `said` stand above everything else.
     """
     # No `configs` here: the files' names tell the splits, and with a list of them `datasets` caches by the list alone
     # and gives one run's pairs for another's.
@@ -30,7 +33,7 @@ def dataset_card(config: Config, selection: Preferences, sizes: dict[str, int], 
 ---
 
 # Preferences of the run {config.run.id}
-{"".join(f"{chr(10)}> **Warning:** {warning}{chr(10)}" for warning in warnings)}
+{"".join(f"{chr(10)}> **Warning:** {warning}{chr(10)}" for warning in said)}
 {sizes["train"]} {"rankings" if ranked else "pairs"} to train on and {sizes["test"]} to test on, split by prompt.
 {"`completions` are" if ranked else "`chosen` and `rejected` are"} {STRATEGIES[strategy].says} (`{strategy}`),
 of {_counts(settings)}.
@@ -43,6 +46,51 @@ trained. To make this again:
 ```yaml
 {yaml.safe_dump(config.model_dump() | {"preferences": selection.model_dump()}, sort_keys=False).strip()}
 ```
+"""
+
+
+# The same ids that training and decoding use; a test runs it.
+SCORING = '''```python
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("DIRECTORY")
+model = AutoModelForSequenceClassification.from_pretrained("DIRECTORY").eval()
+
+
+def reward(prompt, response):
+    """Of a whole response; `prompt` is text, or messages."""
+    text = prompt
+    if not isinstance(prompt, str):
+        text = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
+    # A chat template writes all special tokens itself.
+    ids = tokenizer(text + response, add_special_tokens=isinstance(prompt, str)).input_ids
+    with torch.no_grad():
+        return model(torch.tensor([[*ids, tokenizer.eos_token_id]])).logits[0, 0].item()
+```'''
+
+
+def model_card(config: Config, counts: dict[str, Any], pairs: dict[str, Any]) -> str:
+    """The README.md of a reward model; `counts` and `pairs` are those of its training and of its pairs."""
+    settings, accuracy = config.train_reward, counts["accuracy"]
+    weak = warnings.of_training(counts)
+    by_score = ", ".join(f"{way} {share:.3f}" for way, share in accuracy["by_score"].items())
+    n = accuracy["pairs"].get("full", 0)
+    if settings.head_kind == "scalar":
+        how = f"It gives one reward to every prefix. That of a whole response, in plain transformers:\n\n{SCORING}"
+    else:
+        how = f"Its head is `{settings.head_kind}`, which `rgtg.Decoder` reads (`token_rewards`)."
+    return f"""---
+tags: [reward-model, rgtg]
+---
+
+# Reward model of the run {config.run.id}
+{f"{chr(10)}> **Warning:** {weak}{chr(10)}" if weak else ""}
+Trained on {pairs["train"]:,} preference pairs (objective `{settings.objective}`). Of {n:,} held-out pairs it ranks
+these parts rightly, by how the rewards of a text's prefixes become its score: {by_score}
+(± {share_error(0.5, n) if n else 0:.3f}). `{accuracy["score"]}` is kept, in `config.json`.
+
+{how}
 """
 
 

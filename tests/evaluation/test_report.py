@@ -1,8 +1,17 @@
-from rgtg.config import Generate
+import re
+
+import pytest
+import torch
+
+from rgtg.chat import encode_prompt, encode_response
+from rgtg.config import Config, Generate
 from rgtg.evaluation.results import measure
 from rgtg.evaluation.variants import variants
+from rgtg.models.reward import RewardModel
+from rgtg.report.card import model_card
 from rgtg.report.evaluation import as_markdown, at_equal_kl, kl_grid
 from tests.evaluation.test_results import completion, row
+from tests.tolerance import alike
 
 
 def results(*points):
@@ -25,3 +34,21 @@ def test_a_single_way_has_nothing_to_compare_with():
     alone = results((2.0, 1.0))
     assert kl_grid(alone) == []
     assert "equal distance" not in as_markdown(alone, {}, [])
+
+
+@pytest.mark.parametrize("prompt", ["one two", [{"role": "user", "content": "one two"}]])
+def test_the_card_of_a_reward_model_scores_as_decoding_does(make_reward, prompt):
+    """By its own words alone: the code in it runs in plain transformers."""
+    path = make_reward()
+    accuracy = {"by_fraction": {"1.0": 0.8}, "by_score": {"final": 0.8}, "score": "final", "pairs": {"full": 100}}
+    card = model_card(Config(), {"accuracy": accuracy}, {"train": 400})
+    assert "Of 100 held-out pairs" in card
+    (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    names: dict = {}
+    exec(code.replace("DIRECTORY", path), names)
+    model = RewardModel.load(path).eval()
+    ids = encode_prompt(model.tokenizer, prompt)
+    ids += encode_response(model.tokenizer, prompt, " three")
+    with torch.inference_mode():
+        expected = model(torch.tensor([ids]))[0, -1].item()
+    assert names["reward"](prompt, " three") == alike(expected)
