@@ -1,14 +1,17 @@
 """The summary of a run as far as it has come, from its manifest and its tables: report/summary.md and summary.json."""
 
-from collections.abc import Callable
+from array import array
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 from itertools import combinations
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from pipelines.completions import COLUMNS, completions_of
 from pipelines.runtime.run_directory import RunDirectory
 from rgtg import storage, table_files
-from rgtg.evaluation.stats import Mean, gain, mean
+from rgtg.evaluation.stats import Mean, mean
 from rgtg.methods import Pool, reward_name
 from rgtg.node_copy import cache_directory
 from rgtg.preferences.selection import pool_of
@@ -57,32 +60,20 @@ def warnings_of(directory: RunDirectory, preferences: dict[str, Any] | None = No
 
 def _summary(directory: RunDirectory) -> Summary:
     done = {stage: directory.counts(stage) for stage in directory.stages if directory.is_done(stage)}
-    scores, in_sandbox = {}, False
-    if "generate" in done:
-        in_sandbox = _in_sandbox(directory)
-        scores = _scores(directory.path("completions"), "own", in_sandbox)
-    if not scores:
-        others = {}
-    elif directory.config_of("generate").generate.unguided_samples:
-        others = _scores(directory.path("completions"), "unguided", in_sandbox)
-    else:
-        others = _scores(directory.path("completions_unguided"), "own", in_sandbox) if BASELINE in done else {}
-    selected = "preferences" in done
+    generated = "generate" in done
+    in_sandbox = generated and _in_sandbox(directory)
     return Summary(
         run=directory.uri,
-        method=directory.config_of("generate").generate.method if scores else "",
+        method=directory.config_of("generate").generate.method if generated else "",
         pairs=done.get("pairs"),
         accuracy=accuracies(directory),
         prompts=done.get("prompts"),
         guided=done.get("generate"),
-        scores={
-            name: Comparison(mean(values.values()), *_against(values, others.get(name)))
-            for name, values in scores.items()
-        },
+        scores=_comparisons(directory, in_sandbox) if generated else {},
         preferences=done.get("preferences"),
         seconds=directory.seconds(),
         warnings=warnings_of(directory),
-        right=_right(directory.path("preferences")) if selected and in_sandbox else None,
+        right=_right(directory.path("preferences")) if in_sandbox and "preferences" in done else None,
     )
 
 
@@ -92,24 +83,39 @@ def _in_sandbox(directory: RunDirectory) -> bool:
     return Path(language).is_relative_to(cache_directory() / "sandbox")
 
 
-def _against(scores: dict[str, float], baseline: dict[str, float] | None) -> tuple[Mean | None, Mean | None]:
-    return (mean(baseline.values()), gain(scores, baseline)) if baseline else (None, None)
+def _comparisons(directory: RunDirectory, in_sandbox: bool) -> dict[str, Comparison]:
+    """By what scores: the mean over prompts, the baseline's, and the gain over it, paired by prompt."""
+    baseline = None  # in rows of its own; otherwise it stands beside the others
+    if not directory.config_of("generate").generate.unguided_samples:
+        rows = _rows(directory.path("completions_unguided")) if directory.is_done(BASELINE) else ()
+        baseline = {row["prompt_id"]: _scores(row, "own", in_sandbox) for row in rows}
+    # Numbers of eight bytes each: there may be millions of prompts.
+    scores: dict[str, tuple[array[float], ...]] = defaultdict(lambda: (array("d"), array("d"), array("d")))
+    for row in _rows(directory.path("completions")):
+        own = _scores(row, "own", in_sandbox)
+        other = _scores(row, "unguided", in_sandbox) if baseline is None else baseline.get(row["prompt_id"], {})
+        for name, value in own.items():
+            scores[name][0].append(value)
+            if name in other:
+                scores[name][1].append(other[name])
+                scores[name][2].append(value - other[name])
+    return {name: Comparison(*map(mean, values)) for name, values in scores.items()}
 
 
-def _scores(uri: str, pool: Pool, in_sandbox: bool) -> dict[str, dict[str, float]]:
-    """Mean score of one pool of each prompt's completions, by prompt_id; in the sandbox the true reward too."""
-    scores: dict[str, float] = {}
-    true_rewards: dict[str, float] = {}
-    for table in table_files.read_tables(uri, COLUMNS):
-        for row in table.to_pylist():
-            every = completions_of(row) if row["error"] is None else []
-            completions = [c for c in every if pool_of(c, every[0]) == pool]
-            if scored := [c["score"] for c in completions if c["score"] is not None]:
-                scores[row["prompt_id"]] = sum(scored) / len(scored)
-            if in_sandbox and completions:
-                true = [true_reward(row["prompt"] + c["text"]) for c in completions]
-                true_rewards[row["prompt_id"]] = sum(true) / len(true)
-    return {"score": scores} | ({"true reward": true_rewards} if in_sandbox else {})
+def _rows(uri: str) -> Iterator[dict[str, Any]]:
+    return (row for table in table_files.read_tables(uri, COLUMNS) for row in table.to_pylist())
+
+
+def _scores(row: dict[str, Any], pool: Pool, in_sandbox: bool) -> dict[str, float]:
+    """Mean score of one pool of a prompt's completions; in the sandbox the true reward too."""
+    every = completions_of(row) if row["error"] is None else []
+    completions = [c for c in every if pool_of(c, every[0]) == pool]
+    found = {}
+    if scored := [c["score"] for c in completions if c["score"] is not None]:
+        found["score"] = fmean(scored)
+    if in_sandbox and completions:
+        found["true reward"] = fmean(true_reward(row["prompt"] + c["text"]) for c in completions)
+    return found
 
 
 def _right(uri: str) -> Mean | None:

@@ -21,16 +21,27 @@ _SAME_VALUES = {
 }
 
 
-def common_type(columns: Sequence[Column]) -> pa.DataType:
-    """The Arrow type of one column in all files; string where the files disagree.
+class CommonType:
+    """The Arrow type of one column in all files, which are added one by one; string where they disagree.
 
     All JSON files count as one; nulls agree with every type.
     """
-    values = [value for column in columns if isinstance(column, list) for value in column]
-    kinds = {_plain(column.type) for column in columns if isinstance(column, pa.ChunkedArray)}
-    kinds = {kind for kind in kinds | {_type_of(values)} if not pa.types.is_null(kind)}
-    kind = kinds.pop() if len(kinds) == 1 else pa.string()
-    return kind if _is_stored(kind) else pa.string()
+
+    def __init__(self) -> None:
+        self.kinds: set[pa.DataType] = set()  # of Parquet
+        self.of_values: pa.DataType = pa.null()  # of JSON
+
+    def add(self, column: Column) -> None:
+        if isinstance(column, list):
+            self.of_values = _of_both(self.of_values, _type_of(column))
+        else:
+            self.kinds.add(_plain(column.type))
+
+    @property
+    def type(self) -> pa.DataType:
+        kinds = {kind for kind in self.kinds | {self.of_values} if not pa.types.is_null(kind)}
+        kind = kinds.pop() if len(kinds) == 1 else pa.string()
+        return kind if _is_stored(kind) else pa.string()
 
 
 def as_type(column: Column, kind: pa.DataType) -> pa.Array | pa.ChunkedArray:
@@ -69,6 +80,15 @@ def _type_of(values: list[Any]) -> pa.DataType:
     try:
         return pa.array(values).type
     except UNREADABLE:
+        return pa.string()
+
+
+def _of_both(first: pa.DataType, second: pa.DataType) -> pa.DataType:
+    """The type of values of two types in one column, as Arrow would infer it of all of them at once."""
+    schemas = [pa.schema([("values", kind)]) for kind in (first, second)]
+    try:
+        return pa.unify_schemas(schemas, promote_options="permissive").field(0).type
+    except pa.ArrowException:
         return pa.string()
 
 

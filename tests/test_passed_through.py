@@ -6,11 +6,18 @@ from decimal import Decimal
 import pyarrow as pa
 import pytest
 
-from rgtg.passed_through import as_type, common_type
+from rgtg.passed_through import CommonType, as_type
 
 
 def chunked(values, kind=None) -> pa.ChunkedArray:
     return pa.chunked_array([pa.array(values, kind)])
+
+
+def common_type(columns) -> pa.DataType:
+    common = CommonType()
+    for column in columns:
+        common.add(column)
+    return common.type
 
 
 def values_of(*columns) -> tuple[pa.DataType, list]:

@@ -1,4 +1,4 @@
-"""Means with their standard errors, and differences of two ways to complete the same prompts."""
+"""Means and shares with their standard errors."""
 
 from collections.abc import Iterable
 from math import isfinite, sqrt
@@ -24,13 +24,6 @@ def mean(values: Iterable[float]) -> Mean | None:
     center = sum(finite) / len(finite)
     variance = sum((value - center) ** 2 for value in finite) / max(1, len(finite) - 1)
     return Mean(center, sqrt(variance / len(finite)), len(finite))
-
-
-def gain(first: dict[str, float], second: dict[str, float]) -> Mean | None:
-    """The mean of first minus second over the prompts that are in both: paired, so that what a prompt adds to both
-    sides is no noise.
-    """
-    return mean(value - second[prompt] for prompt, value in first.items() if prompt in second)
 
 
 def share_error(share: float, n: int) -> float:

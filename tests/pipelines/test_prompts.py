@@ -1,4 +1,5 @@
 import json
+from collections import Counter
 from pathlib import Path
 
 import pyarrow as pa
@@ -269,6 +270,57 @@ def test_values_that_cannot_be_made_text_are_one_sentence(tmp_path, write_parque
     write_parquet("in/b.parquet", prompt=["two"], when=["noon"])
     with pytest.raises(UserError, match=r"the column 'when' of '.*a.parquet' has another type in another file"):
         take_in(tmp_path, tmp_path / "in")
+
+
+@pytest.fixture
+def parts(tmp_path, monkeypatch):
+    """A stage of four files that make three parts."""
+    monkeypatch.setattr(prompts, "FILE_ROWS", 3)
+    for number, texts in enumerate((["a", "b"], ["a", "c", "d"], ["e"], ["c", "f"])):
+        (tmp_path / f"in-{number}.jsonl").write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts))
+    return find([str(path) for path in sorted(tmp_path.glob("in-*"))])
+
+
+def test_files_are_read_one_at_a_time_into_parts(tmp_path, parts):
+    counts = prompts.take_in(parts, str(tmp_path / "out"), 0.0)
+    tables = list(table_files.read_tables(str(tmp_path / "out")))
+    assert [table["prompt"].to_pylist() for table in tables] == [["a", "b"], ["c", "d"], ["e", "f"]]
+    assert (counts["rows"], counts["duplicates"]) == (6, 2)
+
+
+def test_an_intake_that_was_stopped_goes_on_with_the_parts_that_are_missing(tmp_path, parts, monkeypatch):
+    out, written = str(tmp_path / "out"), []
+    whole = prompts.take_in(parts, str(tmp_path / "whole"), 0.0)
+    write = table_files.write_table
+
+    def stops(path, table):
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        written.append(path)
+        write(path, table)
+
+    monkeypatch.setattr(table_files, "write_table", stops)
+    with pytest.raises(KeyboardInterrupt):
+        prompts.take_in(parts, out, 0.0)
+    written.clear()
+    assert prompts.take_in(parts, out, 0.0, resume=True) == whole
+    assert [Path(path).name for path in written] == ["part-00002.parquet"]
+    expected = [table.to_pylist() for table in table_files.read_tables(str(tmp_path / "whole"))]
+    assert [table.to_pylist() for table in table_files.read_tables(out)] == expected
+
+
+def test_a_file_that_changes_between_the_passes_is_one_sentence(tmp_path, parts, monkeypatch):
+    read, times = prompts.read_rows, Counter()
+
+    def changes(file):
+        times[file.path] += 1
+        if times[file.path] == 2:
+            Path(file.path).write_text('{"prompt": "another"}\n' * 7)
+        return read(file)
+
+    monkeypatch.setattr(prompts, "read_rows", changes)
+    with pytest.raises(UserError, match=r"in-0.jsonl' changed while the prompts were read"):
+        prompts.take_in(parts, str(tmp_path / "out"), 0.0)
 
 
 def test_a_prompt_is_readable_whatever_stands_beside_it(tmp_path, write_parquet):

@@ -1,0 +1,43 @@
+"""What report/ says of a run, after each of its stages."""
+
+import json
+from math import sqrt
+from pathlib import Path
+
+import pytest
+
+from pipelines import preferences, prompts
+from rgtg.report import warnings
+
+
+def summary_of(directory):
+    return json.loads(Path(directory.path("report", "summary.json")).read_text())
+
+
+def test_a_gain_is_paired_by_prompt(finished):
+    """What a prompt adds to both sides cancels, however much it is."""
+    of_prompts = {"a": (0.0, 1.0), "b": (100.0, 2.0), "c": (-50.0, 3.0)}
+    rows = [
+        (prompt, [("x", level + gain), ("y", level + gain), ("z", level, "unguided", 0.0)])
+        for prompt, (level, gain) in of_prompts.items()
+    ]
+    rows += [("alone", [("x", 1000.0), ("y", 1000.0)]), ("bad", "the prompt is null")]
+    directory = preferences.run(finished(rows, **{"preferences.select": "null"}))
+    score, baseline, gain = summary_of(directory)["scores"]["score"]
+    assert (score[2], baseline[2]) == (4, 3)
+    assert gain == [pytest.approx(2.0), pytest.approx(1 / sqrt(3)), 3]
+
+
+def test_a_stage_alone_leaves_a_report(configure, write_parquet):
+    directory = prompts.run(configure(**{"generate.prompts": write_parquet("a.parquet", prompt=["one", "two"])}))
+    text = Path(directory.path("report", "summary.md")).read_text()
+    assert "| prompts | 2 (0 bad, 0 duplicates left out) |" in text
+    assert "completions" not in text
+    assert summary_of(directory)["guided"] is None
+
+
+@pytest.mark.parametrize(("stopped", "warned"), [(51, False), (50, True)])
+def test_completions_that_are_cut_off_are_said(stopped, warned):
+    said = warnings.of_completions({"completions": 100, "stopped": stopped})
+    assert bool(said) == warned
+    assert not said or said.startswith("50 of the 100 completions were cut off at generate.max_new_tokens")
