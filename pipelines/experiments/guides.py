@@ -56,12 +56,16 @@ class Guide:
         return scored(rows, labels)
 
     def decoding(self) -> dict[str, float]:
-        """What guidance itself gains over the language model and at which KL, and best-of-n by the score."""
-        kept: dict[str, list[float]] = {"guided": [], "unguided": [], "best-of-n": [], "kl": []}
+        """What guidance itself gains over the language model and at which KL, how often a guided completion is better
+        than an unguided one, whatever the scores say, and best-of-n by the score.
+        """
+        kept: dict[str, list[float]] = {name: [] for name in ("guided", "unguided", "best-of-n", "kl", "better")}
         for prompt, completions in self.rows("guide").items():
             guided, unguided = completions[:OF_EACH], completions[OF_EACH : OF_EACH + BEST_OF]
-            kept["guided"] += [truth(prompt, c["text"]) for c in guided]
-            kept["unguided"] += [truth(prompt, c["text"]) for c in unguided]
+            of_guided, of_unguided = ([truth(prompt, c["text"]) for c in of] for of in (guided, unguided))
+            kept["guided"] += of_guided
+            kept["unguided"] += of_unguided
+            kept["better"] += [(a > b) + 0.5 * (a == b) for a, b in zip(of_guided, of_unguided, strict=False)]
             if len(unguided) == BEST_OF:  # a control has fewer
                 kept["best-of-n"].append(truth(prompt, max(unguided, key=lambda c: c["score"])["text"]))
             # Of both the same part comes from sampling among the top-k tokens alone.
@@ -69,7 +73,8 @@ class Guide:
             kept["kl"].append(kl[0] - kl[1])
         means = {name: fmean(values) for name, values in kept.items() if values}
         of_the_model = means.pop("unguided")
-        return {name: mean if name == "kl" else mean - of_the_model for name, mean in means.items()}
+        gains = {name: means.pop(name) - of_the_model for name in ("guided", "best-of-n") if name in means}
+        return gains | means
 
     def seconds(self) -> dict[str, float]:
         """Of a guided and of an unguided completion with its score: medians of runs that take turns."""

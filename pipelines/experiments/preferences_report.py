@@ -27,9 +27,11 @@ def tables(rows: Rows) -> str:
     lines += ["", "## Held-out pairs that a reward model ranks rightly", "", *_head("guide", *WAYS)]
     for (kind,), values in _by_cell(rows, "accuracy", 1).items():
         lines.append(_row(kind, *(spread(v[way] for v in values) for way in WAYS)))
-    lines += ["", "## Decoding", "", *_head("guide", "guided", "at KL", f"best of {BEST_OF} unguided")]
+    lines += ["", "## Decoding", "", *_head("guide", "guided", "at KL", "better than unguided", f"best of {BEST_OF}")]
     for (kind,), values in _by_cell(rows, "decoding", 1).items():
-        lines.append(_row(kind, *(spread(v[n] for v in values if n in v) for n in ("guided", "kl", "best-of-n"))))
+        lines.append(
+            _row(kind, *(spread(v[n] for v in values if n in v) for n in ("guided", "kl", "better", "best-of-n")))
+        )
     for (), [value] in _by_cell(rows, "seconds", 1).items():
         guided, unguided = (1000 * value[name] for name in ("guided", "unguided"))
         lines += [
