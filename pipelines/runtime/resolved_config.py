@@ -76,15 +76,27 @@ def check_data_is_named(config: Config, *, pairs: bool, prompts: bool) -> None:
 
 
 def _check_cluster(config: Config, *, models: bool, pairs: bool) -> None:
+    """Raises UserError with all that works on one machine and not on a cluster."""
     if not os.environ.get("RAY_ADDRESS"):
         return
+    faults = []
     if models and config.models.device == "auto":
-        raise UserError(
-            "models.device is auto, which looks at the driver's machine alone; on a cluster set it to cuda or cpu"
+        faults.append("models.device is auto, which looks at the driver's machine alone; set it to cuda or cpu")
+    local = [] if os.environ.get("RGTG_SHARED_DISK") else _local_paths(config, models=models, pairs=pairs)
+    if local:
+        faults.append(
+            f"{' and '.join(local)}, on the disk of this machine, which other machines of the cluster cannot read; "
+            "use s3://, or set RGTG_SHARED_DISK=1 if all of them mount it"
         )
-    if os.environ.get("RGTG_SHARED_DISK"):
-        return
-    # Read or written by other machines than the driver's. Prompts are read by the driver alone.
+    if faults:
+        raise UserError(f"on a cluster {'; '.join(faults)}")
+
+
+def _local_paths(config: Config, *, models: bool, pairs: bool) -> list[str]:
+    """The settings that name a local path which other machines than the driver's read or write.
+
+    Prompts are read by the driver alone.
+    """
     used = {"run.root": [config.run.root]}
     if models:
         used |= {"models.language": [config.models.language], "models.reward": config.models.rewards}
@@ -94,14 +106,14 @@ def _check_cluster(config: Config, *, models: bool, pairs: bool) -> None:
             "train_reward.pairs": config.train_reward.pairs,
             "train_reward.eval_pairs": config.train_reward.eval_pairs or [],
         }
-    for name, paths in used.items():
-        for path in paths:
-            on_disk = name == "run.root" or path == SANDBOX or os.path.exists(os.path.expanduser(path))
-            if path and storage.is_local(path) and on_disk:
-                raise UserError(
-                    f"{name} is {path!r}, on the disk of this machine, which other machines of the cluster cannot "
-                    "read; use s3://, or set RGTG_SHARED_DISK=1 if all of them mount it"
-                )
+    return [
+        f"{name} is {path!r}"
+        for name, paths in used.items()
+        for path in paths
+        if path
+        and storage.is_local(path)
+        and (name == "run.root" or path == SANDBOX or os.path.exists(os.path.expanduser(path)))
+    ]
 
 
 def slow_settings(config: Config) -> list[str]:

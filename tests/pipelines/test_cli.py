@@ -60,17 +60,17 @@ def test_missing_inputs_are_said_before_anything_starts(tmp_path, language_dir, 
         assert len(result.stderr.strip().splitlines()) == 1
 
 
-def test_on_a_cluster_a_local_run_root_is_refused(tmp_path, language_dir):
-    settings = [f"run.root={tmp_path}", f"models.language={language_dir}", "models.device=cpu"]
-    settings += ["generate.prompts=sandbox"]
-    result = rgtg("generate", *settings, RAY_ADDRESS="127.0.0.1:1")
-    assert result.returncode == 2
-    assert "run.root is" in result.stderr
-    assert "use s3://, or set RGTG_SHARED_DISK=1" in result.stderr
-    settings[0] = "run.root=gs://bucket/runs"
-    result = rgtg("generate", *settings, RAY_ADDRESS="127.0.0.1:1")
-    assert result.returncode == 2
-    assert "models.language is" in result.stderr
+def test_on_a_cluster_all_that_works_on_one_machine_alone_is_refused_at_once(tmp_path, language_dir, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    there = [f"models.language={language_dir}", "generate.prompts=sandbox", "train_reward.pairs=sandbox"]
+    with pytest.raises(UserError) as caught:
+        nightly.run(load(overrides=[*there, f"run.root={tmp_path}"]))
+    for words in ("models.device is auto", "run.root is", "models.language is", "train_reward.pairs is 'sandbox'"):
+        assert words in str(caught.value)
+    assert str(caught.value).endswith("use s3://, or set RGTG_SHARED_DISK=1 if all of them mount it")
+    monkeypatch.setenv("RGTG_SHARED_DISK", "1")
+    with pytest.raises(UserError, match="^on a cluster models.device is auto, .*; set it to cuda or cpu$"):
+        nightly.run(load(overrides=[*there, f"run.root={tmp_path}"]))
 
 
 def test_doctor_tells_good_from_bad(tmp_path, language_dir, write_parquet):
