@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import rgtg
 from rgtg.decoding.decoder import Decoder
 from rgtg.decoding.reward_source import TokenScorer
 from rgtg.errors import RowError, UserError
@@ -231,3 +232,8 @@ def test_a_token_beyond_the_embeddings_is_the_rows_own(language_dir, reward_dir,
     with pytest.raises(RowError, match="the token id 259, and a model knows 259 tokens"):
         decoder.request("beyond", samples=1, max_new_tokens=1, seed=0)
     assert decoder.request("a", samples=1, max_new_tokens=1, seed=0)
+
+
+def test_the_library_shows_what_it_offers():
+    """In a shell, before anything has been used."""
+    assert {"Completion", "Decoder", "UserError", "__version__"} <= set(dir(rgtg))

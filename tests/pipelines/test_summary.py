@@ -4,10 +4,13 @@ import json
 from math import sqrt
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
-from pipelines import preferences, prompts
+from pipelines import generate, preferences, prompts
+from rgtg import table_files
 from rgtg.report import warnings
+from rgtg.report.summary import Summary, rows
 
 
 def summary_of(directory):
@@ -41,3 +44,15 @@ def test_completions_that_are_cut_off_are_said(stopped, warned):
     said = warnings.of_completions({"completions": 100, "stopped": stopped})
     assert bool(said) == warned
     assert not said or said.startswith("50 of the 100 completions were cut off at generate.max_new_tokens")
+
+
+def test_prompts_of_text_that_spell_out_control_tokens_are_counted(tmp_path, configure):
+    """They are often rendered already, and stay as they are."""
+    uri = str(tmp_path / "prompts")
+    table = pa.table({"prompt": ["plain", "<s>user: hi</s>", None, "less < more", "end</s>"]})
+    table_files.write_table(f"{uri}/part.parquet", table)
+    assert generate._with_control_tokens(configure(), uri) == 2
+    counts = {"completions": 8, "tokens": 9, "stopped": 8, "errors": 0, "with_control_tokens": 2}
+    of_run = {"prompts": None, "preferences": None, "pairs": None, "seconds": {}, "warnings": []}
+    lines = dict(rows(Summary("run", "pargs", accuracy={}, guided=counts, scores={}, **of_run)))
+    assert lines["completions"].endswith("2 prompts of text that spell out control tokens")
