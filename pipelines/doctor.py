@@ -7,10 +7,11 @@ from importlib.metadata import version
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from pipelines.generate_actor import memory_plan
-from pipelines.input_checks import Check, checks, findings
+from pipelines.input_checks import Check, Doubt, checks, findings
 from pipelines.runtime import gpus
 from pipelines.runtime.ray_session import cores
 from pipelines.runtime.resolved_config import on_gpu, slow_settings
@@ -33,7 +34,8 @@ def run(config: Config) -> None:
         table.add_row("slow", f"[yellow]{warning}[/]")
     wrong: list[str] = []
     for found in findings(_checks(config)):
-        table.add_row(found.name, f"[red]no[/]  {found.text}" if found.error else f"[green]ok[/]  {found.text}")
+        mark = "[red]no[/]" if found.error else "[yellow]??[/]" if isinstance(found.text, Doubt) else "[green]ok[/]"
+        table.add_row(found.name, f"{mark}  {escape(found.text)}")
         if found.error:
             wrong.append(found.name)
     Console().print(table)

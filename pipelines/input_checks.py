@@ -23,6 +23,10 @@ from rgtg.models.reward import RewardModel
 BUILT = "sandbox, built on first use"
 
 
+class Doubt(str):
+    """What a check finds that is most likely a mistake, and may be none."""
+
+
 class Check(NamedTuple):
     """`run` describes what it finds, or raises UserError or TransientError. It needs checks of other names to pass."""
 
@@ -134,9 +138,8 @@ def _pairs(config: Config) -> str:
     context = context_length(load_config(init, "train_reward.init", trust_remote_code=trust))
     how = Tokenize(init, trust, min(settings.max_length, context), settings.overlong, datetime.now(UTC).date())
     looked = pairs.look(files, how)
-    if not looked.usable:
-        raise UserError(f"train_reward.pairs: {looked}")
-    return f"{', '.join(settings.pairs)} ({len(files)} files; {looked})"
+    text = f"{', '.join(settings.pairs)} ({len(files)} files; {looked})"
+    return text if looked.usable or not looked.rows else Doubt(text)
 
 
 def _prompts(config: Config) -> str:
@@ -147,7 +150,8 @@ def _prompts(config: Config) -> str:
     looked = prompts.look(files)
     if looked.messages and config.models.language != SANDBOX:
         check_messages(config)
-    return f"{', '.join(given)} ({len(files)} files; {looked})"
+    text = f"{', '.join(given)} ({len(files)} files; {looked})"
+    return text if looked.usable or not looked.rows else Doubt(text)
 
 
 def _files(uris: list[str]) -> list[InputFile]:

@@ -57,7 +57,8 @@ def run_stage(job: JobContext) -> None:
     if state == "done":
         check_errors(config, directory.counts(STAGE), target)
         return
-    counts = take_in(job.digests.found(config.generate.prompts), target, config.generate.max_error_rate)
+    found = job.digests.found(config.generate.prompts)
+    counts = take_in(found, target, config.generate.max_error_rate, resume=state == "resume")
     if not counts["rows"]:
         raise UserError(f"there is no prompt at {', '.join(map(repr, config.generate.prompts))}")
     directory.finish(STAGE, counts, time.monotonic() - begun)
@@ -78,26 +79,33 @@ class Looked(NamedTuple):
     """What the first rows of the files hold."""
 
     rows: int
+    usable: int
     errors: dict[str, int]  # by kind
     messages: bool  # in place of text
 
     def __str__(self) -> str:
-        usable = self.rows - sum(self.errors.values())
         kinds = "".join(f"; {times} times {reason!r}" for reason, times in self.errors.items())
-        return f"{usable} of the first {self.rows} rows are prompts{kinds}"
+        return f"{self.usable} of the first {self.rows} rows are prompts{kinds}"
 
 
 def look(files: list[InputFile]) -> Looked:
-    """Read the first rows of the first files that can be read. Raises UserError where none is a prompt."""
+    """Read the first rows of the first files that can be read.
+
+    Raises UserError where these are all rows and none is a prompt, and for a file without a column of prompts.
+    """
     read: list[Row] = []
+    whole = len(files) <= LOOKED_FILES
     for file in files[:LOOKED_FILES]:
         with suppress(Unreadable):
-            read += prompt_rows(file, first_rows(file, LOOKED_ROWS)).rows
+            of_file = prompt_rows(file, first_rows(file, LOOKED_ROWS)).rows
+            whole = whole and len(of_file) < LOOKED_ROWS
+            read += of_file
     kinds = {isinstance(row["prompt"], list): repr(row["prompt"])[:100] for row in read if not row["error"]}
+    errors = [row["error"] for row in read if row["error"]]
     reasons = Reasons()
-    reasons.add(row["error"] for row in read if row["error"])
-    looked = Looked(len(read), reasons.most_common(), is_messages(kinds))
-    if looked.rows and looked.rows == sum(looked.errors.values()):
+    reasons.add(errors)
+    looked = Looked(len(read), len(read) - len(errors), reasons.most_common(), is_messages(kinds))
+    if whole and read and not looked.usable:
         raise UserError(str(looked))
     return looked
 
@@ -123,9 +131,8 @@ def take_in(found: Found, target: str, max_error_rate: float, *, resume: bool = 
     reasons = Reasons()
     for number, part in enumerate(parts):
         path = storage.join(target, f"part-{number:05d}.parquet")
-        if resume and storage.exists(path):
-            (table,) = table_files.read_tables(path, ["error"])
-        else:
+        table = _written(path, schema, sum(int((fates != DUPLICATE).sum()) for _, fates in part)) if resume else None
+        if table is None:
             table = pa.concat_tables(_table(_again(file), fates, schema) for file, fates in part)
             table_files.write_table(path, table)
         errors = table["error"].drop_null().to_pylist()
@@ -139,6 +146,14 @@ def take_in(found: Found, target: str, max_error_rate: float, *, resume: bool = 
         "duplicates": survey.num_rows - counts["rows"],
         "error_reasons": reasons.most_common(),
     }
+
+
+def _written(path: str, schema: pa.Schema, num_rows: int) -> pa.Table | None:
+    """The errors of a part that an earlier attempt has written; None where there is none such."""
+    if not storage.exists(path) or not table_files.schema_of(path).equals(schema):
+        return None
+    (table,) = table_files.read_tables(path, ["error"])
+    return table if table.num_rows == num_rows else None
 
 
 class _Survey:

@@ -272,6 +272,17 @@ def test_values_that_cannot_be_made_text_are_one_sentence(tmp_path, write_parque
         take_in(tmp_path, tmp_path / "in")
 
 
+def test_first_rows_that_are_no_prompts_are_told_and_are_no_proof(tmp_path):
+    """A file may be sorted with what it lacks first, and others may follow."""
+    for name, lines in (("few", ['{"prompt": null}'] * 3), ("many", ['{"prompt": null}'] * 256 + ['{"prompt": "a"}'])):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    few, many = (find([str(tmp_path / f"{name}.jsonl")]).files for name in ("few", "many"))
+    with pytest.raises(UserError, match="^0 of the first 3 rows are prompts; 3 times 'the prompt is null'$"):
+        prompts.look(few)
+    assert prompts.look(many)[:2] == (256, 0)
+    assert prompts.look(few + many + few + few)[:2] == (262, 0)
+
+
 @pytest.fixture
 def parts(tmp_path, monkeypatch):
     """A stage of four files that make three parts."""
@@ -288,24 +299,37 @@ def test_files_are_read_one_at_a_time_into_parts(tmp_path, parts):
     assert (counts["rows"], counts["duplicates"]) == (6, 2)
 
 
-def test_an_intake_that_was_stopped_goes_on_with_the_parts_that_are_missing(tmp_path, parts, monkeypatch):
-    out, written = str(tmp_path / "out"), []
-    whole = prompts.take_in(parts, str(tmp_path / "whole"), 0.0)
-    write = table_files.write_table
+def test_an_intake_that_was_stopped_goes_on_with_the_parts_that_are_missing(configure, parts, monkeypatch):
+    paths = f"[{', '.join(file.path for file in parts.files)}]"
+    whole = prompts.run(configure(**{"run.id": "whole", "generate.prompts": paths}))
+    write, written = table_files.write_table, []
 
     def stops(path, table):
         if len(written) == 2:
             raise KeyboardInterrupt
-        written.append(path)
+        written.append(Path(path).name)
         write(path, table)
 
     monkeypatch.setattr(table_files, "write_table", stops)
+    config = configure(**{"generate.prompts": paths})
     with pytest.raises(KeyboardInterrupt):
-        prompts.take_in(parts, out, 0.0)
+        prompts.run(config)
     written.clear()
-    assert prompts.take_in(parts, out, 0.0, resume=True) == whole
-    assert [Path(path).name for path in written] == ["part-00002.parquet"]
-    expected = [table.to_pylist() for table in table_files.read_tables(str(tmp_path / "whole"))]
+    directory = prompts.run(config)
+    assert written == ["part-00002.parquet"]
+    assert directory.counts(prompts.STAGE) == whole.counts(prompts.STAGE)
+    expected, found = (table_files.read_tables(of.path("prompts")) for of in (whole, directory))
+    assert [table.to_pylist() for table in found] == [table.to_pylist() for table in expected]
+
+
+def test_a_part_of_an_earlier_attempt_that_is_another_is_written_again(tmp_path, parts):
+    out = str(tmp_path / "out")
+    prompts.take_in(parts, out, 0.0)
+    expected = [table.to_pylist() for table in table_files.read_tables(out)]
+    tables = list(table_files.read_tables(out))
+    table_files.write_table(f"{out}/part-00000.parquet", tables[0].slice(1))
+    table_files.write_table(f"{out}/part-00001.parquet", tables[1].append_column("more", [[1] * tables[1].num_rows]))
+    prompts.take_in(parts, out, 0.0, resume=True)
     assert [table.to_pylist() for table in table_files.read_tables(out)] == expected
 
 
