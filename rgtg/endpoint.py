@@ -35,6 +35,8 @@ Text B:
 
 Answer with the single letter A or B."""
 
+VERDICT = re.compile(r"\W*(?:(?i:text|answer|verdict|option|response|better)\W+)*([AB])\W*")
+
 AT_ONCE = 8
 ATTEMPTS = 6
 DEADLINE_S = 120.0  # of a request, from its first byte to the last of the answer
@@ -189,9 +191,9 @@ def _question(prompt: Prompt, first: str, second: str) -> str:
 
 
 def _prefers_first(answer: str) -> float | None:
-    """1.0 for A, 0.0 for B, None for an answer that is neither."""
-    letters = set(re.findall(r"\b[AB]\b", answer))
-    return {"A": 1.0, "B": 0.0}[letters.pop()] if len(letters) == 1 else None
+    """1.0 for A, 0.0 for B, None where the last line is neither by itself: in a sentence "A" may be an article."""
+    stated = VERDICT.fullmatch(next(iter(answer.strip().splitlines()[-1:]), ""))
+    return {"A": 1.0, "B": 0.0}[stated[1]] if stated else None
 
 
 def _within(seconds: float, call: Any, stopped: Future[None]) -> Any:

@@ -43,7 +43,7 @@ class Judge(BaseHTTPRequestHandler):
             r"Text A:\n(.*)\n\nText B:\n(.*)\n\nAnswer", body["messages"][0]["content"], re.S
         ).groups()
         letter = "B" if second.count("good") > first.count("good") else "A"
-        self._reply(200, {"choices": [{"message": {"content": self.answer or f"I prefer {letter}"}}]})
+        self._reply(200, {"choices": [{"message": {"content": self.answer or letter}}]})
 
     def _reply(self, status, value):
         data = json.dumps(value).encode()
@@ -87,7 +87,13 @@ def test_throttling_is_tried_again(served):
     assert "user: hi" in handler.asked[0]["messages"][0]["content"]
 
 
-@pytest.mark.parametrize("answer", ["A is no better than B.", "They are both fine.", 7, [None], [{"image": 1}, "A"]])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        *("A is no better than B.", "They are both fine.", "A good text; the other has no point.", "A\nor maybe not"),
+        *(7, [None], [{"image": 1}, "A"]),
+    ],
+)
 def test_verdicts_that_cannot_be_read_are_counted(served, answer, monkeypatch, caplog):
     caplog.set_level("INFO", logger="rgtg")
     handler, endpoint = served
@@ -101,7 +107,16 @@ def test_verdicts_that_cannot_be_read_are_counted(served, answer, monkeypatch, c
 
 def test_an_answer_in_parts(served):
     handler, endpoint = served
-    handler.answer = [{"type": "text", "text": "I prefer"}, {"type": "text", "text": " A"}]
+    handler.answer = [{"type": "text", "text": "Answer:"}, {"type": "text", "text": " A"}]
+    assert endpoint.wins(["p"], ["good"], ["bad"]) == ([0.5], 2, 0)
+
+
+@pytest.mark.parametrize(
+    "answer", ["B", " b.".upper(), "**B**", '"B"', "Text B", "Verdict: B.", "A is fine, but short.\n\nB"]
+)
+def test_verdicts_as_models_write_them(served, answer):
+    handler, endpoint = served
+    handler.answer = answer
     assert endpoint.wins(["p"], ["good"], ["bad"]) == ([0.5], 2, 0)
 
 

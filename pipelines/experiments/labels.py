@@ -25,6 +25,8 @@ OF_EACH = 4  # completions of a kind that a strategy takes
 BEST_OF = 12  # unguided ones for best-of-n
 EVALUATED = 150  # held-out prompts, four samples each, of a policy
 
+ACTORS = 2  # one for each core of a small machine
+
 TOKEN_REWARDS = ["completions.list.element.token_rewards"]
 
 Rows = dict[str, list[dict[str, Any]]]  # the completions of each prompt
@@ -57,6 +59,7 @@ def completed(out: Path, name: str, **settings: Any) -> tuple[Rows, dict[str, An
     given = {
         **{"run.root": str(out), "run.id": name, "models.device": "cpu"},
         **{"generate.samples": OF_EACH, "generate.unguided_samples": BEST_OF, "generate.opposed_samples": OF_EACH},
+        **{"generate.min_actors": ACTORS, "generate.max_actors": ACTORS},
         **settings,
     }
     config = config_file.load(None, [f"{key}={value}" for key, value in given.items()])
