@@ -104,7 +104,7 @@ def calls(monkeypatch) -> Counter[str]:
     return counted
 
 
-def test_a_night_resolves_digests_and_reads_each_thing_once(
+def test_a_night_resolves_and_digests_each_thing_once_and_reads_prompts_twice(
     configure, write_parquet, language_dir, without_ray, calls, capsys
 ):
     asked = [write_parquet(f"asked/{name}.parquet", prompt=[f"{name}{i}:" for i in range(6)]) for name in "ab"]
@@ -127,7 +127,7 @@ def test_a_night_resolves_digests_and_reads_each_thing_once(
         digested = {f"digest {path}" for path in [*asked, *given, *held_out, *weights]}
         listed = {f"listing {places}" for places in ([str(Path(asked[0]).parent)], given, held_out)}
         read = {f"content {path}" for path in asked} if start == "new" else set()
-        assert calls == Counter(["the config", "the manifest", *listed, *digested, *read])
+        assert calls == Counter(["the config", "the manifest", *listed, *digested, *read, *read])
     assert directory.counts(generate.STAGE)["rows"] == 12
     assert directory.counts(summary.BASELINE)["rows"] == 4
     assert list(summary.accuracies(directory)) == ["partial", "full"]
