@@ -8,6 +8,7 @@ import yaml
 from rgtg.config import Config, Generate, Preferences
 from rgtg.evaluation.stats import share_error
 from rgtg.methods import METHODS, STRATEGIES
+from rgtg.path_syntax import is_endpoint
 from rgtg.report import warnings
 
 SAYS_OF_PAIRS = "The score is the reward model's; `score_margin` is the difference. Columns are those of TRL, and"
@@ -28,6 +29,7 @@ def dataset_card(config: Config, selection: Preferences, sizes: dict[str, int], 
     }
     settings, strategy = config.generate, selection.select or "best-worst"
     ranked = STRATEGIES[strategy].key is None
+    made_by = config.model_dump() | {"preferences": selection.model_dump()}
     return f"""---
 {yaml.safe_dump(front, sort_keys=False).strip()}
 ---
@@ -44,9 +46,22 @@ The completions are the language model's own, steered while it decoded (method `
 trained. To make this again:
 
 ```yaml
-{yaml.safe_dump(config.model_dump() | {"preferences": selection.model_dump()}, sort_keys=False).strip()}
+{yaml.safe_dump(_without_places(made_by), sort_keys=False).strip()}
 ```
 """
+
+
+def _without_places(value: Any) -> Any:
+    """Settings with names in place of paths: a card is published, and whose machine or bucket it was is nobody's."""
+    if isinstance(value, dict):
+        return {key: _without_places(of) for key, of in value.items()}
+    if isinstance(value, list):
+        return [_without_places(of) for of in value]
+    if isinstance(value, str) and is_endpoint(value):
+        return "an endpoint"
+    if isinstance(value, str) and ("://" in value or value.startswith(("/", "~", "."))):
+        return value.rstrip("/").rpartition("/")[2]
+    return value
 
 
 # The same ids that training and decoding use; a test runs it.

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from rgtg.chat import encode_prompt, encode_response
-from rgtg.config import Config, Generate
+from rgtg.config import Config, Generate, Preferences
 from rgtg.evaluation.results import measure
 from rgtg.evaluation.variants import variants
 from rgtg.models.reward import RewardModel
-from rgtg.report.card import model_card
+from rgtg.report.card import dataset_card, model_card
 from rgtg.report.evaluation import as_markdown, at_equal_kl, kl_grid
 from tests.evaluation.test_results import completion, row
 from tests.tolerance import alike
@@ -52,3 +52,25 @@ def test_the_card_of_a_reward_model_scores_as_decoding_does(make_reward, prompt)
     with torch.inference_mode():
         expected = model(torch.tensor([ids]))[0, -1].item()
     assert names["reward"](prompt, " three") == alike(expected)
+
+
+def test_a_card_names_no_place():
+    """It is published with the data."""
+    settings = {
+        "run": {"root": "s3://secret-bucket/team/runs"},
+        "models": {"language": "/home/someone/models/small", "reward": "org/reward@abc"},
+        "train_reward": {"pairs": ["~/pairs.parquet", "../shared/more"]},
+        "evaluate": {"judges": ["https://judge.internal/v1"]},
+    }
+    card = dataset_card(Config.model_validate(settings), Preferences(), {"train": 1, "test": 0})
+    for place in ("secret-bucket", "team", "someone", "~", "..", "internal"):
+        assert place not in card
+    for name in (
+        "root: runs",
+        "language: small",
+        "reward: org/reward@abc",
+        "- pairs.parquet",
+        "- more",
+        "- an endpoint",
+    ):
+        assert name in card
