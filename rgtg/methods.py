@@ -122,21 +122,21 @@ class Strategy(NamedTuple):
 STRATEGIES: dict[str, Strategy] = {
     # The best against the worst, against the one nearest to two deviations below the mean (arXiv 2502.16825), and
     # against any other one.
-    "best-worst": Strategy("own", "own", "widest", "the completion of highest and the one of lowest score", 0.76),
+    "best-worst": Strategy("own", "own", "widest", "the completion of highest and the one of lowest score", 0.79),
     "best-near": Strategy(
         *("own", "own", "near"), "the completion of highest score and the one nearest to two deviations below the mean"
     ),
     "best-random": Strategy(
-        "own", "own", "any_rejected", "the completion of highest score and another at random", 0.64
+        "own", "own", "any_rejected", "the completion of highest score and another at random", 0.66
     ),
     # A guided one against one of the language model itself.
     "guided-unguided": Strategy(
-        *("own", "unguided", "widest"), "the guided completion of highest and the unguided one of lowest score", 0.96
+        *("own", "unguided", "widest"), "the guided completion of highest and the unguided one of lowest score", 0.97
     ),
     "guided-unguided-random": Strategy(
         *("own", "unguided", "any_pair"),
         "a guided and an unguided completion at random, if the score confirms them",
-        0.86,
+        0.88,
     ),
     # Guided against guided towards the opposite.
     "opposed": Strategy(

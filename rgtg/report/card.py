@@ -116,7 +116,7 @@ def _evidence(strategy: str, guided: bool) -> str:
         return ""
     return (
         f"\nIn the sandbox, a small world whose true reward is known, {right:.2f} of such pairs are the right way "
-        "round (two reward models, `make preferences`). How many of these are depends on the reward model."
+        "round (three reward models, `make preferences`). How many of these are depends on the reward model."
     )
 
 

@@ -136,7 +136,7 @@ def test_a_reward_model_that_has_learned_nothing_is_said_on_the_card(finished, s
 
 
 @pytest.mark.parametrize(
-    ("strategy", "said"), [("best-worst", "0.76 of such pairs are the right way"), ("ranked", None)]
+    ("strategy", "said"), [("best-worst", "0.79 of such pairs are the right way"), ("ranked", None)]
 )
 def test_the_card_names_the_evidence(finished, strategy, said):
     config = finished(
