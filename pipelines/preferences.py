@@ -12,7 +12,7 @@ from pipelines.runtime.job_context import JobContext
 from pipelines.runtime.job_log import log
 from pipelines.runtime.run_directory import RunDirectory
 from rgtg import schemas, storage, table_files
-from rgtg.config import Config
+from rgtg.config import Config, Preferences
 from rgtg.errors import UserError
 from rgtg.methods import STRATEGIES
 from rgtg.passed_through import as_type, loadable
@@ -51,13 +51,32 @@ def run_stage(job: JobContext) -> None:
     if directory.begin(STAGE, inputs, rerunnable=True) == "done":
         return
     begun = time.monotonic()
-    source, target = directory.path("completions"), directory.path("preferences")
+    source = directory.path("completions")
+    counts = _make(source, directory.path("preferences"), settings, config.run.id)
+    what = "rankings" if STRATEGIES[settings.select].key is None else "pairs"
+    dropped = "".join(f"\n  {n} without a pair: {reason}" for reason, n in counts["dropped"].items())
+    log.info(f"preferences: {counts['train']} {what} to train on, {counts['test']} to test on{dropped}")
+    if not counts["train"] + counts["test"]:
+        raise UserError(
+            f"none of the {sum(counts['dropped'].values())} prompts of {source!r} has a pair; see the reasons above"
+        )
+    said = summary.warnings_of(directory, counts)
+    card = dataset_card(directory.config_of(generate.STAGE), settings, counts, said)
+    storage.write_bytes(directory.path("report", "README.md"), card.encode())
+    directory.finish(STAGE, counts, time.monotonic() - begun)
+    if weak := warnings.of_preferences(counts):
+        log.warning(f"preferences: WARNING: {weak}")
+
+
+def _make(source: str, target: str, settings: Preferences, run_id: str) -> dict[str, Any]:
+    """Write the pairs or rankings of the completions at `source` to `target`, and return their counts."""
+    assert settings.select
     rules = Rules(**settings.model_dump(include={"truncated", "min_margin", "max_similarity", "length"}))
     night = _night(source, rules) if settings.length == "residual" or settings.select == "best-near" else Night()
     storage.remove(target)
     storage.make_directory(target)
     ranked = STRATEGIES[settings.select].key is None
-    counts: Counter[str] = Counter()
+    dropped: Counter[str] = Counter()
     margins = 0.0  # the sum
     completions_schema = table_files.schema_of(source)
     passed_through = loadable(schemas.passed_through(completions_schema))
@@ -68,35 +87,26 @@ def run_stage(job: JobContext) -> None:
         made: dict[str, dict[int, dict[str, Any]]] = {split: {} for split in writers}  # by the row of the prompt
         for number, row in enumerate(table.select(OWN).to_pylist()):
             if row["error"] is not None:
-                counts["prompts with an error"] += 1
+                dropped["prompts with an error"] += 1
                 continue
             completions = completions_of(row)
             selected = select(candidates(completions, rules), settings.select, rules, night, row["prompt_id"])
             if isinstance(selected, str):
-                counts[selected] += 1
+                dropped[selected] += 1
                 continue
             of_selected = [completions[candidate.index] | {"index": candidate.index} for candidate in selected]
             margins += of_selected[0]["score"] - of_selected[-1]["score"]
             # By prompt_id alone, so that a prompt is in the same split in every run.
             split = "test" if fraction(f"split/{row['prompt_id']}") < settings.test_fraction else "train"
             pair = _ranking(row, of_selected) if ranked else _pair(row, *of_selected)
-            made[split][number] = pair | {"run_id": config.run.id, "strategy": settings.select}
+            made[split][number] = pair | {"run_id": run_id, "strategy": settings.select}
         for split, writer in writers.items():
             writer.add(table, made[split])
     for writer in writers.values():
         writer.close()
     sizes = {split: writer.total for split, writer in writers.items()}
-    dropped = "".join(f"\n  {n} without a pair: {reason}" for reason, n in counts.most_common())
-    what = "rankings" if ranked else "pairs"
-    log.info(f"preferences: {sizes['train']} {what} to train on, {sizes['test']} to test on{dropped}")
-    if not any(sizes.values()):
-        raise UserError(f"none of the {counts.total()} prompts of {source!r} has a pair; see the reasons above")
-    totals = {**sizes, "dropped": dict(counts), "mean_margin": round(margins / sum(sizes.values()), 4)}
-    card = dataset_card(directory.config_of(generate.STAGE), settings, sizes, summary.warnings_of(directory, totals))
-    storage.write_bytes(directory.path("report", "README.md"), card.encode())
-    directory.finish(STAGE, totals, time.monotonic() - begun)
-    if weak := warnings.of_preferences(totals):
-        log.warning(f"preferences: WARNING: {weak}")
+    mean_margin = round(margins / max(1, sum(sizes.values())), 4)
+    return {**sizes, "dropped": dict(dropped.most_common()), "mean_margin": mean_margin}
 
 
 def _check_pools(job: JobContext) -> None:

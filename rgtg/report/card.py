@@ -1,6 +1,6 @@
 """Cards in the form that hubs read: how preferences were made, and how a reward model scores."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -15,17 +15,17 @@ SAYS_OF_PAIRS = "The score is the reward model's; `score_margin` is the differen
 SAYS_OF_RANKINGS = "`scores` are the reward model's, in the same order; there are no pairs of TRL in it."
 
 
-def dataset_card(config: Config, selection: Preferences, sizes: dict[str, int], said: Sequence[str] = ()) -> str:
+def dataset_card(config: Config, selection: Preferences, counts: Mapping[str, Any], said: Sequence[str] = ()) -> str:
     """The README.md of a published preferences/: front matter for the hub, then how to load and how it was made.
 
-    `config` is that of the completions, `selection` the settings by which pairs were made of them; the warnings
-    `said` stand above everything else.
+    `config` is that of the completions, `selection` the settings by which pairs were made of them, `counts` how many
+    there are to train and to test on; the warnings `said` stand above everything else.
     """
     # No `configs` here: the files' names tell the splits, and with a list of them `datasets` caches by the list alone
     # and gives one run's pairs for another's.
     front = {
         "tags": ["preference", "synthetic", "dpo", "rgtg"],
-        "size_categories": [_size_category(sum(sizes.values()))],
+        "size_categories": [_size_category(counts["train"] + counts["test"])],
     }
     settings, strategy = config.generate, selection.select or "best-worst"
     ranked = STRATEGIES[strategy].key is None
@@ -36,7 +36,7 @@ def dataset_card(config: Config, selection: Preferences, sizes: dict[str, int], 
 
 # Preferences of the run {config.run.id}
 {"".join(f"{chr(10)}> **Warning:** {warning}{chr(10)}" for warning in said)}
-{sizes["train"]} {"rankings" if ranked else "pairs"} to train on and {sizes["test"]} to test on, split by prompt.
+{counts["train"]} {"rankings" if ranked else "pairs"} to train on and {counts["test"]} to test on, split by prompt.
 {"`completions` are" if ranked else "`chosen` and `rejected` are"} {STRATEGIES[strategy].says} (`{strategy}`),
 of {_counts(settings)}.
 {SAYS_OF_RANKINGS if ranked else SAYS_OF_PAIRS} `datasets.load_dataset(DIRECTORY)` reads them.
