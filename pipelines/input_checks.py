@@ -77,9 +77,15 @@ def checks(config: Config, *, pairs: bool, prompts: bool) -> list[Check]:
     if unnamed:
         found.append(Check(", ".join(unnamed), lambda: _named(config, trains, prompts)))
     if trains and "train_reward.pairs" not in unnamed:
-        found.append(Check("train_reward.pairs", lambda: _pairs(config), ("models.language", "train_reward.init")))
+        given = [*config.train_reward.pairs, *(config.train_reward.eval_pairs or [])]
+        models = ("models.language", "train_reward.init")
+        found.append(Check("train_reward.pairs", lambda: _found(given)))
+        found.append(Check("first pairs", lambda: _pairs(config, _files(given)), ("train_reward.pairs", *models)))
     if prompts and "generate.prompts" not in unnamed:
-        found.append(Check("generate.prompts", lambda: _prompts(config), ("models.language",)))
+        asked = config.generate.prompts
+        found.append(Check("generate.prompts", lambda: _found(asked)))
+        needed = ("generate.prompts", "models.language")
+        found.append(Check("first prompts", lambda: _prompts(config, _files(asked)), needed))
     return found
 
 
@@ -127,31 +133,29 @@ def _init(config: Config) -> str:
     return init
 
 
-def _pairs(config: Config) -> str:
+def _found(uris: list[str]) -> str:
+    files = _files(uris)
+    return f"{', '.join(uris)} ({len(files)} files)" if files else BUILT
+
+
+def _pairs(config: Config, files: list[InputFile]) -> str:
     settings, trust = config.train_reward, config.models.trust_remote_code
-    files = _files([*settings.pairs, *(settings.eval_pairs or [])])
-    if not files:
-        return BUILT
     init = settings.init or config.models.language
-    if init == SANDBOX:
-        return f"{', '.join(settings.pairs)} ({len(files)} files)"
+    if not files or init == SANDBOX:
+        return BUILT
     context = context_length(load_config(init, "train_reward.init", trust_remote_code=trust))
     how = Tokenize(init, trust, min(settings.max_length, context), settings.overlong, datetime.now(UTC).date())
     looked = pairs.look(files, how)
-    text = f"{', '.join(settings.pairs)} ({len(files)} files; {looked})"
-    return text if looked.usable or not looked.rows else Doubt(text)
+    return str(looked) if looked.usable or not looked.rows else Doubt(looked)
 
 
-def _prompts(config: Config) -> str:
-    given = config.generate.prompts
-    files = _files(given)
+def _prompts(config: Config, files: list[InputFile]) -> str:
     if not files:
         return BUILT
     looked = prompts.look(files)
     if looked.messages and config.models.language != SANDBOX:
         check_messages(config)
-    text = f"{', '.join(given)} ({len(files)} files; {looked})"
-    return text if looked.usable or not looked.rows else Doubt(text)
+    return str(looked) if looked.usable or not looked.rows else Doubt(looked)
 
 
 def _files(uris: list[str]) -> list[InputFile]:

@@ -109,7 +109,7 @@ def test_all_mistakes_of_a_config_are_told_at_once(tmp_path, make_language, make
     }
     config = load(overrides=[f"{key}={value}" for key, value in settings.items()])
     mistakes = ("another tokenizer than models.language", "the tokenizer of .* has no chat template")
-    with pytest.raises(UserError, match=r"^train_reward\.init, generate\.prompts cannot be used as configured"):
+    with pytest.raises(UserError, match=r"^train_reward\.init, first prompts cannot be used as configured"):
         doctor.run(config)
     said = " ".join(capsys.readouterr().out.replace("│", "").split())
     with pytest.raises(UserError) as caught:
@@ -118,6 +118,13 @@ def test_all_mistakes_of_a_config_are_told_at_once(tmp_path, make_language, make
         assert re.search(mistake, str(caught.value))
         assert re.search(mistake.replace(" ", r"\s*"), said)
     assert not (tmp_path / "runs/test").exists()
+
+
+def test_files_that_are_not_there_are_told_beside_a_model_that_is_not(tmp_path):
+    paths = {"models.language": "/no-model", "train_reward.pairs": "/no-pairs", "generate.prompts": "/no-prompts"}
+    with pytest.raises(UserError) as caught:
+        nightly.run(load(overrides=[f"run.root={tmp_path}", *(f"{key}={path}" for key, path in paths.items())]))
+    assert all(path in str(caught.value) for path in paths.values())
 
 
 @pytest.mark.parametrize(
