@@ -23,9 +23,11 @@ from pipelines.experiments.preferences_report import spread
 from pipelines.runtime.launch import guarded
 from rgtg.chat import encode_prompt
 from rgtg.models.language import LanguageModel
+from rgtg.preferences.selection import Rules
 
 JUDGED_WORDS = 40  # at which the judges are themselves judged
 HIDDEN_TOKENS = 96  # that the second judge reads
+RULES = Rules(max_similarity=0.9, truncated="keep")  # of 40 tokens hardly a review ends
 
 
 def main(
@@ -57,7 +59,7 @@ def main(
             by_score.setdefault(way, []).append(value)
         rows = scored(rows, accuracy["score"])
         for name, judge in judges.items():
-            for source, found in labels_of(rows, judge).items():
+            for source, found in labels_of(rows, judge, RULES).items():
                 agreement.setdefault((source, name), []).append(found["right"])
     print("\n| score | held-out pairs right |\n|---|---|")
     for way, values in by_score.items():

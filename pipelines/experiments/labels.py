@@ -25,6 +25,8 @@ OF_EACH = 4  # completions of a kind that a strategy takes
 BEST_OF = 12  # unguided ones for best-of-n
 EVALUATED = 150  # held-out prompts, four samples each, of a policy
 
+RULES = Rules(max_similarity=0.9)  # the product's own
+
 ACTORS = 2  # one for each core of a small machine
 
 TOKEN_REWARDS = ["completions.list.element.token_rewards"]
@@ -121,9 +123,8 @@ def scored(rows: Rows, way: str) -> Rows:
     return {prompt: [c | {"score": of(prompt, c)} for c in completions] for prompt, completions in rows.items()}
 
 
-def pairs_of(rows: Rows, source: Source) -> list[Pair]:
+def pairs_of(rows: Rows, source: Source, rules: Rules = RULES) -> list[Pair]:
     """One pair of each prompt that has one."""
-    rules = Rules(max_similarity=0.9)
     taken = {prompt: candidates(_taken(completions, source), rules) for prompt, completions in rows.items()}
     statistics = Statistics()
     for found in taken.values():
@@ -145,13 +146,13 @@ def _taken(completions: list[dict[str, Any]], source: Source) -> list[dict[str, 
     return [*completions[:OF_EACH], *unguided[:OF_EACH], *completions[OF_EACH + BEST_OF :]]
 
 
-def labels_of(rows: Rows, judge: Judge = truth) -> dict[str, dict[str, float]]:
+def labels_of(rows: Rows, judge: Judge = truth, rules: Rules = RULES) -> dict[str, dict[str, float]]:
     """Of the pairs of each source: how many are right by the judge (a tie is half), by how much, and how many sides
     their length or their 2-grams give away.
     """
     found = {}
     for name, source in SOURCES.items():
-        pairs = pairs_of(rows, source)
+        pairs = pairs_of(rows, source, rules)
         if not pairs:  # a control has not completions of every kind
             continue
         margins = [judge(p.prompt, p.chosen) - judge(p.prompt, p.rejected) for p in pairs]
