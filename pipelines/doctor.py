@@ -70,7 +70,7 @@ def _checks(config: Config) -> list[Check]:
         slots = config.generate.slots
         return f"an actor needs {needed}: {needed.fitting(slots)} of {slots} slots"
 
-    found = [Check("run.root", writable), *checks(config, pairs=True, prompts=True)]
+    found = [Check("run.root", writable), *checks(config, method=config.generate.method, pairs=True, prompts=True)]
     if config.models.language != SANDBOX and not os.environ.get("RAY_ADDRESS"):  # on a cluster the actors check it
         found.append(Check("memory", memory, ("models.language", "models.reward", "train_reward.init")))
     if on_gpu(config.models) and not os.environ.get("RAY_ADDRESS"):

@@ -39,7 +39,7 @@ ATTEMPTS = 3
 
 def run(config: Config) -> RunDirectory:
     """The stages `prompts` and `generate`, as a command."""
-    input_checks.check(config, prompts=True)
+    input_checks.check(config, method=config.generate.method, prompts=True)
     job = JobContext.open(config, prompts=True)
     prompts.run_stage(job)
     run_stage(job)

@@ -54,9 +54,12 @@ def findings(checks: list[Check]) -> Iterator[Finding]:
             yield Finding(check.name, str(error), error)
 
 
-def check(config: Config, *, pairs: bool = False, prompts: bool = False) -> None:
-    """Raises UserError with all mistakes that a job which reads these would meet; TransientError for a store alone."""
-    errors = [found.error for found in findings(checks(config, pairs=pairs, prompts=prompts)) if found.error]
+def check(config: Config, *, method: str | None = None, pairs: bool = False, prompts: bool = False) -> None:
+    """Raises UserError with all mistakes that a job which reads these, and decodes by `method`, would meet;
+    TransientError for a store alone.
+    """
+    every = checks(config, method=method, pairs=pairs, prompts=prompts)
+    errors = [found.error for found in findings(every) if found.error]
     text = "; ".join(dict.fromkeys(map(str, errors)))
     if any(isinstance(error, UserError) for error in errors):
         raise UserError(text)
@@ -64,15 +67,15 @@ def check(config: Config, *, pairs: bool = False, prompts: bool = False) -> None
         raise TransientError(text)
 
 
-def checks(config: Config, *, pairs: bool, prompts: bool) -> list[Check]:
-    """Those of the models, and of the data that a job reads."""
+def checks(config: Config, *, method: str | None, pairs: bool, prompts: bool) -> list[Check]:
+    """Those of the models, and of the data that a job reads. A method needs a head that can guide it."""
     config = _absolute(config)
     trains = pairs and not config.models.reward
     found = [Check("models.language", lambda: _language(config))]
     if config.models.reward:
-        found.append(Check("models.reward", lambda: _reward(config), ("models.language",)))
+        found.append(Check("models.reward", lambda: _reward(config, method), ("models.language",)))
     if trains and config.train_reward.init:
-        found.append(Check("train_reward.init", lambda: _init(config), ("models.language",)))
+        found.append(Check("train_reward.init", lambda: _init(config, method), ("models.language",)))
     unnamed = unnamed_data(config, pairs=trains, prompts=prompts)
     if unnamed:
         found.append(Check(", ".join(unnamed), lambda: _named(config, trains, prompts)))
@@ -118,18 +121,18 @@ def _language(config: Config) -> str:
     return f"{path} ({load_config(path, 'models.language', trust_remote_code=trust).model_type})"
 
 
-def _reward(config: Config) -> str:
+def _reward(config: Config, method: str | None) -> str:
     if config.models.language != SANDBOX:
-        check_reward(config, config.models.reward)
+        check_reward(config, config.models.reward, method)
     return ", ".join(config.models.rewards)
 
 
-def _init(config: Config) -> str:
+def _init(config: Config, method: str | None) -> str:
     init, trust = config.train_reward.init, config.models.trust_remote_code
     assert init
     RewardModel.check(init, "train_reward.init", trust, head=config.train_reward.head_kind)
     if config.models.language != SANDBOX:
-        check_reward(config, init)
+        check_reward(config, init, method)
     return init
 
 

@@ -23,7 +23,7 @@ def run(config: Config) -> RunDirectory:
     """Run every unfinished stage, and print the summary."""
     begun = time.monotonic()
     _check_pairs_are_possible(config.with_strategy())
-    input_checks.check(config, pairs=True, prompts=True)
+    input_checks.check(config, method=config.generate.method, pairs=True, prompts=True)
     job = JobContext.open(config, pairs=config.models.reward is None, prompts=True)
     config, directory = job.config, job.directory
     complete = storage.exists(directory.path(SUCCESS))

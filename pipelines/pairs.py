@@ -8,6 +8,7 @@ import hashlib
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import pyarrow.compute as pc
@@ -120,16 +121,20 @@ def look(files: list[InputFile], tokenize: Tokenize) -> Looked:
     """Read the first rows of the first files, before anything starts that takes time.
 
     Raises UserError where these are all rows and none is usable, and for what fails every row: messages for a
-    tokenizer without a chat template.
+    tokenizer without a chat template; and for a file without a column of pairs.
     """
     rows = usable = 0
     unused: Counter[str] = Counter()
     whole = len(files) <= LOOKED_FILES
     for file in files[:LOOKED_FILES]:
         try:
-            raw = first_rows(file, LOOKED_ROWS, PAIR_COLUMNS)
+            raw = first_rows(file, LOOKED_ROWS)
         except Unreadable:
             continue
+        if not raw.is_json:
+            _check_columns(file, raw.table.column_names)
+            known = [name for name in raw.table.column_names if name in PAIR_COLUMNS]
+            raw = replace(raw, table=raw.table.select(known))
         results = [result for _, result in read(raw, tokenize)]
         rows += len(results)
         usable += sum(not isinstance(result, str) for result in results)
@@ -203,12 +208,17 @@ def _fault(file: InputFile) -> str | None:
         names = check_rows(file, PAIR_COLUMNS)
     except Unreadable as error:
         return str(error)
-    if names is not None and not PAIR_COLUMNS.intersection(names):
+    if names is not None:
+        _check_columns(file, names)
+    return None
+
+
+def _check_columns(file: InputFile, names: list[str]) -> None:
+    if not PAIR_COLUMNS.intersection(names):
         raise UserError(
             f"{file.path!r} holds no preference pairs: its columns are {', '.join(sorted(names))}; give columns "
             "chosen and rejected, or completions with scores"
         )
-    return None
 
 
 def _tokenizer_digest(init: str, config: Config) -> str:

@@ -172,17 +172,16 @@ def read_rows(file: InputFile) -> RawRows:
     return RawRows(open_parquet(pa.BufferReader(data)).read(), is_json=False)
 
 
-def first_rows(file: InputFile, num_rows: int, columns: Collection[str] | None = None) -> RawRows:
-    """The first rows of a file; of Parquet only `columns` if given. Raises what `read_rows` raises."""
+def first_rows(file: InputFile, num_rows: int) -> RawRows:
+    """The first rows of a file. Raises what `read_rows` raises."""
     if not file.is_parquet:
         whole = read_rows(file)
         return replace(whole, table=whole.table.slice(0, num_rows))
     try:
         with _open(file) as source:
             parquet = s3_filesystem.retry_read(lambda: open_parquet(source))
-            names = [name for name in parquet.schema_arrow.names if columns is None or name in columns]
-            batches = list(islice(parquet.iter_batches(num_rows, columns=names), 1))
-            return RawRows(pa.Table.from_batches(batches) if batches else pa.table({}), is_json=False)
+            batches = list(islice(parquet.iter_batches(num_rows), 1))
+            return RawRows(pa.Table.from_batches(batches, parquet.schema_arrow), is_json=False)
     except UNREADABLE as error:
         fault = f"not a readable Parquet file ({first_line(error)})"
         raise storage_errors.failure_of_store(f"cannot read {file.path!r}", fault) or Unreadable(fault) from error

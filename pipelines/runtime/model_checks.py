@@ -10,7 +10,7 @@ from rgtg import table_files
 from rgtg.chat import check_template
 from rgtg.config import Config
 from rgtg.errors import UserError
-from rgtg.methods import METHODS, check_head
+from rgtg.methods import METHODS, Head, check_head
 from rgtg.models.language import check_language
 from rgtg.models.loading import load_tokenizer
 from rgtg.models.reward import RewardModel, check_same_tokens, check_trained
@@ -42,28 +42,29 @@ def check_models(job: JobContext, reward: str | None) -> None:
     """
     config, directory = job.config, job.directory
     check_language(config.models.language, config.models.trust_remote_code)
-    check_reward(config, reward)
+    check_reward(config, reward, config.generate.method)
     first = next(table_files.read_tables(directory.path("prompts"), ["prompt"]))
     if pa.types.is_list(first.schema.field("prompt").type):
         check_messages(config, directory.date)
 
 
-def check_reward(config: Config, reward: str | None) -> None:
-    """Raises UserError unless `reward`, and whatever the config names beside it, can guide or be trained to.
+def check_reward(config: Config, reward: str | None, method: str | None = None) -> None:
+    """Raises UserError unless `reward`, and whatever the config names beside it, can guide `method` or be trained to.
 
     `reward` may be the language model itself, to start from; with None there is nothing to check but the method.
     """
-    trust, method = config.models.trust_remote_code, config.generate.method
+    trust = config.models.trust_remote_code
     if reward and config.models.reward_reads == "text":
         TextReward.check(reward, "models.reward", trust)
-        check_head(method, "scalar")
-        return
-    for path in config.models.rewards:
-        check_head(method, check_trained(path, trust))
-    found = RewardModel.check(reward, "the reward model", trust) if reward else None
-    check_head(method, found or config.train_reward.head_kind)
-    for path in {reward or config.models.language, *config.models.ensemble} - {config.models.language}:
-        check_same_tokens(_tokenizer(config), load_tokenizer(path, "the reward model", trust_remote_code=trust))
+        heads: set[Head] = {"scalar"}
+    else:
+        heads = {check_trained(path, trust) for path in config.models.rewards}
+        found = RewardModel.check(reward, "the reward model", trust) if reward else None
+        heads.add(found or config.train_reward.head_kind)
+        for path in {reward or config.models.language, *config.models.ensemble} - {config.models.language}:
+            check_same_tokens(_tokenizer(config), load_tokenizer(path, "the reward model", trust_remote_code=trust))
+    for head in heads if method else ():
+        check_head(str(method), head)
 
 
 def check_messages(config: Config, day: date | None = None) -> None:
