@@ -6,6 +6,8 @@ from math import log, sqrt
 from statistics import fmean, stdev
 from typing import Any
 
+import numpy as np
+
 from pipelines.experiments.labels import BEST_OF
 from rgtg.text_score import WAYS
 
@@ -74,7 +76,7 @@ def picture(rows: Rows) -> bytes:
     """A PNG of gains over KL: a line of policies for each kind of pairs, and guided decoding. Needs matplotlib."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    figure = Figure(figsize=(10, 5), layout="constrained")
     axes = figure.subplots()
     for (kind, labels, source, trainer), points in curves(rows).items():
         name = source if kind == "guide" else f"{source}, {kind}"
@@ -87,9 +89,13 @@ def picture(rows: Rows) -> bytes:
         if best_of_n := [v["best-of-n"] for v in values if "best-of-n" in v]:
             kl = [log(BEST_OF) - 1 + 1 / BEST_OF]
             axes.plot(kl, [fmean(best_of_n)], "s", label=f"best of {BEST_OF}, KL at most")
+    # As `gain_at` interpolates; the estimate for a guide with beta 0 may be below 0.
+    axes.set_xscale("function", functions=(lambda kl: np.sqrt(np.maximum(kl, 0)), np.square))
+    axes.set_xlim(left=0)
+    axes.set_xticks([0, 0.5, 1, 2, 3, 4, 5, 6])
     axes.set_xlabel("KL from the language model (nats)")
     axes.set_ylabel("gain in true reward")
-    axes.legend(fontsize="x-small")
+    figure.legend(fontsize="x-small", loc="outside right upper")
     image = io.BytesIO()
     figure.savefig(image, format="png", dpi=120)
     return image.getvalue()
