@@ -42,6 +42,7 @@ def run(config: Config) -> RunDirectory:
     input_checks.check(config, method=config.generate.method, prompts=True)
     job = JobContext.open(config, prompts=True)
     prompts.run_stage(job)
+    prompts.check(job)
     run_stage(job)
     summary.write(job.directory)
     return job.directory

@@ -28,6 +28,7 @@ def run(config: Config) -> RunDirectory:
     config, directory = job.config, job.directory
     complete = storage.exists(directory.path(SUCCESS))
     prompts.run_stage(job)
+    prompts.check(job)
     check_models(job, config.models.reward or config.train_reward.init)
     if config.models.reward is None:
         train_reward.run_stage(job)

@@ -42,6 +42,7 @@ def run(config: Config) -> RunDirectory:
     """The stage alone, as a command."""
     job = JobContext.open(config, models=False, prompts=True)
     run_stage(job)
+    check(job)
     summary.write(job.directory)
     return job.directory
 
@@ -55,7 +56,6 @@ def run_stage(job: JobContext) -> None:
     target = directory.path("prompts")
     state = directory.begin(STAGE, {"generate.prompts": files}, rerunnable=free)
     if state == "done":
-        check_errors(config, directory.counts(STAGE), target)
         return
     found = job.digests.found(config.generate.prompts)
     counts = take_in(found, target, config.generate.max_error_rate, resume=state == "resume")
@@ -66,7 +66,11 @@ def run_stage(job: JobContext) -> None:
         f"prompts: {counts['rows']} rows ({counts['errors']} with an error, {counts['duplicates']} duplicates dropped)"
         f"{lines(counts['skipped_files'])}"
     )
-    check_errors(config, counts, target)
+
+
+def check(job: JobContext) -> None:
+    """Raises UserError where more rows are no prompts than the config allows, before a model is loaded."""
+    check_errors(job.config, job.directory.counts(STAGE), job.directory.path("prompts"))
 
 
 def _grew(directory: RunDirectory, files: list[dict[str, Any]]) -> bool:

@@ -11,13 +11,15 @@ beta 0 must be right in half of the cases, and labels by the true reward bound w
 """
 
 import json
-import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
 from itertools import product
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 
 from pipelines.experiments.guides import Guide
@@ -28,6 +30,7 @@ from pipelines.runtime.launch import guarded
 from rgtg.text_score import WAYS
 
 KINDS = ("guide", "beta 0", "shuffled")
+AT_ONCE = 2  # policies in training
 
 
 class Results:
@@ -39,14 +42,15 @@ class Results:
         lines = path.read_text().splitlines() if path.exists() else []
         self.rows: dict[str, Any] = {row["key"]: row["value"] for row in map(json.loads, lines)}
 
-    def get(self, key: str, compute: Callable[[], Any]) -> Any:
+    def compute(self, key: str, value: Callable[[], Any]) -> None:
         if key not in self.rows:
-            begun = time.monotonic()
-            self.rows[key] = compute()
-            with self.path.open("a") as file:
-                file.write(json.dumps({"key": key, "value": self.rows[key]}) + "\n")
-            print(f"{key}: {self.rows[key]} in {time.monotonic() - begun:.0f} s", flush=True)
-        return self.rows[key]
+            self.add(key, value())
+
+    def add(self, key: str, value: Any) -> None:
+        self.rows[key] = value
+        with self.path.open("a") as file:
+            file.write(json.dumps({"key": key, "value": value}) + "\n")
+        print(f"{key}: {value}", flush=True)
 
 
 def main(
@@ -62,19 +66,29 @@ def main(
     guides = {(seed, kind): Guide(seed, kind, out.absolute()) for kind in KINDS for seed in range(reward_seeds)}
     for (seed, kind), guide in guides.items():
         for way in ("guide", *WAYS, "truth") if kind == "guide" else ("guide",):
-            results.get(f"labels/{kind}/{way}/{seed}", partial(_labels, guide, way))
-        results.get(f"decoding/{kind}/{seed}", guide.decoding)
+            results.compute(f"labels/{kind}/{way}/{seed}", partial(_labels, guide, way))
+        results.compute(f"decoding/{kind}/{seed}", guide.decoding)
         if kind != "beta 0":  # whose reward model is the guide's
-            results.get(f"accuracy/{kind}/{seed}", partial(_accuracy, guide))
-    results.get("seconds/0", guides[0, "guide"].seconds)
-    for course, seed, policy_seed in product(COURSES[:courses], range(reward_seeds), range(policy_seeds)):
-        if course.source != GIVEN or seed == 0:  # which no guide has made
-            lesson = Lesson(course, guides[seed, course.kind], policy_seed)
-            results.get(lesson.key, lesson.learn)
+            results.compute(f"accuracy/{kind}/{seed}", partial(_accuracy, guide))
+    results.compute("seconds/0", guides[0, "guide"].seconds)
+    lessons = [
+        Lesson(course, Guide(seed, course.kind, out.absolute()), policy_seed)
+        for course, seed, policy_seed in product(COURSES[:courses], range(reward_seeds), range(policy_seeds))
+        if course.source != GIVEN or seed == 0  # which no guide has made
+    ]
+    _teach([lesson for lesson in lessons if lesson.key not in results.rows], results)
     text = tables(results.rows)
     (out / "results.md").write_text(text)
     (out / "curves.png").write_bytes(picture(results.rows))
     print(text)
+
+
+def _teach(lessons: list[Lesson], results: Results) -> None:
+    """Two policies at once with a thread each: in 80 s a policy, where one at a time with two threads takes 120."""
+    with ProcessPoolExecutor(AT_ONCE, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+        learned = {pool.submit(lesson.learn): lesson.key for lesson in lessons}
+        for future in as_completed(learned):
+            results.add(learned[future], future.result())
 
 
 def _labels(guide: Guide, way: str) -> dict[str, dict[str, float]]:

@@ -71,7 +71,7 @@ def test_the_same_rows_whatever_the_actors_blocks_and_order(job, read_rows):
 
 def test_bad_rows_are_written_with_their_error(job, read_rows):
     prompts = ["good", None, "long " * 100, "also good", ""]
-    with pytest.raises(UserError, match=r"1 of 5 prompts .* rate is 0\.1 \(1 times such as 'the prompt is null'\)"):
+    with pytest.raises(UserError, match=r"1 of 5 prompts .*rate is 0\.1 \(1 times such as 'the prompt is null'\)"):
         generate.run(job(prompts))  # the input is to blame, and no model was loaded
     with pytest.raises(UserError, match=r"2 of 5 prompts have an error, and generate\.max_error_rate is 0\.3"):
         generate.run(job(prompts, **{"generate.max_error_rate": 0.3}))  # a night of errors is no success
