@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from rgtg.chat import check_prompt, prompt_id
 from rgtg.errors import UserError
-from rgtg.input_files import InputFile, RawRows
+from rgtg.input_files import InputFile, RawRows, Unreadable, read_rows
 from rgtg.input_rows import Row, is_unicode
 from rgtg.messages import SYSTEMS, Unusable, system_of, text_or_messages, with_system
 from rgtg.passed_through import Column
@@ -68,6 +68,19 @@ def _checked(row: Row) -> Row:
     if isinstance(prompt, list):
         prompt = [{"role": message["role"], "content": message["content"]} for message in prompt]
     return {"prompt_id": prompt_id(prompt) if given is None else given, "prompt": prompt, "error": None}
+
+
+def read_prompts(file: InputFile) -> PromptRows:
+    """All rows of a file. Raises Unreadable for a broken one, UserError for one without prompts."""
+    return prompt_rows(file, read_rows(file))
+
+
+def read_again(file: InputFile) -> PromptRows:
+    """A file that was read before. Raises UserError where it cannot be read any more."""
+    try:
+        return read_prompts(file)
+    except Unreadable as error:
+        raise UserError(f"{file.path!r} changed while the prompts were read: {error}") from error
 
 
 def content_of(prompt: object) -> bytes:

@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from pipelines import summary
-from pipelines.prompt_rows import PromptRows, content_of, prompt_rows
+from pipelines.prompt_rows import PromptRows, prompt_rows, read_again
+from pipelines.prompt_survey import DUPLICATE, RENAMED, Survey, is_messages
 from pipelines.row_errors import Reasons, check_errors
 from pipelines.runtime.job_context import JobContext
 from pipelines.runtime.job_log import Ticker, log
@@ -25,16 +25,14 @@ from pipelines.runtime.run_directory import RunDirectory
 from rgtg import storage, table_files
 from rgtg.config import Config
 from rgtg.errors import UserError, first_line
-from rgtg.input_files import Found, InputFile, Unreadable, check_share, first_rows, lines, read_rows
-from rgtg.input_rows import Row, is_unicode
+from rgtg.input_files import Found, InputFile, Unreadable, check_share, first_rows, lines
+from rgtg.input_rows import Row
 from rgtg.parquet import UNREADABLE
-from rgtg.passed_through import CommonType, as_type
-from rgtg.schemas import COMPLETION_COLUMNS, MESSAGES, PROMPT_COLUMNS, prompts_schema
+from rgtg.passed_through import as_type
+from rgtg.schemas import PROMPT_COLUMNS
 
 STAGE = "prompts"
 FILE_ROWS, FILE_BYTES = 100_000, 1 << 26  # of input, in a file of the table
-DIGEST = pa.binary(16)
-KEPT, DUPLICATE, RENAMED = range(3)
 LOOKED_FILES, LOOKED_ROWS = 3, 256
 
 
@@ -120,7 +118,7 @@ def take_in(found: Found, target: str, max_error_rate: float, *, resume: bool = 
     With `resume` the files that are there already, of the same input, stay. Raises UserError where a larger fraction
     of the files than `max_error_rate` cannot be read, where two prompts have one id, or where text and messages mix.
     """
-    survey = _Survey()
+    survey = Survey()
     said = Ticker()
     for number, file in enumerate(found.files, 1):
         survey.add(file)
@@ -137,7 +135,7 @@ def take_in(found: Found, target: str, max_error_rate: float, *, resume: bool = 
         path = storage.join(target, f"part-{number:05d}.parquet")
         table = _written(path, schema, sum(int((fates != DUPLICATE).sum()) for _, fates in part)) if resume else None
         if table is None:
-            table = pa.concat_tables(_table(_again(file), fates, schema) for file, fates in part)
+            table = pa.concat_tables(_table(read_again(file), fates, schema) for file, fates in part)
             table_files.write_table(path, table)
         errors = table["error"].drop_null().to_pylist()
         counts.update(rows=table.num_rows, errors=len(errors))
@@ -160,102 +158,6 @@ def _written(path: str, schema: pa.Schema, num_rows: int) -> pa.Table | None:
     return table if table.num_rows == num_rows else None
 
 
-class _Survey:
-    """What the first pass keeps of the files: ids and contents of their rows in short, and types of their columns."""
-
-    def __init__(self) -> None:
-        self.files: list[InputFile] = []
-        self.unreadable: dict[str, str] = {}
-        self.num_rows = 0
-        self.lengths: list[int] = []
-        self.ids: list[pa.Array] = []  # 16 bytes a row; null for a bad row without one
-        self.contents: list[pa.Array] = []  # 16 bytes a row; null for a bad one
-        self.kinds: dict[bool, str] = {}  # where text (False) and messages (True) stand first
-        self.types: dict[str, CommonType] = {}  # of the other columns
-
-    def add(self, file: InputFile) -> None:
-        try:
-            of = prompt_rows(file, read_rows(file))
-        except Unreadable as error:
-            self.unreadable[file.path] = str(error)
-            return
-        self.files.append(file)
-        self.lengths.append(len(of.rows))
-        self.num_rows += len(of.rows)
-        ids = [None if row["prompt_id"] is None else content_of(row["prompt_id"]) for row in of.rows]
-        self.ids.append(pa.array(ids, DIGEST))
-        contents = [None if row["error"] else content_of(row["prompt"]) for row in of.rows]
-        self.contents.append(pa.array(contents, DIGEST))
-        for number, row in enumerate(of.rows, 1):
-            if row["error"] is None:
-                self.kinds.setdefault(isinstance(row["prompt"], list), f"row {number} of {file.path!r}")
-        for name, column in of.others.items():
-            self.types.setdefault(name, CommonType()).add(column)
-
-    def schema(self) -> pa.Schema:
-        """Of the table of prompts. Raises UserError for columns that clash, and for text and messages in one run."""
-        for name in self.types:
-            if name in COMPLETION_COLUMNS:
-                raise UserError(f"the prompts have a column {name!r}, which completions/ also has; rename it")
-            if not is_unicode(name):
-                raise UserError(f"the prompts have a column {name!r}, whose name is not valid Unicode; rename it")
-        fields = [pa.field(name, common.type) for name, common in self.types.items()]
-        return prompts_schema(MESSAGES if is_messages(self.kinds) else pa.string(), fields)
-
-    def fates(self) -> list[np.ndarray]:
-        """Of each file what becomes of its rows: KEPT, DUPLICATE, or a bad one that is RENAMED.
-
-        Raises UserError where two prompts have one id. A bad row keeps its id unless another row has it; bad rows are
-        never duplicates of each other.
-        """
-        ids, contents = (pa.chunked_array(column, DIGEST) for column in (self.ids, self.contents))
-        is_bad = contents.is_null().to_numpy()
-        fates = np.full(self.num_rows, KEPT, np.uint8)
-        good, bad = np.flatnonzero(~is_bad), np.flatnonzero(is_bad & ids.is_valid().to_numpy())
-        first = _first_of_each(ids.take(good))
-        said = _codes(contents.take(good))
-        if len(differing := np.flatnonzero(said != said[first])):
-            raise self._conflict(int(good[differing[0]]))
-        fates[good[first != np.arange(len(good))]] = DUPLICATE
-        of_bad = ids.take(bad)
-        again = _first_of_each(of_bad) != np.arange(len(bad))
-        fates[bad[again | pc.is_in(of_bad, ids.take(good)).to_numpy()]] = RENAMED
-        return np.split(fates, np.cumsum(self.lengths)[:-1])
-
-    def _conflict(self, row: int) -> UserError:
-        """The error for a row whose id another prompt has."""
-        ends = np.cumsum([0, *self.lengths])
-        number = int(np.searchsorted(ends, row, "right")) - 1
-        of = _again(self.files[number])
-        at = row - int(ends[number])
-        return UserError(
-            f"the prompt_id {of.rows[at]['prompt_id']!r} stands for two different prompts (the second is row {at + 1} "
-            f"of {of.path!r}); make the ids unique"
-        )
-
-
-def is_messages(kinds: dict[bool, str]) -> bool:
-    """Whether prompts are messages. Raises UserError for a mixture with text: one column cannot hold both."""
-    if len(kinds) == 2:
-        raise UserError(
-            f"a run takes one kind of prompts, and {kinds[False]} is text, {kinds[True]} is messages; "
-            'write text as [{"role": "user", "content": ...}], or start two runs'
-        )
-    return True in kinds
-
-
-def _codes(values: pa.ChunkedArray) -> np.ndarray:
-    """A number for each value, the same for the same ones, in the order in which they come."""
-    return values.combine_chunks().dictionary_encode().indices.to_numpy()
-
-
-def _first_of_each(values: pa.ChunkedArray) -> np.ndarray:
-    """For each value where it stands first."""
-    codes = _codes(values)
-    is_new = np.diff(np.maximum.accumulate(codes), prepend=-1) > 0
-    return np.flatnonzero(is_new)[codes]
-
-
 def _parts(files: list[InputFile], fates: list[np.ndarray]) -> Iterator[list[tuple[InputFile, np.ndarray]]]:
     """The files, and what becomes of their rows, of each part of the table: about FILE_ROWS rows or less."""
     part: list[tuple[InputFile, np.ndarray]] = []
@@ -267,14 +169,6 @@ def _parts(files: list[InputFile], fates: list[np.ndarray]) -> Iterator[list[tup
         part.append((file, of_file))
         rows, size = rows + len(of_file), size + file.size
     yield part
-
-
-def _again(file: InputFile) -> PromptRows:
-    """A file of the first pass. Raises UserError where it cannot be read any more."""
-    try:
-        return prompt_rows(file, read_rows(file))
-    except Unreadable as error:
-        raise UserError(f"{file.path!r} changed while the prompts were read: {error}") from error
 
 
 def _table(of: PromptRows, fates: np.ndarray, schema: pa.Schema) -> pa.Table:

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines import prompts
+from pipelines import prompt_rows, prompts
 from rgtg import table_files
 from rgtg.chat import prompt_id
 from rgtg.errors import UserError
@@ -334,7 +334,7 @@ def test_a_part_of_an_earlier_attempt_that_is_another_is_written_again(tmp_path,
 
 
 def test_a_file_that_changes_between_the_passes_is_one_sentence(tmp_path, parts, monkeypatch):
-    read, times = prompts.read_rows, Counter()
+    read, times = prompt_rows.read_rows, Counter()
 
     def changes(file):
         times[file.path] += 1
@@ -342,7 +342,7 @@ def test_a_file_that_changes_between_the_passes_is_one_sentence(tmp_path, parts,
             Path(file.path).write_text('{"prompt": "another"}\n' * 7)
         return read(file)
 
-    monkeypatch.setattr(prompts, "read_rows", changes)
+    monkeypatch.setattr(prompt_rows, "read_rows", changes)
     with pytest.raises(UserError, match=r"in-0.jsonl' changed while the prompts were read"):
         prompts.take_in(parts, str(tmp_path / "out"), 0.0)
 

@@ -10,7 +10,7 @@ import pytest
 import ray
 from ray import train
 
-from pipelines import generate, nightly, pairs, pairs_worker, prompts, summary, train_reward
+from pipelines import generate, nightly, pairs, pairs_worker, prompt_rows, summary, train_reward
 from pipelines.runtime import fingerprints, job_context, run_directory
 from rgtg import digests, table_files
 from rgtg.schemas import completions_schema
@@ -100,7 +100,7 @@ def calls(monkeypatch) -> Counter[str]:
     for module in (digests, fingerprints):
         count(module, "file_digest", lambda place, path: f"digest {path}")
     count(fingerprints, "find", lambda places: f"listing {places}")
-    count(prompts, "read_rows", lambda file: f"content {file.path}")
+    count(prompt_rows, "read_rows", lambda file: f"content {file.path}")
     return counted
 
 
