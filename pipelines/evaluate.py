@@ -27,6 +27,7 @@ from rgtg.config import Config
 from rgtg.config_section import SANDBOX
 from rgtg.endpoint import Endpoint, Wins
 from rgtg.errors import UserError
+from rgtg.evaluation.judge import Judge, load_judge
 from rgtg.evaluation.logprobs import logprobs as likelihood
 from rgtg.evaluation.results import Result, Scores, measure
 from rgtg.evaluation.variants import Variant, variants
@@ -38,9 +39,6 @@ from rgtg.report.printing import print_table
 from rgtg.sandbox.world import true_reward
 
 STAGE = "evaluate"
-
-# Scores completions, given their prompts.
-Judge = Callable[[list[Prompt], list[str]], list[float]]
 
 
 def run(config: Config, judges: Mapping[str, Judge] | None = None) -> list[Result]:
@@ -160,9 +158,9 @@ def _by_model(job: JobContext, uri: str) -> Judge:
 
     def score(given: list[Prompt], texts: list[str]) -> list[float]:
         options: dict[str, Any] = models.model_dump(include={"device", "dtype", "trust_remote_code"})
-        judge = TextReward.load(uri, what="evaluate.judges", day=day, **options)
+        judge = load_judge(uri, what="evaluate.judges", day=day, **options)
         check_unchanged(digests)
-        return judge.score(given, texts)
+        return judge(given, texts)
 
     return _on_a_worker(score, job.config)
 

@@ -7,7 +7,7 @@ import time
 
 from rich.console import Console
 
-from pipelines import generate, input_checks, preferences, prompts, train_reward
+from pipelines import gates, generate, input_checks, judge, preferences, prompts, train_reward
 from pipelines import summary as summary_of
 from pipelines.runtime.job_context import JobContext
 from pipelines.runtime.model_checks import check_models, reward_path
@@ -32,13 +32,16 @@ def run(config: Config) -> RunDirectory:
     check_models(job, config.models.reward or config.train_reward.init)
     if config.models.reward is None:
         train_reward.run_stage(job)
-        if config.nightly.compare_objectives:
-            _compare_objectives(job)
+        if config.nightly.compare_objectives or config.preferences.judge == judge.OWN:
+            train_reward.reward_of(job.with_sections(train_reward=judge.own_judge(config.train_reward)))
     generate.run_stage(job)
     if config.nightly.baseline_prompts and not config.generate.unguided_samples:
         _baseline(job)
+    judge.run_stage(job)
     preferences.run_stage(job)
+    gates.run_stage(job)
     summary = summary_of.write(directory)
+    gates.check(job)
     complete = complete and storage.exists(directory.path(SUCCESS))  # no stage has removed it
     directory.succeed()
     Console().print(as_table(summary))
@@ -64,13 +67,6 @@ def _check_pairs_are_possible(config: Config) -> None:
             "pair with unguided completions (preferences.select=guided-unguided), or run train-reward and generate "
             "alone"
         )
-
-
-def _compare_objectives(job: JobContext) -> None:
-    """Train a second reward model on the other objective, only to compare accuracy by prefix length."""
-    settings = job.config.train_reward
-    other = "full" if settings.objective == "partial" else "partial"
-    train_reward.reward_of(job.with_sections(train_reward=settings.model_copy(update={"objective": other})))
 
 
 def _baseline(job: JobContext) -> None:

@@ -2,16 +2,18 @@
 
 import time
 from collections import Counter
+from collections.abc import Iterator
+from itertools import repeat
 from typing import Any
 
 import pyarrow as pa
 
-from pipelines import generate, summary
+from pipelines import gates, generate, judge, summary
 from pipelines.completions import COLUMNS, completions_of
 from pipelines.runtime.job_context import JobContext
 from pipelines.runtime.job_log import log
 from pipelines.runtime.run_directory import RunDirectory
-from rgtg import schemas, storage, table_files
+from rgtg import config_section, schemas, storage, table_files
 from rgtg.config import Config, Preferences
 from rgtg.errors import UserError
 from rgtg.methods import STRATEGIES
@@ -33,8 +35,12 @@ OWN = [*schemas.COMPLETION_COLUMNS]
 def run(config: Config) -> RunDirectory:
     """The stage alone, as a command."""
     job = JobContext.open(config, models=False)
+    _check_done(job)
+    judge.run_stage(job)
     run_stage(job)
+    gates.run_stage(job)
     summary.write(job.directory)
+    gates.check(job)
     return job.directory
 
 
@@ -42,17 +48,19 @@ def run_stage(job: JobContext) -> None:
     """Select the pairs of completions/ into preferences/, which `datasets.load_dataset` reads."""
     directory, config, settings = job.directory, job.config, job.config.preferences
     assert settings.select  # the job has filled it in
-    if not directory.is_done(generate.STAGE):
-        raise UserError(f"the run {directory.uri!r} has no finished completions; run generate first")
+    _check_done(job)
     _check_pools(job)
     inputs = {"completions": directory.fingerprint_of(generate.STAGE)} | {
-        f"preferences.{name}": value for name, value in settings.model_dump().items()
+        f"preferences.{name}": value for name, value in config_section.inputs_of(settings).items()
     }
+    if settings.judge:
+        inputs["judge"] = directory.fingerprint_of(judge.STAGE)
     if directory.begin(STAGE, inputs, rerunnable=True) == "done":
         return
     begun = time.monotonic()
     source = directory.path("completions")
-    counts = _make(source, directory.path("preferences"), settings, config.run.id)
+    opinions = judge.of_rows(directory) if settings.judge else repeat(None)
+    counts = _make(source, directory.path("preferences"), settings, config.run.id, opinions)
     what = "rankings" if STRATEGIES[settings.select].key is None else "pairs"
     dropped = "".join(f"\n  {n} without a pair: {reason}" for reason, n in counts["dropped"].items())
     log.info(f"preferences: {counts['train']} {what} to train on, {counts['test']} to test on{dropped}")
@@ -68,8 +76,13 @@ def run_stage(job: JobContext) -> None:
         log.warning(f"preferences: WARNING: {weak}")
 
 
-def _make(source: str, target: str, settings: Preferences, run_id: str) -> dict[str, Any]:
-    """Write the pairs or rankings of the completions at `source` to `target`, and return their counts."""
+def _make(
+    source: str, target: str, settings: Preferences, run_id: str, opinions: Iterator[dict[str, Any] | None]
+) -> dict[str, Any]:
+    """Write the pairs or rankings of the completions at `source` to `target`, and return their counts.
+
+    `opinions` has the row of judged/ of each prompt, in the same order.
+    """
     assert settings.select
     rules = Rules(**settings.model_dump(include={"truncated", "min_margin", "max_similarity", "length"}))
     night = _night(source, rules) if settings.length == "residual" or settings.select == "best-near" else Night()
@@ -85,7 +98,8 @@ def _make(source: str, target: str, settings: Preferences, run_id: str) -> dict[
     writers = {split: _Writer(target, split, schema) for split in ("train", "test")}
     for table in table_files.read_tables(source, [*COLUMNS, *(field.name for field in passed_through)]):
         made: dict[str, dict[int, dict[str, Any]]] = {split: {} for split in writers}  # by the row of the prompt
-        for number, row in enumerate(table.select(OWN).to_pylist()):
+        rows = zip(table.select(OWN).to_pylist(), opinions, strict=False)
+        for number, (row, opinion) in enumerate(rows):
             if row["error"] is not None:
                 dropped["prompts with an error"] += 1
                 continue
@@ -98,7 +112,7 @@ def _make(source: str, target: str, settings: Preferences, run_id: str) -> dict[
             margins += of_selected[0]["score"] - of_selected[-1]["score"]
             # By prompt_id alone, so that a prompt is in the same split in every run.
             split = "test" if fraction(f"split/{row['prompt_id']}") < settings.test_fraction else "train"
-            pair = _ranking(row, of_selected) if ranked else _pair(row, *of_selected)
+            pair = _ranking(row, of_selected) if ranked else _pair(row, opinion, *of_selected)
             made[split][number] = pair | {"run_id": run_id, "strategy": settings.select}
         for split, writer in writers.items():
             writer.add(table, made[split])
@@ -107,6 +121,11 @@ def _make(source: str, target: str, settings: Preferences, run_id: str) -> dict[
     sizes = {split: writer.total for split, writer in writers.items()}
     mean_margin = round(margins / max(1, sum(sizes.values())), 4)
     return {**sizes, "dropped": dict(dropped.most_common()), "mean_margin": mean_margin}
+
+
+def _check_done(job: JobContext) -> None:
+    if not job.directory.is_done(generate.STAGE):
+        raise UserError(f"the run {job.directory.uri!r} has no finished completions; run generate first")
 
 
 def _check_pools(job: JobContext) -> None:
@@ -164,8 +183,10 @@ class _Writer:
             self.tables, self.num_rows, self.num_files = [], 0, self.num_files + 1
 
 
-def _pair(row: dict[str, Any], chosen: dict[str, Any], rejected: dict[str, Any]) -> dict[str, Any]:
-    """A row of TRL's columns."""
+def _pair(
+    row: dict[str, Any], opinion: dict[str, Any] | None, chosen: dict[str, Any], rejected: dict[str, Any]
+) -> dict[str, Any]:
+    """A row of TRL's columns; `opinion` is the prompt's row of judged/."""
     return {
         **{name: row[name] for name in ("prompt", "prompt_id", "method")},
         "chosen": _response(row, chosen),
@@ -173,11 +194,23 @@ def _pair(row: dict[str, Any], chosen: dict[str, Any], rejected: dict[str, Any])
         "score_chosen": chosen["score"],
         "score_rejected": rejected["score"],
         "score_margin": chosen["score"] - rejected["score"],
+        **_second_opinion(opinion, chosen["index"], rejected["index"]),
         **{
             f"{side}_{name}": completion[column]
             for side, completion in (("chosen", chosen), ("rejected", rejected))
             for name, column in OF_EACH.items()
         },
+    }
+
+
+def _second_opinion(opinion: dict[str, Any] | None, chosen: int, rejected: int) -> dict[str, float | None]:
+    if not opinion or not opinion["scores"]:
+        return {"judge_score_chosen": None, "judge_score_rejected": None, "agreement": None}
+    scores = opinion["scores"]
+    return {
+        "judge_score_chosen": scores[chosen],
+        "judge_score_rejected": scores[rejected],
+        "agreement": opinion["agreement"],
     }
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from rgtg.config import Config
-from rgtg.errors import UserError, kind_of
+from rgtg.errors import QualityError, kind_of
 
 MOST_KINDS = 10
 
@@ -26,13 +26,13 @@ class Reasons:
 
 
 def check_errors(config: Config, counts: dict[str, Any], target: str) -> None:
-    """Raises UserError where more prompts have an error than the config allows, also in a finished run."""
+    """Raises QualityError where more prompts have an error than the config allows, also in a finished run."""
     if counts["errors"] <= config.generate.max_error_rate * counts["rows"]:
         return
     kinds = "; ".join(
         f"{times:,} times such as {reason!r}" for reason, times in counts.get("error_reasons", {}).items()
     )
-    raise UserError(
+    raise QualityError(
         f"{counts['errors']:,} of {counts['rows']:,} prompts have an error, and generate.max_error_rate is "
         f"{config.generate.max_error_rate} ({kinds}). All rows are in {target!r}: raise the rate to accept them, or "
         "fix the input and set another run.id"

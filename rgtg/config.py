@@ -15,6 +15,7 @@ from rgtg.config_section import (
     Positive,
     Section,
     Thousands,
+    Threshold,
     message_of,
     named,
 )
@@ -32,6 +33,7 @@ SANDBOX_SETTINGS: dict[str, dict[str, Any]] = {
         **{"learning_rate": 5e-4, "batch_size": 16, "micro_batch_size": 4},
         **{"max_length": 96, "epochs": 3, "checkpoint_every": 250},
     },
+    "preferences": {"judge": "own"},
     "nightly": {"compare_objectives": True},
 }
 
@@ -157,6 +159,51 @@ class Preferences(Section):
     its slope on log(tokens) explains."""
     test_fraction: float = Field(0.05, ge=0, lt=1)
     """Part of the prompts that goes to the test split."""
+    judge: PathOrUri | None = Field(None, json_schema_extra=NO_OUTPUT)
+    """A second opinion on the completions: any classifier of text, or `own`, a second reward model of the run, trained
+    on the other objective; by default there is none."""
+    judge_prompts: int = Field(2000, ge=1, le=10**9, json_schema_extra=NO_OUTPUT)
+    """Prompts whose completions are judged, the same ones in every run."""
+
+
+class Gates(Section):
+    """Thresholds of gates: see the table in rgtg/evaluation/README.md. `off` leaves a gate out."""
+
+    on_fail: Literal["fail", "warn"] = "fail"
+    """What a failed gate does: the run ends with exit code 3 and without _SUCCESS, all of its data written; or it is
+    said and no more."""
+    compare_with: PathOrUri | None = None
+    """The directory of another run, such as the last good night, from which this one must not drift."""
+    learned: Threshold = 0.5
+    """Least part of held-out pairs that the reward model ranks rightly; a run that does not train has none."""
+    labels: Threshold = 0.55
+    """Least part of pairs that the judge orders as the reward model does."""
+    labels_guided: Threshold = 0.5
+    """The same of any two guided completions of a prompt."""
+    labels_unguided: Threshold = 0.5
+    """The same of any two unguided completions of a prompt."""
+    hacking: Threshold = 0.0
+    """Least gain by guidance that the judge sees where the reward model sees one."""
+    guidance: Threshold = 0.0
+    """Least gain in score by guidance."""
+    length: Threshold = 0.4
+    """Largest correlation of score and tokens within a prompt."""
+    truncation: Threshold = 0.2
+    """Largest part of chosen texts that were cut off."""
+    without_pair: Threshold = 0.6
+    """Largest part of the prompts without a pair."""
+    degenerate: Threshold = 0.0
+    """Largest part of pairs whose sides are the same but for white space."""
+    provenance: Threshold = 0.9
+    """Largest part of texts whose surface (length, punctuation) tells guided from unguided."""
+    similarity: Threshold = 0.9
+    """Largest mean likeness of two completions of a prompt (token bigrams)."""
+    echo: Threshold = 0.1
+    """Largest part of chosen texts that repeat 40 characters of their prompt."""
+    off_policy: Threshold = None
+    """Largest distance from the language model, in nats a completion, above that of unguided completions."""
+    drift: Threshold = 0.25
+    """Largest population stability index of score, length and margin against `compare_with`."""
 
 
 class Evaluate(Section):
@@ -190,6 +237,7 @@ class Config(Section):
     train_reward: TrainReward = TrainReward()
     generate: Generate = Generate()
     preferences: Preferences = Preferences()
+    gates: Gates = Gates()
     evaluate: Evaluate = Evaluate()
     nightly: Nightly = Nightly()
 

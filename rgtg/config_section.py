@@ -37,6 +37,10 @@ PathsOrUris = Annotated[
     list[PathOrUri], BeforeValidator(lambda v: [v] if isinstance(v, str) else v), Field(min_length=1)
 ]
 Judge = Annotated[str, named(fault_of_judge)]
+# Of a gate: None, written `off`, leaves it out.
+Threshold = Annotated[
+    Annotated[float, Field(ge=-1000, le=1000)] | None, BeforeValidator(lambda v: None if v == "off" else v)
+]
 ScoreWay = Annotated[str, AfterValidator(check_way)]
 
 

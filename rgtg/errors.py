@@ -39,6 +39,10 @@ class UserError(Exception):
         super().__init__(redacted(printable(message)))
 
 
+class QualityError(UserError):
+    """The data is written and not good: a gate or a rate of errors says so. Commands print it and exit with 3."""
+
+
 class TransientError(Exception):
     """Something outside does not answer; the same command may work later. Commands print it and exit with 1."""
 

@@ -78,6 +78,10 @@ def preferences_schema(prompt: pa.DataType, passed_through: list[pa.Field]) -> p
             ("score_chosen", pa.float32()),
             ("score_rejected", pa.float32()),
             ("score_margin", pa.float32()),
+            # A judge's, null where it was not asked; `agreement` is Kendall's tau-b over the prompt's completions.
+            ("judge_score_chosen", pa.float32()),
+            ("judge_score_rejected", pa.float32()),
+            ("agreement", pa.float32()),
             *_ORIGIN,
             *((f"{side}_{name}", kind) for side in ("chosen", "rejected") for name, kind in _OF_A_COMPLETION),
             *(field.with_name(META + field.name) for field in passed_through),

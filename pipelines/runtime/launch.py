@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from rgtg.errors import TransientError, UserError, redacted
+from rgtg.errors import QualityError, TransientError, UserError, redacted
 
 ConfigFile = Annotated[
     str | None,
@@ -49,7 +49,8 @@ def main(run: Callable[[Any], Any], *, writes: bool = True) -> None:
 
 
 def guarded(command: Callable[[], Any]) -> None:
-    """Run a command. The exit code is 2 for a user's mistake, 1 for a failure, 130 for an interrupt.
+    """Run a command. The exit code is 2 for a user's mistake, 3 for data that are there and not good, 1 for a failure,
+    130 for an interrupt.
 
     A mistake and a failure that a retry may fix are one sentence; anything else is a bug and prints its traceback.
     """
@@ -64,6 +65,9 @@ def guarded(command: Callable[[], Any]) -> None:
     except _Stopped:
         print("interrupted; rerun the same command to resume", file=sys.stderr)
         sys.exit(130)
+    except QualityError as error:
+        print(f"not good: {error}", file=sys.stderr)
+        sys.exit(3)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -196,7 +196,7 @@ def _lengths_match(a: Candidate, b: Candidate) -> bool:
 
 def _alike(a: Candidate, b: Candidate, most: float) -> str | None:
     """Why two completions are too much alike to differ by a preference; None where they are not."""
-    if _normal(a.text) == _normal(b.text):
+    if normal(a.text) == normal(b.text):
         return IDENTICAL
     return SIMILAR if similarity(a.token_ids, b.token_ids) > most else None
 
@@ -209,6 +209,6 @@ def similarity(a: list[int], b: list[int]) -> float:
     return 2 * (first & second).total() / (first.total() + second.total())
 
 
-def _normal(text: str) -> str:
+def normal(text: str) -> str:
     """A text without what no reader sees: form of composition, kind and number of white space."""
     return " ".join(unicodedata.normalize("NFC", text).split())

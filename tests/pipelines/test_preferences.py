@@ -32,6 +32,7 @@ def test_the_best_against_the_worst_in_columns_of_trl(finished):
         "score_chosen": 3.0,
         "score_rejected": -2.0,
         "score_margin": 5.0,
+        **{"judge_score_chosen": None, "judge_score_rejected": None, "agreement": None},
         "prompt_id": "id-0",
         "run_id": config.run.id,
         "method": "pargs",
