@@ -3,7 +3,7 @@
 import time
 from typing import Any
 
-from pipelines import generate, judge, train_reward
+from pipelines import generate, judge, summary, train_reward
 from pipelines.completions import COLUMNS, completions_of
 from pipelines.runtime.job_context import JobContext
 from pipelines.runtime.job_log import Ticker, log
@@ -14,6 +14,7 @@ from rgtg.evaluation import intervals
 from rgtg.evaluation.gates import hold, verdict_of
 from rgtg.evaluation.intervals import Figure
 from rgtg.evaluation.pair_figures import CompletionFigures, PairFigures
+from rgtg.report.card import dataset_card
 
 STAGE = "gates"
 PREFERENCES = "preferences"
@@ -36,13 +37,22 @@ def run_stage(job: JobContext) -> None:
     if directory.begin(STAGE, inputs, rerunnable=True) == "done":
         return
     begun = time.monotonic()
-    figures, shown = _figures(directory, other)
+    figures, shown = _figures(job, other)
     gates = hold(figures, settings.model_dump())
     for gate in gates:
         if gate.verdict in ("warn", "fail"):
             log.warning(f"gates: {gate.verdict.upper()} {gate.name}: {gate.sentence}")
-    counts = {"verdict": verdict_of(gates), "gates": [gate.figures() for gate in gates], "shown": shown}
+    held = [gate.figures() for gate in gates]
+    _write_card(directory, held)
+    counts = {"verdict": verdict_of(gates), "gates": held, "shown": shown}
     directory.finish(STAGE, counts, time.monotonic() - begun)
+
+
+def _write_card(directory: RunDirectory, gates: list[dict[str, Any]]) -> None:
+    made_by, settings = directory.config_of(generate.STAGE), directory.config_of(PREFERENCES).preferences
+    said = summary.warnings_of(directory)
+    card = dataset_card(made_by, settings, directory.counts(PREFERENCES), said, gates)
+    storage.write_bytes(directory.path("report", "README.md"), card.encode())
 
 
 def check(job: JobContext) -> None:
@@ -56,11 +66,11 @@ def check(job: JobContext) -> None:
         )
 
 
-def _figures(directory: RunDirectory, other: str | None) -> tuple[dict[str, Figure | None], dict[str, Any]]:
+def _figures(job: JobContext, other: str | None) -> tuple[dict[str, Figure | None], dict[str, Any]]:
     """The figures of all gates, and others to read beside them."""
-    said = Ticker()
+    directory, said = job.directory, Ticker()
     of_completions = CompletionFigures()
-    opinions = judge.of_rows(directory) if directory.is_done(judge.STAGE) else None
+    opinions = judge.of_rows(directory) if judge.judge_of(job) else None
     for table in table_files.read_tables(directory.path("completions"), COLUMNS):
         for row in table.to_pylist():
             judged = next(opinions)["scores"] if opinions else None

@@ -12,13 +12,14 @@ from pipelines.pairs_worker import Tokenize
 from pipelines.runtime.model_checks import check_messages, check_reward
 from pipelines.runtime.resolved_config import check_data_is_named, unnamed_data
 from rgtg import storage
-from rgtg.config import Config
+from rgtg.config import OWN_JUDGE, Config
 from rgtg.config_section import SANDBOX
 from rgtg.errors import TransientError, UserError
 from rgtg.input_files import InputFile, find
 from rgtg.models.language import check_language
 from rgtg.models.loading import context_length, load_config, load_tokenizer
 from rgtg.models.reward import RewardModel
+from rgtg.models.text_reward import TextReward
 
 BUILT = "sandbox, built on first use"
 
@@ -71,7 +72,8 @@ def checks(config: Config, *, method: str | None, pairs: bool, prompts: bool) ->
     """Those of the models, and of the data that a job reads. A method needs a head that can guide it."""
     config = _absolute(config)
     trains = pairs and not config.models.reward
-    found = [Check("models.language", lambda: _language(config))]
+    found = _judges(config)
+    found += [Check("models.language", lambda: _language(config))]
     if config.models.reward:
         found.append(Check("models.reward", lambda: _reward(config, method), ("models.language",)))
     if trains and config.train_reward.init:
@@ -90,6 +92,19 @@ def checks(config: Config, *, method: str | None, pairs: bool, prompts: bool) ->
         needed = ("generate.prompts", "models.language")
         found.append(Check("first prompts", lambda: _prompts(config, _files(asked)), needed))
     return found
+
+
+def _judges(config: Config) -> list[Check]:
+    judge = config.preferences.judge
+    if judge in (None, OWN_JUDGE):
+        return []
+    path, trust = storage.absolute(str(judge)), config.models.trust_remote_code
+
+    def check() -> str:
+        TextReward.check(path, "preferences.judge", trust)
+        return path
+
+    return [Check("preferences.judge", check)]
 
 
 def _named(config: Config, pairs: bool, prompts: bool) -> str:

@@ -12,7 +12,7 @@ from pipelines.runtime.job_context import JobContext
 from pipelines.runtime.job_log import Ticker, log
 from pipelines.runtime.run_directory import RunDirectory
 from rgtg import storage, table_files
-from rgtg.errors import UserError
+from rgtg.config import OWN_JUDGE
 from rgtg.evaluation.judge import Judge
 from rgtg.evaluation.pair_figures import kendall
 from rgtg.methods import reward_name
@@ -21,7 +21,6 @@ from rgtg.preferences.selection import fraction
 from rgtg.training_settings import TrainReward
 
 STAGE = "judge"
-OWN = "own"
 PART_ROWS = 10_000
 
 SCHEMA = pa.schema(
@@ -34,18 +33,16 @@ SCHEMA = pa.schema(
 
 
 def own_judge(settings: TrainReward) -> TrainReward:
-    """How the run's own judge is trained: on the same pairs, by the other objective."""
-    return settings.model_copy(
-        update={"objective": "full" if settings.objective == "partial" else "partial", "head": None}
-    )
+    """How the run's second reward model is trained: on the same pairs, by the other objective."""
+    other = "full" if settings.objective == "partial" else "partial"
+    return settings.model_copy(update={"objective": other, "head": None})
 
 
 def run_stage(job: JobContext) -> None:
-    """Judge completions where the config names a judge. What an earlier attempt has judged stays."""
-    judge = job.config.preferences.judge
-    if judge is None:
+    """Judge completions where there is a judge. What an earlier attempt has judged stays."""
+    directory, uri = job.directory, judge_of(job)
+    if uri is None:
         return
-    uri, directory = _path(job, judge), job.directory
     inputs = {
         "completions": directory.fingerprint_of(generate.STAGE),
         "preferences.judge": job.digests.model(uri),
@@ -64,24 +61,22 @@ def run_stage(job: JobContext) -> None:
     log.info(f"judge: the completions of {judged:,} prompts have a second opinion")
 
 
+def judge_of(job: JobContext) -> str | None:
+    """The path of the run's judge; None where it has none, and where its second reward model is not trained."""
+    judge, directory = job.config.preferences.judge, job.directory
+    if judge is None or judge != OWN_JUDGE:
+        return judge and pinned(storage.absolute(judge), "preferences.judge")
+    if not directory.is_done(train_reward.STAGE):
+        return None
+    settings = own_judge(directory.config_of(train_reward.STAGE).train_reward)
+    name = reward_name(settings.objective, settings.head)
+    return directory.path(f"reward_model_{name}") if directory.is_done(f"{train_reward.STAGE}_{name}") else None
+
+
 def of_rows(directory: RunDirectory) -> Iterator[dict[str, Any]]:
     """A row of judged/ for every row of completions/, in the same order."""
     for table in table_files.read_tables(directory.path("judged")):
         yield from table.to_pylist()
-
-
-def _path(job: JobContext, judge: str) -> str:
-    """The path of the judge. Raises UserError for the run's own where it has none."""
-    if judge != OWN:
-        return pinned(storage.absolute(judge), "preferences.judge")
-    settings = own_judge(job.directory.config_of(train_reward.STAGE).train_reward)
-    name = reward_name(settings.objective, settings.head)
-    if not job.directory.is_done(f"{train_reward.STAGE}_{name}"):
-        raise UserError(
-            f"preferences.judge=own asks for the run's second reward model, and {job.directory.uri!r} has none; run "
-            "nightly, which trains it, or set preferences.judge to null"
-        )
-    return job.directory.path(f"reward_model_{name}")
 
 
 def _judge(job: JobContext, uri: str, target: str) -> int:

@@ -32,7 +32,7 @@ def run(config: Config) -> RunDirectory:
     check_models(job, config.models.reward or config.train_reward.init)
     if config.models.reward is None:
         train_reward.run_stage(job)
-        if config.nightly.compare_objectives or config.preferences.judge == judge.OWN:
+        if config.nightly.compare_objectives:
             train_reward.reward_of(job.with_sections(train_reward=judge.own_judge(config.train_reward)))
     generate.run_stage(job)
     if config.nightly.baseline_prompts and not config.generate.unguided_samples:

@@ -20,7 +20,6 @@ from rgtg.methods import STRATEGIES
 from rgtg.passed_through import as_type, loadable
 from rgtg.preferences.selection import Night, Rules, Statistics, candidates, fraction, select
 from rgtg.report import warnings
-from rgtg.report.card import dataset_card
 
 STAGE = "preferences"
 FILE_ROWS = 100_000
@@ -53,13 +52,14 @@ def run_stage(job: JobContext) -> None:
     inputs = {"completions": directory.fingerprint_of(generate.STAGE)} | {
         f"preferences.{name}": value for name, value in config_section.inputs_of(settings).items()
     }
-    if settings.judge:
+    judged = judge.judge_of(job) is not None
+    if judged:
         inputs["judge"] = directory.fingerprint_of(judge.STAGE)
     if directory.begin(STAGE, inputs, rerunnable=True) == "done":
         return
     begun = time.monotonic()
     source = directory.path("completions")
-    opinions = judge.of_rows(directory) if settings.judge else repeat(None)
+    opinions = judge.of_rows(directory) if judged else repeat(None)
     counts = _make(source, directory.path("preferences"), settings, config.run.id, opinions)
     what = "rankings" if STRATEGIES[settings.select].key is None else "pairs"
     dropped = "".join(f"\n  {n} without a pair: {reason}" for reason, n in counts["dropped"].items())
@@ -68,9 +68,6 @@ def run_stage(job: JobContext) -> None:
         raise UserError(
             f"none of the {sum(counts['dropped'].values())} prompts of {source!r} has a pair; see the reasons above"
         )
-    said = summary.warnings_of(directory, counts)
-    card = dataset_card(directory.config_of(generate.STAGE), settings, counts, said)
-    storage.write_bytes(directory.path("report", "README.md"), card.encode())
     directory.finish(STAGE, counts, time.monotonic() - begun)
     if weak := warnings.of_preferences(counts):
         log.warning(f"preferences: WARNING: {weak}")

@@ -71,6 +71,7 @@ def _summary(directory: RunDirectory) -> Summary:
         guided=done.get("generate"),
         scores=_comparisons(directory, in_sandbox) if generated else {},
         preferences=done.get("preferences"),
+        gates=done.get("gates"),
         seconds=directory.seconds(),
         warnings=warnings_of(directory),
         right=_right(directory.path("preferences")) if in_sandbox and "preferences" in done else None,

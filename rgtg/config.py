@@ -25,6 +25,9 @@ from rgtg.methods import METHODS, STRATEGIES
 from rgtg.path_syntax import fault_of_root, join
 from rgtg.training_settings import TrainReward
 
+OWN_JUDGE = "own"
+"""In place of a judge's path: the second reward model of the run."""
+
 OTHER_SAMPLES = 4  # unguided or opposed completions of a prompt, where pairs are made of them
 
 # What a run on the sandbox's language model uses where the config says nothing: sizes for two cores and minutes.
@@ -33,7 +36,6 @@ SANDBOX_SETTINGS: dict[str, dict[str, Any]] = {
         **{"learning_rate": 5e-4, "batch_size": 16, "micro_batch_size": 4},
         **{"max_length": 96, "epochs": 3, "checkpoint_every": 250},
     },
-    "preferences": {"judge": "own"},
     "nightly": {"compare_objectives": True},
 }
 
@@ -159,9 +161,9 @@ class Preferences(Section):
     its slope on log(tokens) explains."""
     test_fraction: float = Field(0.05, ge=0, lt=1)
     """Part of the prompts that goes to the test split."""
-    judge: PathOrUri | None = Field(None, json_schema_extra=NO_OUTPUT)
-    """A second opinion on the completions: any classifier of text, or `own`, a second reward model of the run, trained
-    on the other objective; by default there is none."""
+    judge: PathOrUri | None = Field(OWN_JUDGE, json_schema_extra=NO_OUTPUT)
+    """A second opinion on the completions: a reward model, or any classifier of text. `own` is the run's second reward
+    model, if nightly.compare_objectives has trained one."""
     judge_prompts: int = Field(2000, ge=1, le=10**9, json_schema_extra=NO_OUTPUT)
     """Prompts whose completions are judged, the same ones in every run."""
 
@@ -228,7 +230,8 @@ class Nightly(Section):
     baseline_prompts: int = Field(128, ge=0, le=10**9)
     """Prompts that are also completed unguided, to compare with; 0 leaves the comparison out."""
     compare_objectives: bool = False
-    """Train a second reward model on the other objective and compare the accuracy of both by prefix length."""
+    """Train a second reward model on the other objective, which judges the first one's pairs, and compare the accuracy
+    of both by prefix length."""
 
 
 class Config(Section):

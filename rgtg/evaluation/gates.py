@@ -7,6 +7,7 @@ itself is past the row's own mark. Below FEW cases it only warns.
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from math import isfinite
 from typing import Any, Literal, NamedTuple
 
 from rgtg.evaluation.intervals import Figure
@@ -82,7 +83,8 @@ def gate(name: str, figure: Figure | None, fail: float | None) -> Gate:
     if fail is not None and rule.unproven == "fail":
         bound = f"; it fails where that is not surely above {fail:g} (gates.{name})"
     said = f"{rule.says} is {figure.value:.3f} (95 %: {figure.low:.3f} to {figure.high:.3f}, n = {figure.n:,}){bound}"
-    return Gate(name, verdict, *figure, rule.warn, fail, said)
+    low, high = (bound if isfinite(bound) else None for bound in (figure.low, figure.high))
+    return Gate(name, verdict, figure.value, low, high, figure.n, rule.warn, fail, said)
 
 
 def verdict_of(gates: list[Gate]) -> Verdict:

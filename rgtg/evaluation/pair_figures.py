@@ -124,11 +124,11 @@ def text_of(side: Any) -> str:
     return side if isinstance(side, str) else "\n".join(message["content"] for message in side)
 
 
-def kendall(scores: Sequence[float], others: Sequence[float]) -> float | None:
-    """Kendall's tau-b of two scores of the same texts; None where one of them tells no two apart."""
+def kendall(scores: Sequence[float | None], others: Sequence[float]) -> float | None:
+    """Kendall's tau-b of two scores of the same texts; None where one of them tells no two apart, or is not there."""
     from scipy.stats import kendalltau
 
-    if len(set(scores)) < 2 or len(set(others)) < 2:
+    if None in scores or len(set(scores)) < 2 or len(set(others)) < 2:
         return None
     return float(kendalltau(scores, others).statistic)
 

@@ -15,11 +15,17 @@ SAYS_OF_PAIRS = "The score is the reward model's; `score_margin` is the differen
 SAYS_OF_RANKINGS = "`scores` are the reward model's, in the same order; there are no pairs of TRL in it."
 
 
-def dataset_card(config: Config, selection: Preferences, counts: Mapping[str, Any], said: Sequence[str] = ()) -> str:
+def dataset_card(
+    config: Config,
+    selection: Preferences,
+    counts: Mapping[str, Any],
+    said: Sequence[str] = (),
+    gates: Sequence[Mapping[str, Any]] = (),
+) -> str:
     """The README.md of a published preferences/: front matter for the hub, then how to load and how it was made.
 
     `config` is that of the completions, `selection` the settings by which pairs were made of them, `counts` how many
-    there are to train and to test on; the warnings `said` stand above everything else.
+    there are to train and to test on; the warnings `said` stand above everything else, `gates` in a table.
     """
     # No `configs` here: the files' names tell the splits, and with a list of them `datasets` caches by the list alone
     # and gives one run's pairs for another's.
@@ -43,7 +49,9 @@ of {_counts(settings)}.
 {_evidence(strategy, METHODS[settings.method].needs_reward)}
 
 The completions are the language model's own, steered while it decoded (method `{settings.method}`); the model was not
-trained. To make this again:
+trained.
+{_gates(gates)}
+To make this again:
 
 ```yaml
 {yaml.safe_dump(_without_places(made_by), sort_keys=False).strip()}
@@ -118,6 +126,22 @@ def _evidence(strategy: str, guided: bool) -> str:
         f"\nIn the sandbox, a small world whose true reward is known, {right:.2f} of such pairs are the right way "
         "round (three reward models, `make preferences`). How many of these are depends on the reward model."
     )
+
+
+def _gates(gates: Sequence[Mapping[str, Any]]) -> str:
+    """Every gate that was held, with its figure and its 95 % bounds."""
+    lines = [
+        f"| {gate['name']} | {gate['verdict']} | {_number(gate['figure'])} | {_number(gate['low'])} to "
+        f"{_number(gate['high'])} | {gate['n']:,} | {_number(gate['fail'])} |"
+        for gate in gates
+        if gate["figure"] is not None
+    ]
+    head = "\n## Gates\n\n| gate | verdict | figure | 95 % | cases | threshold |\n|---|---|---|---|---|---|\n"
+    return head + "\n".join(lines) + "\n" if lines else ""
+
+
+def _number(figure: float | None) -> str:
+    return "" if figure is None else f"{figure:.3g}"
 
 
 def _counts(settings: Generate) -> str:

@@ -31,6 +31,7 @@ class Summary:
     guided: Counts | None
     scores: dict[str, Comparison]  # by what scored: the reward model, and in the sandbox the true reward
     preferences: Counts | None
+    gates: Counts | None
     seconds: dict[str, float]
     warnings: list[str]  # what whoever uses the pairs must know
     right: Mean | None = None  # in the sandbox: the part of the pairs whose chosen side is truly better; a tie is half
@@ -86,12 +87,24 @@ def rows(summary: Summary) -> list[tuple[str, str]]:
         )
     if summary.right:
         lines.append(("  right by true reward", f"{summary.right.value:.3f} ± {summary.right.error:.3f}"))
+    if summary.gates:
+        lines.append(("gates", f"{summary.gates['verdict'].upper()}: {_gates(summary.gates['gates'])}"))
     lines.append(("seconds", ", ".join(f"{stage} {seconds:.0f}" for stage, seconds in summary.seconds.items())))
     if summary.accuracy or summary.guided:
         lines.append(("reward model", f"{summary.run}/reward_model" if summary.accuracy else "as configured"))
     if summary.preferences:
         lines.append(("preferences are in", f"{summary.run}/preferences, their card in {summary.run}/report"))
     return lines
+
+
+def _gates(gates: list[Counts]) -> str:
+    """How many passed, and the names of those that did not."""
+    names: dict[str, list[str]] = {}
+    for gate in gates:
+        names.setdefault(gate["verdict"], []).append(gate["name"])
+    said = [f"{len(names.get('pass', []))} passed"]
+    labels = {"fail": "failed", "warn": "warned", "unknown": "not known", "off": "off"}
+    return ", ".join(said + [f"{label}: {' '.join(names[key])}" for key, label in labels.items() if key in names])
 
 
 def as_table(summary: Summary) -> Table:

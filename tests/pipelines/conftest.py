@@ -111,7 +111,7 @@ def finished(configure):
             made = made.append_column(name, [values])
         pq.write_table(made, f"{target}/part.parquet")
         directory.begin(generate.STAGE, {"rows": len(rows), "generate.unguided_samples": 0})
-        directory.finish(generate.STAGE, {}, 0)
+        directory.finish(generate.STAGE, generate.count(target), 0)
         return config
 
     return make

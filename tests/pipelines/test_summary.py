@@ -53,6 +53,6 @@ def test_prompts_of_text_that_spell_out_control_tokens_are_counted(tmp_path, con
     table_files.write_table(f"{uri}/part.parquet", table)
     assert generate._with_control_tokens(configure(), uri) == 2
     counts = {"completions": 8, "tokens": 9, "stopped": 8, "errors": 0, "with_control_tokens": 2}
-    of_run = {"prompts": None, "preferences": None, "pairs": None, "seconds": {}, "warnings": []}
+    of_run = {"prompts": None, "preferences": None, "gates": None, "pairs": None, "seconds": {}, "warnings": []}
     lines = dict(rows(Summary("run", "pargs", accuracy={}, guided=counts, scores={}, **of_run)))
     assert lines["completions"].endswith("2 prompts of text that spell out control tokens")
