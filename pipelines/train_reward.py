@@ -29,9 +29,12 @@ from rgtg.config import Config
 from rgtg.errors import UserError
 from rgtg.evaluation.stats import share_error
 from rgtg.methods import reward_name
+from rgtg.models.loading import load_config
+from rgtg.models.memory import backbone_parameters
 from rgtg.models.reward import RewardModel
 from rgtg.report import warnings
 from rgtg.report.card import model_card
+from rgtg.training.learning_rate import default_learning_rate
 from rgtg.training_settings import TrainReward
 
 STAGE = "train_reward"
@@ -70,8 +73,9 @@ def fit(job: JobContext, stage: str, target: str) -> None:
     init = settings.init or config.models.language
     RewardModel.check(init, "train_reward.init", config.models.trust_remote_code, head=settings.head_kind)
     use_gpu = on_gpu(config.models)
+    settings = _with_rate(settings, init, config.models.trust_remote_code, directory.inputs_of(stage))
     pairs.run_stage(job, init)
-    inputs = _inputs(job, init)
+    inputs = _inputs(job, settings, init)
     attempts = directory.path("_train", stage)
     alike = versions_that_round() | {"train_reward.num_workers": settings.num_workers}  # of the batches
     found = checkpoints.found(attempts)
@@ -89,7 +93,8 @@ def fit(job: JobContext, stage: str, target: str) -> None:
     steps_per_epoch = math.ceil(per_worker / (settings.batch_size // settings.num_workers))
     log.info(
         f"{stage}: {settings.objective} objective, {num_train} pairs x {settings.epochs} epochs = "
-        f"{steps_per_epoch * settings.epochs} steps of {settings.batch_size} pairs on {settings.num_workers} "
+        f"{steps_per_epoch * settings.epochs} steps of {settings.batch_size} pairs, learning rate "
+        f"{settings.learning_rate:g}, on {settings.num_workers} "
         f"{'GPU' if use_gpu else 'CPU'} worker(s)"
     )
     progress = Progress(stage)
@@ -115,7 +120,9 @@ def fit(job: JobContext, stage: str, target: str) -> None:
     with ray_session.translate_ray_errors("training"), ExitStack() as stack:
         checkpoint = s3_filesystem.retry_read(lambda: stack.enter_context(fetched()))
         storage.upload(Path(checkpoint, "model"), target)
-        card = model_card(config, result.metrics, directory.counts(pairs.STAGE))
+        card = model_card(
+            config.model_copy(update={"train_reward": settings}), result.metrics, directory.counts(pairs.STAGE)
+        )
         storage.write_bytes(storage.join(target, "README.md"), card.encode())
         curve = Path(checkpoint, checkpoints.CURVE).read_bytes()
     storage.write_bytes(directory.path(stage.replace(STAGE, "training") + ".jsonl"), curve)
@@ -131,9 +138,17 @@ def fit(job: JobContext, stage: str, target: str) -> None:
         log.warning(f"{stage}: WARNING: {weak}")
 
 
-def _inputs(job: JobContext, init: str) -> Inputs:
+def _with_rate(settings: TrainReward, init: str, trust_remote_code: bool, before: Inputs) -> TrainReward:
+    """With the learning rate, which is that of an earlier attempt `before` where the config names none."""
+    rate = settings.learning_rate or before.get("train_reward.learning_rate")
+    if rate is None:
+        model = load_config(init, "train_reward.init", trust_remote_code=trust_remote_code)
+        rate = default_learning_rate(backbone_parameters(model, trust_remote_code), lora=bool(settings.lora_rank))
+    return settings.model_copy(update={"learning_rate": rate})
+
+
+def _inputs(job: JobContext, settings: TrainReward, init: str) -> Inputs:
     """All inputs that the trained weights depend on."""
-    settings = job.config.train_reward
     own = config_section.inputs_of(settings)
     del own["init"]  # replaced by its digest
     return {

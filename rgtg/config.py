@@ -33,8 +33,7 @@ OTHER_SAMPLES = 4  # unguided or opposed completions of a prompt, where pairs ar
 # What a run on the sandbox's language model uses where the config says nothing: sizes for two cores and minutes.
 SANDBOX_SETTINGS: dict[str, dict[str, Any]] = {
     "train_reward": {
-        **{"learning_rate": 5e-4, "batch_size": 16, "micro_batch_size": 4},
-        **{"max_length": 96, "epochs": 3, "checkpoint_every": 250},
+        **{"batch_size": 16, "micro_batch_size": 4, "max_length": 96, "epochs": 3, "checkpoint_every": 250},
     },
     "nightly": {"compare_objectives": True},
 }

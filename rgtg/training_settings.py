@@ -57,8 +57,8 @@ class TrainReward(Section):
     """Adapters count `lora_alpha / lora_rank` times."""
     gradient_checkpointing: bool = Field(False, json_schema_extra=NO_OUTPUT)
     """Compute activations again in the backward pass instead of keeping them: less memory, a third more work."""
-    learning_rate: float = Field(1e-5, gt=0)
-    """Peak learning rate."""
+    learning_rate: float | None = Field(None, gt=0)
+    """Peak learning rate; by default by the size of the model and LoRA: see rgtg/training/README.md."""
     warmup: float = Field(0.05, ge=0, lt=1)
     """Part of the steps over which the learning rate rises; it falls to a tenth by a cosine after that."""
     weight_decay: float = Field(0.0, ge=0)

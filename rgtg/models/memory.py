@@ -73,16 +73,25 @@ def plan(
     return Plan(weights, slot, memory, prompts, 0 if device.type == "cuda" else growing)
 
 
+def backbone_parameters(config: PreTrainedConfig, trust_remote_code: bool = False) -> int:
+    """Parameters of the model without its head."""
+    return int(_without_weights(config, trust_remote_code).base_model.num_parameters())
+
+
 def num_parameters(config: PreTrainedConfig, trust_remote_code: bool = False, *, untied: bool = False) -> int:
     """Parameters of the model; `untied` where packing copies an output layer that shares the embeddings."""
-    auto = AutoModelForCausalLM if is_language_model(config) else AutoModelForSequenceClassification
-    with META:
-        model: Any = auto.from_config(config, trust_remote_code=trust_remote_code)
+    model = _without_weights(config, trust_remote_code)
     number = sum(parameter.numel() for parameter in model.parameters())
     if untied and is_language_model(config):
         head = model.get_output_embeddings().weight
         number += head.numel() * (head is model.get_input_embeddings().weight)
     return number
+
+
+def _without_weights(config: PreTrainedConfig, trust_remote_code: bool) -> Any:
+    auto = AutoModelForCausalLM if is_language_model(config) else AutoModelForSequenceClassification
+    with META:
+        return auto.from_config(config, trust_remote_code=trust_remote_code)
 
 
 def memory_of(device: torch.device) -> int:

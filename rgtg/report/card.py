@@ -109,7 +109,8 @@ tags: [reward-model, rgtg]
 
 # Reward model of the run {config.run.id}
 {f"{chr(10)}> **Warning:** {weak}{chr(10)}" if weak else ""}
-Trained on {pairs["train"]:,} preference pairs (objective `{settings.objective}`). Of {n:,} held-out pairs it ranks
+Trained on {pairs["train"]:,} preference pairs (objective `{settings.objective}`, learning rate
+{settings.learning_rate:g}). Of {n:,} held-out pairs it ranks
 these parts rightly, by how the rewards of a text's prefixes become its score: {by_score}
 (± {share_error(0.5, n) if n else 0:.3f}). `{accuracy["score"]}` is kept, in `config.json`.
 

@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 
 from rgtg.errors import UserError
 from rgtg.models.loading import has_fast_bfloat16
+from rgtg.training.learning_rate import default_learning_rate
 
 
 class OptimizerSettings(Protocol):
@@ -35,7 +36,7 @@ class OptimizerSettings(Protocol):
     @property
     def gradient_checkpointing(self) -> bool: ...
     @property
-    def learning_rate(self) -> float: ...
+    def learning_rate(self) -> float | None: ...
     @property
     def warmup(self) -> float: ...
     @property
@@ -74,8 +75,9 @@ class DistributedModel:
             module.to(device)
         if self.world > 1 and settings.strategy == "ddp":
             self.model = DistributedDataParallel(module, device_ids=[device] if device.type == "cuda" else None)
+        self.learning_rate = settings.learning_rate or _default_rate(transformer)
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.AdamW(trained, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+        self.optimizer = torch.optim.AdamW(trained, lr=self.learning_rate, weight_decay=settings.weight_decay)
 
     @contextmanager
     def micro_batch(self, *, last: bool) -> Iterator[None]:
@@ -95,7 +97,7 @@ class DistributedModel:
         Every worker calls it equally often. Raises UserError where the norm is not finite: then nothing is updated.
         """
         for group in self.optimizer.param_groups:
-            group["lr"] = self.settings.learning_rate * warmup_cosine(self.step, self.num_steps, self.settings.warmup)
+            group["lr"] = self.learning_rate * warmup_cosine(self.step, self.num_steps, self.settings.warmup)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.max_grad_norm)
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # FSDP2 shards it
         grad_norm = float(norm)
@@ -146,6 +148,13 @@ class DistributedModel:
 
     def _no_sync(self) -> AbstractContextManager:
         return self.model.no_sync() if isinstance(self.model, DistributedDataParallel) else nullcontext()
+
+
+def _default_rate(transformer: PreTrainedModel) -> float:
+    """By the parameters of the backbone, without adapters."""
+    named = list(transformer.base_model.named_parameters())
+    adapted = any("lora_" in name for name, _ in named)
+    return default_learning_rate(sum(p.numel() for name, p in named if "lora_" not in name), adapted)
 
 
 def warmup_cosine(step: int, num_steps: int, warmup: float) -> float:

@@ -10,6 +10,7 @@ from rgtg.evaluation.variants import variants
 from rgtg.models.reward import RewardModel
 from rgtg.report.card import dataset_card, model_card
 from rgtg.report.evaluation import as_markdown, at_equal_kl, kl_grid
+from rgtg.training_settings import TrainReward
 from tests.evaluation.test_results import completion, row
 from tests.tolerance import alike
 
@@ -41,7 +42,7 @@ def test_the_card_of_a_reward_model_scores_as_decoding_does(make_reward, prompt)
     """By its own words alone: the code in it runs in plain transformers."""
     path = make_reward()
     accuracy = {"by_fraction": {"1.0": 0.8}, "by_score": {"final": 0.8}, "score": "final", "pairs": {"full": 100}}
-    card = model_card(Config(), {"accuracy": accuracy}, {"train": 400})
+    card = model_card(Config(train_reward=TrainReward(learning_rate=3e-4)), {"accuracy": accuracy}, {"train": 400})
     assert "Of 100 held-out pairs" in card
     (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     names: dict = {}
