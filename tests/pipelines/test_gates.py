@@ -203,3 +203,13 @@ def test_the_command_ends_with_3(finished):
     assert job.returncode == 3, job.stderr
     assert job.stderr.startswith("not good: the pairs of ")
     assert "(gates.truncation)" in job.stderr
+
+
+def test_of_twenty_clean_nights_at_most_one_fails(finished):
+    failed = 0
+    for seed in range(20):
+        try:
+            preferences.run(finished(night(seed), **GUIDED_UNGUIDED, **{"run.id": f"night-{seed}"}))
+        except QualityError:
+            failed += 1
+    assert failed <= 1
