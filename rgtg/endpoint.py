@@ -70,19 +70,26 @@ class Endpoint:
         TransientError where it does not answer.
         """
         unequal = [(p, a, b) for p, a, b in zip(prompts, ours, theirs, strict=True) if a != b]
-        questions = [_question(p, *sides) for p, a, b in unequal for sides in ((a, b), (b, a))]
-        verdicts = [_prefers_first(answer) for answer in self.ask(questions)]
-        unreadable = verdicts.count(None)
-        if unreadable:
-            logger.info(f"the judge {self.url!r}: {unreadable:,} of {len(verdicts):,} verdicts are neither A nor B")
-        if unreadable > MAX_UNREADABLE * len(verdicts):
+        verdicts = self.verdicts(unequal)
+        asked, unreadable = 2 * len(verdicts), sum(verdict.count(None) for verdict in verdicts)
+        if unreadable > MAX_UNREADABLE * asked:
             raise UserError(
-                f"the judge {self.url!r} gave {unreadable:,} of {len(verdicts):,} verdicts that are neither A nor B; "
-                "ask another evaluate.judge_model"
+                f"the judge {self.url!r} gave {unreadable:,} of {asked:,} verdicts that are neither A nor B; ask another "
+                "evaluate.judge_model"
             )
-        sides = iter([0.5 if verdict is None else verdict for verdict in verdicts])
-        scores = [0.5 if a == b else (next(sides) + 1 - next(sides)) / 2 for a, b in zip(ours, theirs, strict=True)]
-        return Wins(scores, len(verdicts), unreadable)
+        won = iter([sum(0.5 if v is None else v for v in verdict) / 2 for verdict in verdicts])
+        return Wins([0.5 if a == b else next(won) for a, b in zip(ours, theirs, strict=True)], asked, unreadable)
+
+    def verdicts(self, pairs: Sequence[tuple[Prompt, str, str]]) -> list[tuple[float | None, float | None]]:
+        """Whether the first text of each (prompt, text, text) is preferred, 1.0 or 0.0, where it is text A and where it
+        is text B; None for an answer that is neither letter. Raises UserError and TransientError as `wins`.
+        """
+        questions = [_question(prompt, *sides) for prompt, a, b in pairs for sides in ((a, b), (b, a))]
+        answers = [_prefers_first(answer) for answer in self.ask(questions)]
+        if unreadable := answers.count(None):
+            logger.info(f"the judge {self.url!r}: {unreadable:,} of {len(answers):,} verdicts are neither A nor B")
+        swapped = [None if answer is None else 1 - answer for answer in answers[1::2]]
+        return list(zip(answers[::2], swapped, strict=True))
 
     def ask(self, questions: Sequence[str]) -> list[str]:
         """The answer to each question, "" where it has no text. AT_ONCE questions are asked in parallel."""
