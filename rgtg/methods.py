@@ -127,7 +127,7 @@ STRATEGIES: dict[str, Strategy] = {
         *("own", "own", "near"), "the completion of highest score and the one nearest to two deviations below the mean"
     ),
     "best-random": Strategy(
-        "own", "own", "any_rejected", "the completion of highest score and another at random", 0.66
+        "own", "own", "any_rejected", "the completion of highest score and another at random", 0.67
     ),
     # A guided one against one of the language model itself.
     "guided-unguided": Strategy(

@@ -55,7 +55,7 @@ class Results:
 
 def main(
     out: Annotated[Path, typer.Option(help="Where runs and rows are kept.")] = Path("runs/preferences"),
-    reward_seeds: Annotated[int, typer.Option(min=1, help="Reward models.")] = 3,
+    reward_seeds: Annotated[int, typer.Option(min=1, help="Reward models.")] = 5,
     policy_seeds: Annotated[int, typer.Option(min=0, help="Policies of each; 0 compares labels alone.")] = 2,
     courses: Annotated[int, typer.Option(min=0, help="So many ways of training a policy, the main ones first.")] = len(
         COURSES

@@ -125,7 +125,7 @@ def _evidence(strategy: str, guided: bool) -> str:
         return ""
     return (
         f"\nIn the sandbox, a small world whose true reward is known, {right:.2f} of such pairs are the right way "
-        "round (three reward models, `make preferences`). How many of these are depends on the reward model."
+        "round (five reward models, `make preferences`). How many of these are depends on the reward model."
     )
 
 
