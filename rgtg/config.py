@@ -20,7 +20,7 @@ from rgtg.config_section import (
 )
 from rgtg.decoding_settings import OF_METHOD, DecodingSettings
 from rgtg.errors import UserError
-from rgtg.methods import METHODS, STRATEGIES
+from rgtg.methods import EXPORTS, METHODS, STRATEGIES
 from rgtg.path_syntax import fault_of_root, join
 from rgtg.training_settings import TrainReward
 
@@ -157,6 +157,9 @@ class Preferences(Section):
     its slope on log(tokens) explains."""
     test_fraction: float = Field(0.05, ge=0, lt=1)
     """Part of the prompts that goes to the test split."""
+    export: Annotated[list[Literal[*EXPORTS]], BeforeValidator(lambda v: [v] if isinstance(v, str) else v)] = []  # type: ignore[valid-type]
+    """Layouts of other trainers to write the pairs in too, each to exports/<name>: sft, unpaired, chat-pairs, ranked;
+    see the table in rgtg/preferences/README.md."""
 
 
 class Evaluate(Section):

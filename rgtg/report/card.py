@@ -7,7 +7,7 @@ import yaml
 
 from rgtg.config import Config, Generate, Preferences
 from rgtg.evaluation.stats import share_error
-from rgtg.methods import METHODS, STRATEGIES
+from rgtg.methods import EXPORTS, METHODS, STRATEGIES
 from rgtg.path_syntax import is_endpoint
 from rgtg.report import warnings
 
@@ -43,7 +43,9 @@ of {_counts(settings)}.
 {_evidence(strategy, METHODS[settings.method].needs_reward)}
 
 The completions are the language model's own, steered while it decoded (method `{settings.method}`); the model was not
-trained. To make this again:
+trained.
+{_exports(selection.export)}
+To make this again:
 
 ```yaml
 {yaml.safe_dump(_without_places(made_by), sort_keys=False).strip()}
@@ -118,6 +120,14 @@ def _evidence(strategy: str, guided: bool) -> str:
         f"\nIn the sandbox, a small world whose true reward is known, {right:.2f} of such pairs are the right way "
         "round (three reward models, `make preferences`). How many of these are depends on the reward model."
     )
+
+
+def _exports(names: Sequence[str]) -> str:
+    """How to load each export in its trainer; all have the splits of the preferences."""
+    if not names:
+        return ""
+    lines = [f"* `exports/{name}`: {EXPORTS[name].loads}" for name in dict.fromkeys(names)]
+    return "\n".join(["\nThe same in the layouts of other trainers, where DIR is the folder:\n", *lines, ""])
 
 
 def _counts(settings: Generate) -> str:
