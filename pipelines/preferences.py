@@ -5,9 +5,10 @@ from collections import Counter
 from typing import Any
 
 import pyarrow as pa
+from transformers import PreTrainedTokenizerFast
 
 from pipelines import generate, summary
-from pipelines.completions import COLUMNS, completions_of
+from pipelines.completions import COLUMNS, TOKEN_REWARDS, completions_of
 from pipelines.preference_files import SPLITS, ExportFiles, Files
 from pipelines.runtime.job_context import JobContext
 from pipelines.runtime.job_log import log
@@ -16,8 +17,10 @@ from rgtg import schemas, storage, table_files
 from rgtg.config import Config, Preferences
 from rgtg.errors import UserError
 from rgtg.methods import STRATEGIES
+from rgtg.models.loading import load_tokenizer
 from rgtg.passed_through import as_type, loadable
 from rgtg.preferences.selection import Night, Rules, Statistics, candidates, fraction, select
+from rgtg.preferences.steps import stepped
 from rgtg.report import warnings
 from rgtg.report.card import dataset_card
 
@@ -60,6 +63,13 @@ def run_stage(job: JobContext) -> None:
         raise UserError(
             f"none of the {sum(counts['dropped'].values())} prompts of {source!r} has a pair; see the reasons above"
         )
+    for name, rows in counts["exports"].items():
+        log.info(f"preferences: exports/{name} has {rows['train']} rows to train on, {rows['test']} to test on")
+        if not rows["train"] + rows["test"]:
+            raise UserError(
+                f"preferences.export={name} needs the reward of every token, which no completion of {source!r} "
+                f"has; leave {name} out"
+            )
     said = summary.warnings_of(directory, counts)
     card = dataset_card(directory.config_of(generate.STAGE), settings, counts, said)
     storage.write_bytes(directory.path("report", "README.md"), card.encode())
@@ -86,7 +96,9 @@ def _make(source: str, directory: RunDirectory, settings: Preferences) -> dict[s
     schema = schema_of(prompt, passed_through)
     files = {split: Files(storage.join(target, f"{split}-"), "parquet", schema) for split in SPLITS}
     exports = ExportFiles(directory.path("exports"), settings.export, prompt)
-    for table in table_files.read_tables(source, [*COLUMNS, *(field.name for field in passed_through)]):
+    tokenizer = _tokenizer(directory) if "stepwise" in settings.export else None
+    columns = [*COLUMNS, *([TOKEN_REWARDS] if tokenizer else []), *(field.name for field in passed_through)]
+    for table in table_files.read_tables(source, columns):
         made: dict[str, dict[int, dict[str, Any]]] = {split: {} for split in SPLITS}  # by the row of the prompt
         for number, row in enumerate(table.select(OWN).to_pylist()):
             if row["error"] is not None:
@@ -103,6 +115,8 @@ def _make(source: str, directory: RunDirectory, settings: Preferences) -> dict[s
             split = "test" if fraction(f"split/{row['prompt_id']}") < settings.test_fraction else "train"
             pair = _ranking(row, of_selected) if ranked else _pair(row, *of_selected)
             made[split][number] = pair | {"run_id": directory.config.run.id, "strategy": settings.select}
+            if tokenizer:
+                made[split][number] |= stepped(tokenizer, row["prompt"], of_selected, directory.date)
         for split, rows in made.items():
             if rows:
                 files[split].add(_table(table, rows, schema))
@@ -116,6 +130,17 @@ def _make(source: str, directory: RunDirectory, settings: Preferences) -> dict[s
         "mean_margin": round(margins / max(1, sum(sizes.values())), 4),
         "exports": exports.close(),
     }
+
+
+def _tokenizer(directory: RunDirectory) -> PreTrainedTokenizerFast:
+    """That of the language model. Raises UserError for one that cannot tell the tokens of a text apart."""
+    models = directory.config_of(generate.STAGE).models
+    tokenizer = load_tokenizer(models.language, "models.language", trust_remote_code=models.trust_remote_code)
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise UserError(
+            f"preferences.export=stepwise needs a tokenizer.json, and {models.language!r} has none; leave stepwise out"
+        )
+    return tokenizer
 
 
 def _check_pools(job: JobContext) -> None:

@@ -173,6 +173,12 @@ EXPORTS: dict[str, Export] = {
         "NeMo-RL: `dataset_name: PreferenceDataset`, `data_path: DIR`, `split: train`; its DPO and reward models take "
         "two ranks, so pairs",
     ),
+    # Of every step whether the reward model's reward rose over it.
+    "stepwise": Export(
+        *("stepwise", "parquet"),
+        'axolotl: `path: DIR`, `type: stepwise_supervised`, `step_separator: ""`; TRL before 1.14: `PRMTrainer`. A '
+        "label is the opinion of the reward model that guided, and does not say that a step is correct",
+    ),
 }
 
 

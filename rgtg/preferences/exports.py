@@ -43,8 +43,11 @@ def schema_of(name: str, prompt: pa.DataType) -> pa.Schema:
     elif name == "chat-pairs":
         fields = [("prompt", MESSAGES), ("chosen", MESSAGE), ("rejected", MESSAGE)]
         fields += [("conversation", MESSAGES), ("rejected_response", pa.string())]
-    else:
+    elif name == "ranked":
         fields = [("context", MESSAGES), ("completions", pa.list_(RANK))]
+    else:
+        fields = [("prompt", pa.string()), ("completions", pa.list_(pa.string()))]
+        fields += [("labels", pa.list_(pa.bool_())), ("rewards", pa.list_(pa.float32()))]
     return pa.schema([*fields, ("prompt_id", pa.string())])
 
 
@@ -97,6 +100,23 @@ def ranked(row: Row) -> list[Row]:
     turns, _ = _chat(row["prompt"], "")
     completions = [{"rank": i, "completion": [_chat(row["prompt"], text)[1]]} for i, text in enumerate(answers)]
     return [{"context": turns, "completions": completions, "prompt_id": row["prompt_id"]}]
+
+
+def stepwise(row: Row) -> list[Row]:
+    """`prompt`, `completions` and `labels` of the steps of each completion a row (TRL, axolotl), and their `rewards`.
+
+    A label says whether the reward rose over the step. `steps` of the row are those of each completion, with
+    `rendered`, the prompt as the language model reads it: these trainers know no messages.
+    """
+    return [
+        {
+            **{"prompt": row["rendered"], "prompt_id": row["prompt_id"]},
+            "completions": [step.text for step in steps],
+            "labels": [step.better for step in steps],
+            "rewards": [step.reward for step in steps],
+        }
+        for steps in row["steps"]
+    ]
 
 
 def dataset_info(splits: list[str]) -> dict[str, Any]:

@@ -11,7 +11,9 @@ import pytest
 from pipelines import preference_files, preferences
 from pipelines.runtime.run_directory import RunDirectory
 from rgtg import storage
+from rgtg.errors import UserError
 from rgtg.methods import EXPORTS
+from rgtg.preferences.steps import Step
 from rgtg.schemas import MESSAGES
 
 ALL = {"preferences.export": f"[{','.join(EXPORTS)}]"}
@@ -58,7 +60,7 @@ def test_all_exports_hold_the_splits_of_the_preferences(finished, kind, select):
     counts = directory.counts(preferences.STAGE)["exports"]
     for name in EXPORTS:
         found = loaded(directory, name)
-        sides = 2 if name == "unpaired" else 1
+        sides = {"unpaired": 2, "stepwise": 3 if select == "ranked" else 2}.get(name, 1)
         assert {split: [row["prompt_id"] for row in of] for split, of in found.items()} == {
             split: [i for i in of for _ in range(sides)] for split, of in ids.items()
         }
@@ -80,6 +82,8 @@ def test_hostile_texts_come_back_as_they_were(finished, kind):
     assert [row["context"] for row in ranks] == chats
     assert [row["completions"][0]["completion"][0]["content"] for row in ranks] == HOSTILE
     assert [row["prompt"] for row in loaded(directory, "unpaired")["train"]][::2] == given
+    stepwise = loaded(directory, "stepwise")["train"]
+    assert ["".join(row["completions"]) for row in stepwise][::2] == HOSTILE
     supervised = loaded(directory, "sft")["train"]
     texts = [row["completion"] if kind == "text" else row["messages"][-1]["content"] for row in supervised]
     assert texts == HOSTILE
@@ -190,10 +194,41 @@ def test_the_card_says_how_to_load_each(finished, configure):
 def test_exports_go_to_a_store(s3):
     row = {"prompt": "p", "prompt_id": "i", "chosen": "b", "rejected": "a"}
     exports = preference_files.ExportFiles(f"{s3}/exports", list(EXPORTS), pa.string())
-    exports.add("train", [row | {"score_chosen": 1.0, "score_rejected": 0.0}])
+    steps = {"rendered": "p", "steps": [[Step("b", 1.0, True)]]}
+    exports.add("train", [row | {"score_chosen": 1.0, "score_rejected": 0.0} | steps])
     assert exports.close()["unpaired"] == {"train": 2, "test": 0}
     found = {file.path.partition("/exports/")[2] for file in storage.list_files(f"{s3}/exports")}
     written = {f"{name}/train/00000.{export.suffix}" for name, export in EXPORTS.items()}
     assert found == {"chat-pairs/dataset_info.json", *written}
     preference_files.ExportFiles(f"{s3}/exports", [], pa.string())
     assert not storage.exists(f"{s3}/exports")
+
+
+def test_steps_need_the_reward_of_every_token(finished, configure):
+    config = finished([("p", [("a", 1.0), ("b", 3.0)])])
+    path = Path(RunDirectory(config).path("completions"), "part.parquet")
+    table = pq.read_table(path)
+    rows = table.to_pylist()
+    for completion in rows[0]["completions"]:
+        completion["token_rewards"] = None
+    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), path)
+    with pytest.raises(
+        UserError, match="export=stepwise needs the reward of every token, which no completion of .* has"
+    ):
+        preferences.run(configure(**{"preferences.export": "stepwise"}))
+    assert not RunDirectory(config).is_done(preferences.STAGE)
+
+
+def test_steps_of_messages_stand_behind_the_prompt_as_the_model_has_read_it(finished):
+    prompt = [{"role": "user", "content": "hi"}]
+    config = finished(
+        [(prompt, [("Bad. Bad", 1.0), ("No.\nno", 3.0)])],
+        MESSAGES,
+        **{"preferences.test_fraction": 0, "preferences.export": "stepwise"},
+    )
+    chosen, rejected = loaded(preferences.run(config), "stepwise")["train"]
+    assert chosen == {
+        **{"prompt": "u:hi;a:", "completions": ["No.\n", "no"], "labels": [False, False], "rewards": [-2.0, -3.0]},
+        "prompt_id": "id-0",
+    }
+    assert (rejected["prompt"], rejected["completions"]) == ("u:hi;a:", ["Bad.", " Bad"])

@@ -12,8 +12,11 @@ from hypothesis import strategies as st
 from rgtg.methods import EXPORTS
 from rgtg.preferences.exports import json_line, rows_of, schema_of
 from rgtg.preferences.readers import Pair, read_pair
+from rgtg.preferences.steps import Step
 from rgtg.schemas import MESSAGES
 
+# What every row has beside its sides; the steps are those of its completions.
+STEPPED = {"prompt_id": "i", "rendered": "u:p;", "steps": [[Step("b. ", 1.5, True), Step("b", 0.5, False)]]}
 USER = {"role": "user", "content": "p"}
 
 
@@ -26,18 +29,13 @@ def answer(prompt, text):
 
 
 def pair(prompt):
-    scores = {"score_chosen": 2.0, "score_rejected": -1.0}
-    return {
-        "prompt": prompt,
-        "prompt_id": "i",
-        "chosen": answer(prompt, "b"),
-        "rejected": answer(prompt, "w"),
-    } | scores
+    sides = {"chosen": answer(prompt, "b"), "rejected": answer(prompt, "w")}
+    return {"prompt": prompt, "score_chosen": 2.0, "score_rejected": -1.0} | sides | STEPPED
 
 
 def ranking(prompt):
     completions = [answer(prompt, text) for text in "bmw"]
-    return {"prompt": prompt, "prompt_id": "i", "completions": completions, "scores": [2.0, 0.0, -1.0]}
+    return {"prompt": prompt, "completions": completions, "scores": [2.0, 0.0, -1.0]} | STEPPED
 
 
 BOTH = pytest.mark.parametrize("row_of", [pair, ranking])
@@ -87,6 +85,15 @@ def test_an_answer_that_the_prompt_has_begun_is_one_turn():
     [ranks] = rows_of("ranked", row)
     assert ranks["context"] == [USER]
     assert [c["completion"] for c in ranks["completions"]] == [[said("So b")], [said("So w")]]
+
+
+def test_stepwise_holds_rewards_beside_the_labels():
+    assert rows_of("stepwise", pair([USER])) == [
+        {
+            **{"prompt": "u:p;", "completions": ["b. ", "b"], "labels": [True, False], "rewards": [1.5, 0.5]},
+            "prompt_id": "i",
+        }
+    ]
 
 
 @BOTH
