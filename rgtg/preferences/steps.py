@@ -61,10 +61,10 @@ def token_ends(tokenizer: PreTrainedTokenizerFast, text: str, token_ids: Sequenc
     """Where in `text`, which the tokens spell, each of them ends (n,); that of a part of a character where the whole
     ones before it end, and that of the last one at the end. None where they do not spell it one after another.
     """
-    stream = DecodeStream(skip_special_tokens=True)
+    stream, backend = DecodeStream(skip_special_tokens=True), tokenizer.backend_tokenizer
     spelled, lengths = "", []
     for token in token_ids:
-        spelled += stream.step(tokenizer.backend_tokenizer, token) or ""
+        spelled += stream.step(backend, token) or ""
         lengths.append(len(spelled))
     # Without the prompt before it, a tokenizer leaves out the first space; at the end there may be half a character.
     before = text.find(spelled)

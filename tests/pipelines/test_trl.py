@@ -39,15 +39,17 @@ def losses(trainer):
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
-def trained(kind, model_dir, rows, out):
+def trained(kind, model_dir, rows, out, template=None, **options):
     import trl  # here: it takes seconds, which the collection of tests need not pay
 
     auto = AutoModelForSequenceClassification if kind == "Reward" else AutoModelForCausalLM
+    tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    tokenizer.chat_template = template or tokenizer.chat_template
     trainer = getattr(trl, f"{kind}Trainer")(
         model=auto.from_pretrained(model_dir),
-        args=getattr(trl, f"{kind}Config")(output_dir=str(out), **OPTIONS),
+        args=getattr(trl, f"{kind}Config")(output_dir=str(out), **OPTIONS, **options),
         train_dataset=rows,
-        processing_class=AutoTokenizer.from_pretrained(model_dir),
+        processing_class=tokenizer,
     )
     return losses(trainer)
 
@@ -81,3 +83,18 @@ def test_kto_reads_unpaired_and_counts_as_many_of_both(directory, language_dir, 
 def test_supervised_training_reads_the_chosen_side(directory, language_dir, tmp_path):
     rows = datasets.load_dataset(directory.path("exports", "sft"), split="train")
     assert len(trained("SFT", language_dir, rows, tmp_path)) == 2
+
+
+MARKED = (
+    "{% for m in messages %}{% if m.role == 'assistant' %}a:{% generation %}{{ m.content }}</s>{% endgeneration %}"
+    "{% else %}u:{{ m.content }};{% endif %}{% endfor %}{% if add_generation_prompt %}a:{% endif %}"
+)
+
+
+@pytest.mark.parametrize("directory", ["messages"], indirect=True)
+def test_supervised_training_on_the_answers_alone(directory, language_dir, tmp_path):
+    """As the card says it."""
+    rows = datasets.load_dataset(directory.path("exports", "sft"), split="train")
+    alone = trained("SFT", language_dir, rows, tmp_path / "a", MARKED, assistant_only_loss=True)
+    assert len(alone) == 2
+    assert alone != trained("SFT", language_dir, rows, tmp_path / "b", MARKED)
