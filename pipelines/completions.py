@@ -6,6 +6,7 @@ OF_COMPLETIONS = (
     *("text", "token_ids", "num_tokens", "finish_reason", "reward", "score"),
     *("logprob", "guided_logprob", "method", "beta"),
 )
+TOKEN_REWARDS = "completions.list.element.token_rewards"
 COLUMNS = ["prompt_id", "prompt", "method", "error", *(f"completions.list.element.{name}" for name in OF_COMPLETIONS)]
 
 

@@ -7,9 +7,11 @@ from itertools import repeat
 from typing import Any
 
 import pyarrow as pa
+from transformers import PreTrainedTokenizerFast
 
 from pipelines import gates, generate, judge, summary
-from pipelines.completions import COLUMNS, completions_of
+from pipelines.completions import COLUMNS, TOKEN_REWARDS, completions_of
+from pipelines.preference_files import SPLITS, ExportFiles, Files
 from pipelines.runtime.job_context import JobContext
 from pipelines.runtime.job_log import log
 from pipelines.runtime.run_directory import RunDirectory
@@ -17,12 +19,13 @@ from rgtg import config_section, schemas, storage, table_files
 from rgtg.config import Config, Preferences
 from rgtg.errors import UserError
 from rgtg.methods import STRATEGIES
+from rgtg.models.loading import load_tokenizer
 from rgtg.passed_through import as_type, loadable
 from rgtg.preferences.selection import Night, Rules, Statistics, candidates, fraction, select
+from rgtg.preferences.steps import stepped
 from rgtg.report import warnings
 
 STAGE = "preferences"
-FILE_ROWS = 100_000
 # Columns of each completion of a pair or a ranking, and what they are in completions/.
 OF_EACH = {
     **{name: name for name in ("index", "method", "logprob", "guided_logprob")},
@@ -45,7 +48,7 @@ def run(config: Config) -> RunDirectory:
 
 def run_stage(job: JobContext) -> None:
     """Select the pairs of completions/ into preferences/, which `datasets.load_dataset` reads."""
-    directory, config, settings = job.directory, job.config, job.config.preferences
+    directory, settings = job.directory, job.config.preferences
     assert settings.select  # the job has filled it in
     _check_done(job)
     _check_pools(job)
@@ -60,7 +63,7 @@ def run_stage(job: JobContext) -> None:
     begun = time.monotonic()
     source = directory.path("completions")
     opinions = judge.of_rows(directory) if judged else repeat(None)
-    counts = _make(source, directory.path("preferences"), settings, config.run.id, opinions)
+    counts = _make(source, directory, settings, opinions)
     what = "rankings" if STRATEGIES[settings.select].key is None else "pairs"
     dropped = "".join(f"\n  {n} without a pair: {reason}" for reason, n in counts["dropped"].items())
     log.info(f"preferences: {counts['train']} {what} to train on, {counts['test']} to test on{dropped}")
@@ -68,21 +71,29 @@ def run_stage(job: JobContext) -> None:
         raise UserError(
             f"none of the {sum(counts['dropped'].values())} prompts of {source!r} has a pair; see the reasons above"
         )
+    for name, rows in counts["exports"].items():
+        log.info(f"preferences: exports/{name} has {rows['train']} rows to train on, {rows['test']} to test on")
+        if not rows["train"] + rows["test"]:
+            raise UserError(
+                f"preferences.export={name} needs the reward of every token, which no completion of {source!r} "
+                f"has; leave {name} out"
+            )
     directory.finish(STAGE, counts, time.monotonic() - begun)
     if weak := warnings.of_preferences(counts):
         log.warning(f"preferences: WARNING: {weak}")
 
 
 def _make(
-    source: str, target: str, settings: Preferences, run_id: str, opinions: Iterator[dict[str, Any] | None]
+    source: str, directory: RunDirectory, settings: Preferences, opinions: Iterator[dict[str, Any] | None]
 ) -> dict[str, Any]:
-    """Write the pairs or rankings of the completions at `source` to `target`, and return their counts.
+    """Write the pairs or rankings of the completions at `source`, and their exports, and return the counts.
 
     `opinions` has the row of judged/ of each prompt, in the same order.
     """
     assert settings.select
     rules = Rules(**settings.model_dump(include={"truncated", "min_margin", "max_similarity", "length"}))
     night = _night(source, rules) if settings.length == "residual" or settings.select == "best-near" else Night()
+    target = directory.path("preferences")
     storage.remove(target)
     storage.make_directory(target)
     ranked = STRATEGIES[settings.select].key is None
@@ -91,12 +102,15 @@ def _make(
     completions_schema = table_files.schema_of(source)
     passed_through = loadable(schemas.passed_through(completions_schema))
     schema_of = schemas.rankings_schema if ranked else schemas.preferences_schema
-    schema = schema_of(completions_schema.field("prompt").type, passed_through)
-    writers = {split: _Writer(target, split, schema) for split in ("train", "test")}
-    for table in table_files.read_tables(source, [*COLUMNS, *(field.name for field in passed_through)]):
-        made: dict[str, dict[int, dict[str, Any]]] = {split: {} for split in writers}  # by the row of the prompt
-        rows = zip(table.select(OWN).to_pylist(), opinions, strict=False)
-        for number, (row, opinion) in enumerate(rows):
+    prompt = completions_schema.field("prompt").type
+    schema = schema_of(prompt, passed_through)
+    files = {split: Files(storage.join(target, f"{split}-"), "parquet", schema) for split in SPLITS}
+    exports = ExportFiles(directory.path("exports"), settings.export, prompt)
+    tokenizer = _tokenizer(directory) if "stepwise" in settings.export else None
+    columns = [*COLUMNS, *([TOKEN_REWARDS] if tokenizer else []), *(field.name for field in passed_through)]
+    for table in table_files.read_tables(source, columns):
+        made: dict[str, dict[int, dict[str, Any]]] = {split: {} for split in SPLITS}  # by the row of the prompt
+        for number, (row, opinion) in enumerate(zip(table.select(OWN).to_pylist(), opinions, strict=False)):
             if row["error"] is not None:
                 dropped["prompts with an error"] += 1
                 continue
@@ -110,14 +124,33 @@ def _make(
             # By prompt_id alone, so that a prompt is in the same split in every run.
             split = "test" if fraction(f"split/{row['prompt_id']}") < settings.test_fraction else "train"
             pair = _ranking(row, of_selected) if ranked else _pair(row, opinion, *of_selected)
-            made[split][number] = pair | {"run_id": run_id, "strategy": settings.select}
-        for split, writer in writers.items():
-            writer.add(table, made[split])
-    for writer in writers.values():
-        writer.close()
-    sizes = {split: writer.total for split, writer in writers.items()}
-    mean_margin = round(margins / max(1, sum(sizes.values())), 4)
-    return {**sizes, "dropped": dict(dropped.most_common()), "mean_margin": mean_margin}
+            made[split][number] = pair | {"run_id": directory.config.run.id, "strategy": settings.select}
+            if tokenizer:
+                made[split][number] |= stepped(tokenizer, row["prompt"], of_selected, directory.date)
+        for split, rows in made.items():
+            if rows:
+                files[split].add(_table(table, rows, schema))
+                exports.add(split, list(rows.values()))
+    for of_split in files.values():
+        of_split.close()
+    sizes = {split: of_split.total for split, of_split in files.items()}
+    return {
+        **sizes,
+        "dropped": dict(dropped.most_common()),
+        "mean_margin": round(margins / max(1, sum(sizes.values())), 4),
+        "exports": exports.close(),
+    }
+
+
+def _tokenizer(directory: RunDirectory) -> PreTrainedTokenizerFast:
+    """That of the language model. Raises UserError for one that cannot tell the tokens of a text apart."""
+    models = directory.config_of(generate.STAGE).models
+    tokenizer = load_tokenizer(models.language, "models.language", trust_remote_code=models.trust_remote_code)
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise UserError(
+            f"preferences.export=stepwise needs a tokenizer.json, and {models.language!r} has none; leave stepwise out"
+        )
+    return tokenizer
 
 
 def _check_done(job: JobContext) -> None:
@@ -148,36 +181,16 @@ def _night(source: str, rules: Rules) -> Night:
     return statistics.night()
 
 
-class _Writer:
-    """Writes one split in files of a bounded number of rows."""
-
-    def __init__(self, target: str, split: str, schema: pa.Schema) -> None:
-        self.target, self.split, self.schema = target, split, schema
-        self.tables: list[pa.Table] = []
-        self.num_rows = self.num_files = self.total = 0
-
-    def add(self, completions: pa.Table, made: dict[int, dict[str, Any]]) -> None:
-        """Add what was made of the rows of a table of completions, with the user's columns of each row."""
-        if not made:
-            return
-        rows, numbers = list(made.values()), pa.array(made, pa.int64())
-        columns = [
-            as_type(completions[field.name.removeprefix(schemas.META)], field.type).take(numbers)
-            if field.name.startswith(schemas.META)
-            else pa.array([row[field.name] for row in rows], field.type)
-            for field in self.schema
-        ]
-        self.tables.append(pa.table(columns, schema=self.schema))
-        self.num_rows += len(rows)
-        self.total += len(rows)
-        if self.num_rows >= FILE_ROWS:
-            self.close()
-
-    def close(self) -> None:
-        if self.tables:
-            path = storage.join(self.target, f"{self.split}-{self.num_files:05d}.parquet")
-            table_files.write_table(path, pa.concat_tables(self.tables))
-            self.tables, self.num_rows, self.num_files = [], 0, self.num_files + 1
+def _table(completions: pa.Table, made: dict[int, dict[str, Any]], schema: pa.Schema) -> pa.Table:
+    """What was made of rows of completions, by their numbers, with the user's columns of each."""
+    rows, numbers = list(made.values()), pa.array(made, pa.int64())
+    columns = [
+        as_type(completions[field.name.removeprefix(schemas.META)], field.type).take(numbers)
+        if field.name.startswith(schemas.META)
+        else pa.array([row[field.name] for row in rows], field.type)
+        for field in schema
+    ]
+    return pa.table(columns, schema=schema)
 
 
 def _pair(

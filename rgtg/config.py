@@ -21,7 +21,7 @@ from rgtg.config_section import (
 )
 from rgtg.decoding_settings import OF_METHOD, DecodingSettings
 from rgtg.errors import UserError
-from rgtg.methods import METHODS, STRATEGIES
+from rgtg.methods import EXPORTS, METHODS, STRATEGIES
 from rgtg.path_syntax import fault_of_root, join
 from rgtg.training_settings import TrainReward
 
@@ -160,6 +160,9 @@ class Preferences(Section):
     its slope on log(tokens) explains."""
     test_fraction: float = Field(0.05, ge=0, lt=1)
     """Part of the prompts that goes to the test split."""
+    export: Annotated[list[Literal[*EXPORTS]], BeforeValidator(lambda v: [v] if isinstance(v, str) else v)] = []  # type: ignore[valid-type]
+    """Layouts of other trainers to write the pairs in too, each to exports/<name>: sft, unpaired, chat-pairs, ranked,
+    stepwise; see the table in rgtg/preferences/README.md."""
     judge: PathOrUri | None = Field(OWN_JUDGE, json_schema_extra=NO_OUTPUT)
     """A second opinion on the completions: a reward model, or any classifier of text. `own` is the run's second reward
     model, if nightly.compare_objectives has trained one."""
@@ -250,6 +253,15 @@ class Config(Section):
         for pool in ("unguided", "opposed"):
             if pool in pools and getattr(self.generate, f"{pool}_samples") == 0:
                 raise ValueError(f"preferences.select={select} needs generate.{pool}_samples above 0")
+        return self
+
+    @model_validator(mode="after")
+    def _steps_have_rewards(self) -> "Config":
+        if "stepwise" in self.preferences.export and self.models.reward_reads == "text":
+            raise ValueError(
+                "preferences.export=stepwise needs the reward of every token, and models.reward_reads=text gives one "
+                "of the whole text"
+            )
         return self
 
     def with_strategy(self, *, before: bool = False) -> "Config":

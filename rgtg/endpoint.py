@@ -74,15 +74,15 @@ class Endpoint:
         asked, unreadable = 2 * len(verdicts), sum(verdict.count(None) for verdict in verdicts)
         if unreadable > MAX_UNREADABLE * asked:
             raise UserError(
-                f"the judge {self.url!r} gave {unreadable:,} of {asked:,} verdicts that are neither A nor B; ask another "
-                "evaluate.judge_model"
+                f"the judge {self.url!r} gave {unreadable:,} of {asked:,} verdicts that are neither A nor B; ask "
+                "another evaluate.judge_model"
             )
         won = iter([sum(0.5 if v is None else v for v in verdict) / 2 for verdict in verdicts])
         return Wins([0.5 if a == b else next(won) for a, b in zip(ours, theirs, strict=True)], asked, unreadable)
 
     def verdicts(self, pairs: Sequence[tuple[Prompt, str, str]]) -> list[tuple[float | None, float | None]]:
-        """Whether the first text of each (prompt, text, text) is preferred, 1.0 or 0.0, where it is text A and where it
-        is text B; None for an answer that is neither letter. Raises UserError and TransientError as `wins`.
+        """Whether the first text of each (prompt, text, text) is preferred, 1.0 or 0.0, where it is text A and where
+        it is text B; None for an answer that is neither letter. Raises UserError and TransientError as `wins`.
         """
         questions = [_question(prompt, *sides) for prompt, a, b in pairs for sides in ((a, b), (b, a))]
         answers = [_prefers_first(answer) for answer in self.ask(questions)]

@@ -1,4 +1,5 @@
-"""The methods of the field, the objectives of reward models and the strategies of selection, a row of a table each.
+"""The methods of the field, the objectives of reward models, the strategies of selection and the exports: a row of a
+table each.
 
 Here stands also which fits which.
 
@@ -144,6 +145,40 @@ STRATEGIES: dict[str, Strategy] = {
     ),
     # For losses of whole rankings (Plackett-Luce).
     "ranked": Strategy("own", "own", None, "all completions of a prompt, the one of highest score first"),
+}
+
+
+class Export(NamedTuple):
+    """Pairs or rankings in the layout of other trainers."""
+
+    rows: str  # a function of preferences/exports.py: row of preferences/ -> rows of the export
+    suffix: Literal["parquet", "jsonl"]
+    loads: str  # how a trainer loads it, for the card of the dataset; DIR is the folder of the export
+
+
+EXPORTS: dict[str, Export] = {
+    # Supervised training on the chosen side, which taught more than any pairs: preferences/README.md.
+    "sft": Export(
+        *("sft", "parquet"),
+        'TRL: `SFTTrainer(train_dataset=load_dataset(DIR)["train"])`; for messages with `assistant_only_loss=True`',
+    ),
+    "unpaired": Export("unpaired", "parquet", 'TRL: `KTOTrainer(train_dataset=load_dataset(DIR)["train"])`'),
+    "chat-pairs": Export(
+        *("chat_pairs", "jsonl"),
+        "LLaMA-Factory: `dataset_dir: DIR`, `dataset: preferences`, `eval_dataset: preferences_test`; "
+        "axolotl: `path: DIR`, `type: chat_template.default`, `field_messages: prompt`; ms-swift: `--dataset DIR`",
+    ),
+    "ranked": Export(
+        *("ranked", "jsonl"),
+        "NeMo-RL: `dataset_name: PreferenceDataset`, `data_path: DIR`, `split: train`; its DPO and reward models take "
+        "two ranks, so pairs",
+    ),
+    # Of every step whether the reward model's reward rose over it.
+    "stepwise": Export(
+        *("stepwise", "parquet"),
+        'axolotl: `path: DIR`, `type: stepwise_supervised`, `step_separator: ""`; TRL before 1.14: `PRMTrainer`. A '
+        "label is the opinion of the reward model that guided, and does not say that a step is correct",
+    ),
 }
 
 

@@ -338,11 +338,16 @@ def test_a_strategy_brings_the_completions_that_it_needs(settings, samples, sele
         (["generate.method=unguided", "generate.unguided_samples=2"], "'unguided' is unguided already"),
         (["generate.method=best-of-n", "generate.opposed_samples=2"], "'best-of-n' has no opposite"),
         (["preferences.select=worst"], "preferences.select"),
+        (["preferences.export=[sft,kto]"], "'preferences.export.1' is wrong: .* but is 'kto'"),
+        (
+            ["preferences.export=stepwise", "models.reward=m", "models.reward_reads=text"],
+            "stepwise needs the reward of every token, and models.reward_reads=text gives one",
+        ),
         (["train_reward.score=median"], "the score 'median' is unknown"),
         (["generate.score=last-0"], "the score 'last-0' is unknown"),
     ],
 )
-def test_strategies_and_scores_that_cannot_be(settings, said):
+def test_strategies_scores_and_exports_that_cannot_be(settings, said):
     with pytest.raises(UserError, match=said):
         config_file.load(None, settings).with_strategy()
 

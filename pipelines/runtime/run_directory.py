@@ -1,7 +1,7 @@
 """The run directory and its manifest: which stages are done, from which inputs, and with which counts.
 
-<root>/<run id>/   config.yaml  manifest.json  pairs/  reward_model/  prompts/  completions/  preferences/  report/
-                   _checkpoint/  and _SUCCESS, written last
+<root>/<run id>/   config.yaml  manifest.json  pairs/  reward_model/  prompts/  completions/  preferences/
+                   exports/  report/  _checkpoint/  and _SUCCESS, written last
 """
 
 import json

@@ -7,7 +7,7 @@ import yaml
 
 from rgtg.config import Config, Generate, Preferences
 from rgtg.evaluation.stats import share_error
-from rgtg.methods import METHODS, STRATEGIES
+from rgtg.methods import EXPORTS, METHODS, STRATEGIES
 from rgtg.path_syntax import is_endpoint
 from rgtg.report import warnings
 
@@ -50,7 +50,7 @@ of {_counts(settings)}.
 
 The completions are the language model's own, steered while it decoded (method `{settings.method}`); the model was not
 trained.
-{_gates(gates)}
+{_exports(selection.export)}{_gates(gates)}
 To make this again:
 
 ```yaml
@@ -143,6 +143,14 @@ def _gates(gates: Sequence[Mapping[str, Any]]) -> str:
 
 def _number(figure: float | None) -> str:
     return "" if figure is None else f"{figure:.3g}"
+
+
+def _exports(names: Sequence[str]) -> str:
+    """How to load each export in its trainer; all have the splits of the preferences."""
+    if not names:
+        return ""
+    lines = [f"* `exports/{name}`: {EXPORTS[name].loads}" for name in dict.fromkeys(names)]
+    return "\n".join(["\nThe same in the layouts of other trainers, where DIR is the folder:\n", *lines, ""])
 
 
 def _counts(settings: Generate) -> str:

@@ -76,19 +76,28 @@ def read_rows() -> Callable[[str], list[dict[str, Any]]]:
     return read
 
 
-def completion(text, score, method="pargs", beta=2.0, finish="stop"):
+def completion(token_ids, text, score, method="pargs", beta=2.0, finish="stop"):
+    """Its rewards lead to the negative of its score, in equal steps."""
+    n = len(token_ids)
+    rewards = None if score is None else [-score * (i + 1) / n for i in range(n)]
     return {
-        **{"text": text, "token_ids": list(text.encode()), "num_tokens": len(text), "finish_reason": finish},
-        **{"reward": None if score is None else -score, "score": score, "method": method, "beta": beta},
+        **{"text": text, "token_ids": token_ids, "num_tokens": n, "finish_reason": finish},
+        **{"reward": rewards and rewards[-1], "score": score, "method": method, "beta": beta},
+        "token_rewards": rewards,
         **{"logprob": -1.0, "guided_logprob": -0.5},
     }
 
 
 @pytest.fixture
-def finished(configure):
+def finished(configure, tokenizer_of, language_dir):
     """A run whose completions are given: (prompt, [(text, score, ...) ...] or an error) a row; `columns`
     pass through.
     """
+
+    tokenizer = tokenizer_of(language_dir)
+
+    def made(text, *given):
+        return completion(tokenizer(text, add_special_tokens=False).input_ids, text, *given)
 
     def make(rows, prompt_type=None, columns=None, **changes):
         config = configure(**changes)
@@ -98,7 +107,7 @@ def finished(configure):
             {
                 "prompt_id": f"id-{i}",
                 "prompt": prompt,
-                "completions": None if isinstance(c, str) else [completion(*given) for given in c],
+                "completions": None if isinstance(c, str) else [made(*given) for given in c],
                 "method": "pargs",
                 "error": c if isinstance(c, str) else None,
             }
@@ -106,10 +115,10 @@ def finished(configure):
         ]
         target = directory.path("completions")
         storage.make_directory(target)
-        made = pa.Table.from_pylist(table, schema=schema)
+        completions = pa.Table.from_pylist(table, schema=schema)
         for name, values in (columns or {}).items():
-            made = made.append_column(name, [values])
-        pq.write_table(made, f"{target}/part.parquet")
+            completions = completions.append_column(name, [values])
+        pq.write_table(completions, f"{target}/part.parquet")
         directory.begin(generate.STAGE, {"rows": len(rows), "generate.unguided_samples": 0})
         directory.finish(generate.STAGE, generate.count(target), 0)
         return config
