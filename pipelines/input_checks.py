@@ -20,6 +20,7 @@ from rgtg.models.language import check_language
 from rgtg.models.loading import context_length, load_config, load_tokenizer
 from rgtg.models.reward import RewardModel
 from rgtg.models.text_reward import TextReward
+from rgtg.path_syntax import is_endpoint
 
 BUILT = "sandbox, built on first use"
 
@@ -96,9 +97,9 @@ def checks(config: Config, *, method: str | None, pairs: bool, prompts: bool) ->
 
 def _judges(config: Config) -> list[Check]:
     judge = config.preferences.judge
-    if judge in (None, OWN_JUDGE):
+    if judge is None or judge == OWN_JUDGE or is_endpoint(judge):
         return []
-    path, trust = storage.absolute(str(judge)), config.models.trust_remote_code
+    path, trust = storage.absolute(judge), config.models.trust_remote_code
 
     def check() -> str:
         TextReward.check(path, "preferences.judge", trust)

@@ -10,18 +10,19 @@ import pyarrow as pa
 from transformers import PreTrainedTokenizerFast
 
 from pipelines import gates, generate, judge, summary
-from pipelines.completions import COLUMNS, TOKEN_REWARDS, completions_of
+from pipelines.completions import COLUMNS, TOKEN_REWARDS
 from pipelines.preference_files import SPLITS, ExportFiles, Files
 from pipelines.runtime.job_context import JobContext
 from pipelines.runtime.job_log import log
 from pipelines.runtime.run_directory import RunDirectory
+from pipelines.selecting import Selection
 from rgtg import config_section, schemas, storage, table_files
 from rgtg.config import Config, Preferences
 from rgtg.errors import UserError
 from rgtg.methods import STRATEGIES
 from rgtg.models.loading import load_tokenizer
 from rgtg.passed_through import as_type, loadable
-from rgtg.preferences.selection import Night, Rules, Statistics, candidates, fraction, select
+from rgtg.preferences.selection import fraction
 from rgtg.preferences.steps import stepped
 from rgtg.report import warnings
 
@@ -91,8 +92,7 @@ def _make(
     `opinions` has the row of judged/ of each prompt, in the same order.
     """
     assert settings.select
-    rules = Rules(**settings.model_dump(include={"truncated", "min_margin", "max_similarity", "length"}))
-    night = _night(source, rules) if settings.length == "residual" or settings.select == "best-near" else Night()
+    selection = Selection(source, settings)
     target = directory.path("preferences")
     storage.remove(target)
     storage.make_directory(target)
@@ -114,19 +114,17 @@ def _make(
             if row["error"] is not None:
                 dropped["prompts with an error"] += 1
                 continue
-            completions = completions_of(row)
-            selected = select(candidates(completions, rules), settings.select, rules, night, row["prompt_id"])
+            selected = selection.of(row)
             if isinstance(selected, str):
                 dropped[selected] += 1
                 continue
-            of_selected = [completions[candidate.index] | {"index": candidate.index} for candidate in selected]
-            margins += of_selected[0]["score"] - of_selected[-1]["score"]
+            margins += selected[0]["score"] - selected[-1]["score"]
             # By prompt_id alone, so that a prompt is in the same split in every run.
             split = "test" if fraction(f"split/{row['prompt_id']}") < settings.test_fraction else "train"
-            pair = _ranking(row, of_selected) if ranked else _pair(row, opinion, *of_selected)
+            pair = _ranking(row, selected) if ranked else _pair(row, opinion, *selected)
             made[split][number] = pair | {"run_id": directory.config.run.id, "strategy": settings.select}
             if tokenizer:
-                made[split][number] |= stepped(tokenizer, row["prompt"], of_selected, directory.date)
+                made[split][number] |= stepped(tokenizer, row["prompt"], selected, directory.date)
         for split, rows in made.items():
             if rows:
                 files[split].add(_table(table, rows, schema))
@@ -169,16 +167,6 @@ def _check_pools(job: JobContext) -> None:
                 f"preferences.select={strategy} pairs {pool} completions, and the run {job.directory.uri!r} has none; "
                 f"use another strategy, or another run.id with generate.{pool}_samples"
             )
-
-
-def _night(source: str, rules: Rules) -> Night:
-    """What selection needs to know of all prompts, by a pass over them."""
-    statistics = Statistics()
-    for table in table_files.read_tables(source, COLUMNS):
-        for row in table.to_pylist():
-            if row["error"] is None:
-                statistics.add(candidates(completions_of(row), rules))
-    return statistics.night()
 
 
 def _table(completions: pa.Table, made: dict[int, dict[str, Any]], schema: pa.Schema) -> pa.Table:

@@ -22,7 +22,7 @@ from rgtg.config_section import (
 from rgtg.decoding_settings import OF_METHOD, DecodingSettings
 from rgtg.errors import UserError
 from rgtg.methods import EXPORTS, METHODS, STRATEGIES
-from rgtg.path_syntax import fault_of_root, join
+from rgtg.path_syntax import fault_of_root, is_endpoint, join
 from rgtg.training_settings import TrainReward
 
 OWN_JUDGE = "own"
@@ -163,11 +163,22 @@ class Preferences(Section):
     export: Annotated[list[Literal[*EXPORTS]], BeforeValidator(lambda v: [v] if isinstance(v, str) else v)] = []  # type: ignore[valid-type]
     """Layouts of other trainers to write the pairs in too, each to exports/<name>: sft, unpaired, chat-pairs, ranked,
     stepwise; see the table in rgtg/preferences/README.md."""
-    judge: PathOrUri | None = Field(OWN_JUDGE, json_schema_extra=NO_OUTPUT)
-    """A second opinion on the completions: a reward model, or any classifier of text. `own` is the run's second reward
-    model, if nightly.compare_objectives has trained one."""
+    judge: Judge | None = Field(OWN_JUDGE, json_schema_extra=NO_OUTPUT)
+    """A second opinion: a reward model or any classifier of text, on all completions of a prompt; or an
+    OpenAI-compatible endpoint, http(s)://, on its pair. `own` is the run's second reward model, if
+    nightly.compare_objectives has trained one."""
     judge_prompts: int = Field(2000, ge=1, le=10**9, json_schema_extra=NO_OUTPUT)
-    """Prompts whose completions are judged, the same ones in every run."""
+    """Prompts that are judged, the same ones in every run."""
+    judge_model: str | None = Field(None, json_schema_extra=NO_OUTPUT)
+    """The model that an endpoint is asked for."""
+    judge_key: str = Field("OPENAI_API_KEY", json_schema_extra=NO_OUTPUT)
+    """The environment variable that holds the endpoint's key; the key itself is never written anywhere."""
+
+    @model_validator(mode="after")
+    def _endpoint_has_a_model(self) -> "Preferences":
+        if self.judge and is_endpoint(self.judge) and not self.judge_model:
+            raise ValueError("judge_model must name the model that the endpoint of judge is asked for")
+        return self
 
 
 class Gates(Section):
@@ -192,6 +203,8 @@ class Gates(Section):
     """Least gain in score by guidance."""
     length: Threshold = 0.4
     """Largest correlation of score and tokens within a prompt."""
+    unreadable: Threshold = 0.1
+    """Largest part of an endpoint's verdicts that cannot be read."""
     truncation: Threshold = 0.2
     """Largest part of chosen texts that were cut off."""
     without_pair: Threshold = 0.6

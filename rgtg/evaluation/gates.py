@@ -36,6 +36,7 @@ GATES: dict[str, Rule] = {
     "labels_guided": Rule("the same agreement among the guided completions of a prompt", "lower", 0.55),
     "labels_unguided": Rule("the same agreement among the unguided completions of a prompt", "lower", 0.55),
     "hacking": Rule("the judge's gain by guidance, where the reward model sees one", "lower", 0.0),
+    "unreadable": Rule("the part of the judge's verdicts that cannot be read", "higher", 0.02),
     "guidance": Rule("the gain in score by guidance", "lower", unproven="warn"),
     "length": Rule("the correlation of score and tokens within a prompt", "higher", 0.2),
     "truncation": Rule("the part of chosen texts that were cut off at max_new_tokens", "higher", 0.05),

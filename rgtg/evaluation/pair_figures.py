@@ -28,10 +28,16 @@ class CompletionFigures:
         self.gains, self.nats, self.likeness = array("d"), array("d"), array("d")
         self.judged: list[tuple[float, float]] = []  # of a prompt: the gains by the reward model and by the judge
         self.agreed: dict[Pool, tuple[array, array]] = defaultdict(lambda: (array("d"), array("d")))
+        self.asked = self.unreadable = 0  # verdicts
         self.probe = Probe()
 
-    def add(self, prompt_id: str, completions: list[dict[str, Any]], judged: Sequence[float] | None = None) -> None:
-        """`completions` as in completions/; `judged` are the judge's scores of them, in the same order."""
+    def add(
+        self, prompt_id: str, completions: list[dict[str, Any]], judged: Sequence[float | None] | None = None
+    ) -> None:
+        """`completions` as in completions/; `judged` are the judge's scores of them, in the same order.
+
+        An endpoint has judged two of them, or none where its verdict could not be read.
+        """
         places: dict[Pool, list[int]] = defaultdict(list)
         for i, completion in enumerate(completions):
             if completion["score"] is not None:
@@ -48,8 +54,17 @@ class CompletionFigures:
             self.probe.add(prompt_id, own[0]["text"], unguided[0]["text"])
         if judged is None:
             return
+        self.asked += 1
+        self.unreadable += set(judged) == {None}
+        if None not in judged:
+            self._add_judged(completions, places, judged)
+
+    def _add_judged(
+        self, completions: list[dict[str, Any]], places: dict[Pool, list[int]], judged: Sequence[Any]
+    ) -> None:
+        own, unguided = places.get("own"), places.get("unguided")
         if own and unguided:
-            by_judge = [float(np.mean([judged[i] for i in places[pool]])) for pool in ("own", "unguided")]
+            by_judge = [float(np.mean([judged[i] for i in at])) for at in (own, unguided)]
             self.judged.append((self.gains[-1], by_judge[0] - by_judge[1]))
         for pool, at in places.items():
             right, asked = _agreement([completions[i]["score"] for i in at], [judged[i] for i in at])
@@ -66,6 +81,7 @@ class CompletionFigures:
             "off_policy": intervals.mean(self.nats),
             "similarity": intervals.mean(self.likeness),
             "provenance": self.probe.figure(),
+            "unreadable": intervals.share(self.unreadable, self.asked),
             "hacking": by_judge if seen else None,
             "labels_guided": intervals.ratio(*self.agreed["own"]),
             "labels_unguided": intervals.ratio(*self.agreed["unguided"]),

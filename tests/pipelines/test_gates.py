@@ -70,7 +70,7 @@ def test_a_clean_night_passes(finished):
     assert directory.counts(gates.STAGE)["verdict"] in ("pass", "warn")
     assert "fail" not in found.values()
     assert {name for name, verdict in found.items() if verdict == "unknown"} == {
-        *("learned", "labels", "labels_guided", "labels_unguided", "hacking", "drift")
+        *("learned", "labels", "labels_guided", "labels_unguided", "hacking", "unreadable", "drift")
     }
     assert "| truncation | pass | 0 |" in Path(directory.path("report", "README.md")).read_text()
 
@@ -175,6 +175,73 @@ def test_a_judge_that_is_stopped_goes_on_with_what_is_missing(finished, judged, 
         preferences.run(config)
     preferences.run(config)
     assert asked == ["prompt 0: ", "prompt 1: ", "prompt 2: ", "prompt 2: ", "prompt 3: "]
+
+
+class Asked:
+    """In place of an endpoint: prefers the longer text, or what `says` gives for every question."""
+
+    def __init__(self, says=None):
+        self.says, self.pairs = says, []
+
+    def __call__(self, url, model, key):
+        self.given = (url, model, key)
+        return self
+
+    def verdicts(self, pairs):
+        self.pairs += pairs
+        return [self.says or (float(len(a) > len(b)),) * 2 for _, a, b in pairs]
+
+
+ENDPOINT = {
+    "preferences.judge": "https://judge.example/v1",
+    "preferences.judge_model": "large",
+    "gates.on_fail": "warn",
+}
+
+
+def test_an_endpoint_is_asked_about_the_pairs(finished, monkeypatch):
+    monkeypatch.setattr(judge, "Endpoint", asked := Asked())
+    directory = preferences.run(finished(night(without=0.1), **GUIDED_UNGUIDED, **ENDPOINT))
+    rows = pq.read_table(directory.path("preferences")).to_pylist()
+    assert asked.given == ("https://judge.example/v1", "large", "OPENAI_API_KEY")
+    assert sorted(asked.pairs) == sorted((row["prompt"], row["chosen"], row["rejected"]) for row in rows)
+    longer = [len(row["chosen"]) > len(row["rejected"]) for row in rows]
+    assert [row["judge_score_chosen"] for row in rows] == longer
+    assert [row["judge_score_rejected"] for row in rows] == [not of for of in longer]
+    labels = next(gate for gate in directory.counts(gates.STAGE)["gates"] if gate["name"] == "labels")
+    assert (labels["figure"], labels["n"]) == (pytest.approx(sum(longer) / len(rows)), len(rows))
+    found = verdicts(directory)
+    assert (found["unreadable"], found["hacking"], found["labels_guided"]) == ("pass", "unknown", "unknown")
+
+
+def test_other_pairs_are_asked_about_and_the_same_ones_are_not(finished, monkeypatch):
+    monkeypatch.setattr(judge, "Endpoint", asked := Asked())
+    config = finished(night(), **GUIDED_UNGUIDED, **ENDPOINT)
+    preferences.run(config)
+    number = len(asked.pairs)
+    preferences.run(config.model_copy(update={"gates": config.gates.model_copy(update={"length": None})}))
+    assert len(asked.pairs) == number
+    others = {"preferences": config.preferences.model_copy(update={"select": "guided-unguided-random"})}
+    preferences.run(config.model_copy(update=others))
+    assert len(asked.pairs) == 2 * number
+
+
+def test_verdicts_that_nobody_can_read_fail_with_everything_written(finished, monkeypatch):
+    monkeypatch.setattr(judge, "Endpoint", Asked((None, 1.0)))
+    config = finished(night(), **GUIDED_UNGUIDED, **ENDPOINT | {"gates.on_fail": "fail"})
+    with pytest.raises(QualityError, match="the part of the judge's verdicts that cannot be read is 1.000"):
+        preferences.run(config)
+    rows = pq.read_table(RunDirectory(config).path("preferences")).to_pylist()
+    assert {row["judge_score_chosen"] for row in rows} == {None}
+
+
+def test_an_endpoint_needs_a_model_and_holds_no_key(configure):
+    for url, sentence in (
+        ("https://judge.example/v1", "judge_model must name"),
+        ("https://a:b@judge.example", "holds a user"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            configure(**{"preferences.judge": url})
 
 
 def test_drift_against_another_night(finished):
