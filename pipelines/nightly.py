@@ -7,7 +7,7 @@ import time
 
 from rich.console import Console
 
-from pipelines import generate, input_checks, preferences, prompts, train_reward
+from pipelines import generate, input_checks, preferences, prompts, report, train_reward
 from pipelines import summary as summary_of
 from pipelines.runtime.job_context import JobContext
 from pipelines.runtime.model_checks import check_models, reward_path
@@ -41,6 +41,7 @@ def run(config: Config) -> RunDirectory:
     summary = summary_of.write(directory)
     complete = complete and storage.exists(directory.path(SUCCESS))  # no stage has removed it
     directory.succeed()
+    report.write(directory)
     Console().print(as_table(summary))
     if complete:
         print(

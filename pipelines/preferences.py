@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines import generate, summary
+from pipelines import generate, report, summary
 from pipelines.completions import COLUMNS, completions_of
 from pipelines.runtime.job_context import JobContext
 from pipelines.runtime.job_log import log
@@ -35,6 +35,7 @@ def run(config: Config) -> RunDirectory:
     job = JobContext.open(config, models=False)
     run_stage(job)
     summary.write(job.directory)
+    report.write(job.directory)
     return job.directory
 
 

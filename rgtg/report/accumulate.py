@@ -1,0 +1,121 @@
+"""Figures of columns that come part by part and never lie in memory as a whole."""
+
+from dataclasses import dataclass, field
+from math import sqrt
+
+import numpy as np
+
+from rgtg.evaluation.stats import Mean
+
+
+@dataclass
+class Moments:
+    """Mean and standard error of all finite values that were added."""
+
+    n: int = 0
+    center: float = 0.0
+    squares: float = 0.0  # of the deviations from `center`
+
+    def add(self, values: np.ndarray) -> None:
+        """`values`: (n,). By Chan's update, which loses no digits where the mean is large."""
+        values = np.asarray(values, np.float64)
+        values = values[np.isfinite(values)]
+        if not len(values):
+            return
+        center, n = values.mean(), self.n + len(values)
+        shift = center - self.center
+        self.squares += float(((values - center) ** 2).sum() + shift**2 * self.n * len(values) / n)
+        self.center += float(shift * len(values) / n)
+        self.n = n
+
+    def mean(self) -> Mean | None:
+        if not self.n:
+            return None
+        return Mean(self.center, sqrt(self.squares / max(1, self.n - 1) / self.n), self.n)
+
+
+@dataclass
+class Within:
+    """The correlation of two figures within groups, of their deviations from the group's mean."""
+
+    xx: float = 0.0
+    xy: float = 0.0
+    yy: float = 0.0
+    n: int = 0
+
+    def add(self, x: np.ndarray, y: np.ndarray, group: np.ndarray) -> None:
+        """`x`, `y`, `group`: (n,); a group, a number from 0, is whole in one call."""
+        size = np.maximum(np.bincount(group), 1)
+        dx = x - (np.bincount(group, x) / size)[group]
+        dy = y - (np.bincount(group, y) / size)[group]
+        self.xx, self.xy, self.yy = self.xx + float(dx @ dx), self.xy + float(dx @ dy), self.yy + float(dy @ dy)
+        self.n += len(x)
+
+    def correlation(self) -> float | None:
+        return self.xy / sqrt(self.xx * self.yy) if self.xx and self.yy else None
+
+
+@dataclass
+class Reservoir:
+    """A uniform sample of at most `size` rows, the same whenever the same rows come in the same order."""
+
+    size: int
+    columns: int
+    seed: int = 0
+    n: int = 0  # rows that were added
+    rows: np.ndarray = field(init=False)  # (at most size, columns)
+
+    def __post_init__(self) -> None:
+        self.random = np.random.default_rng(self.seed)
+        self.rows, self.keys = np.empty((0, self.columns)), np.empty(0)
+
+    def add(self, *columns: np.ndarray) -> None:
+        """Each of the columns: (n,). A row is in the sample by a random number of its own."""
+        keys = self.random.random(len(columns[0]))
+        self.n += len(keys)
+        if len(self.keys) == self.size:
+            closer = keys < self.keys.max()
+            keys, columns = keys[closer], tuple(column[closer] for column in columns)
+        self.rows = np.concatenate([self.rows, np.stack(columns, 1)])
+        self.keys = np.concatenate([self.keys, keys])
+        if len(self.keys) > self.size:
+            kept = np.argpartition(self.keys, self.size)[: self.size]
+            self.rows, self.keys = self.rows[kept], self.keys[kept]
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Counts between equally spaced edges; what is beyond the first and the last one is counted at the end."""
+
+    edges: list[float]  # (b + 1,)
+    counts: dict[str, list[int]]  # of each series: (b,)
+    beyond: int  # values outside the edges
+    total: int  # values that there are, of which the sample may hold fewer
+
+
+def histogram(series: dict[str, np.ndarray], total: int, bins: int = 36) -> Histogram | None:
+    """Of several series on the same edges, which leave out a thousandth of the values; None without a finite value."""
+    finite = {name: values[np.isfinite(values)] for name, values in series.items()}
+    every = np.concatenate(list(finite.values()))
+    if not len(every):
+        return None
+    low, high = np.quantile(every, [0.0005, 0.9995])
+    if low == high:
+        low, high = low - 0.5, high + 0.5
+    edges = np.linspace(low, high, bins + 1)
+    counts = {name: np.histogram(np.clip(v, low, high), edges)[0].tolist() for name, v in finite.items() if len(v)}
+    return Histogram(edges.tolist(), counts, int(((every < low) | (every > high)).sum()), total)
+
+
+def rank_correlation(x: np.ndarray, y: np.ndarray) -> float | None:
+    """Spearman's; None where either is constant."""
+    a, b = _ranks(x), _ranks(y)
+    if len(a) < 2 or not a.std() or not b.std():
+        return None
+    return float(np.corrcoef(a, b)[0, 1])
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """Equal values share the mean of their ranks."""
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[place]
