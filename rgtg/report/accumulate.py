@@ -93,16 +93,23 @@ class Histogram:
     total: int  # values that there are, of which the sample may hold fewer
 
 
-def histogram(series: dict[str, np.ndarray], total: int, bins: int = 36) -> Histogram | None:
-    """Of several series on the same edges, which leave out a thousandth of the values; None without a finite value."""
+BINS = 36  # at most
+MANY = 10_000  # values, of which the edges leave out the outermost thousandth
+
+
+def histogram(series: dict[str, np.ndarray], total: int) -> Histogram | None:
+    """Of several series on the same edges; None without a finite value. Whole numbers have bars of whole numbers."""
     finite = {name: values[np.isfinite(values)] for name, values in series.items()}
     every = np.concatenate(list(finite.values()))
     if not len(every):
         return None
-    low, high = np.quantile(every, [0.0005, 0.9995])
-    if low == high:
-        low, high = low - 0.5, high + 0.5
-    edges = np.linspace(low, high, bins + 1)
+    low, high = np.quantile(every, [0.0005, 0.9995] if len(every) >= MANY else [0, 1])
+    if (every == np.floor(every)).all():
+        width = np.ceil((high - low + 1) / BINS)
+        edges = np.arange(np.floor(low) - 0.5, high + 0.5 + width, width)
+    else:
+        edges = np.linspace(*((low, high) if low < high else (low - 0.5, high + 0.5)), BINS + 1)
+    low, high = edges[0], edges[-1]
     counts = {name: np.histogram(np.clip(v, low, high), edges)[0].tolist() for name, v in finite.items() if len(v)}
     return Histogram(edges.tolist(), counts, int(((every < low) | (every > high)).sum()), total)
 

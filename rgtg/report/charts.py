@@ -54,7 +54,7 @@ def histogram_chart(name: str, of: Histogram, label: str) -> Markup:
         shares = np.array(counts) / max(1, sum(counts))
         axes.stairs(shares, of.edges, label=series, **SERIES[series])
     if len(of.counts) > 1:
-        axes.legend(frameon=False, handlelength=1.4, fontsize=8.5)
+        axes.legend(frameon=False, handlelength=1.4, labelcolor=INK, fontsize=8.5)
     if of.edges[0] < 0 < of.edges[-1]:
         axes.axvline(0, color=MUTED, linewidth=0.6)
     axes.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}" if share * 100 % 1 < 1e-9 else f"{share:.1%}")
@@ -64,7 +64,7 @@ def histogram_chart(name: str, of: Histogram, label: str) -> Markup:
 
 
 def hexagons(name: str, of: Length) -> Markup:
-    """Score against tokens; the darker, the more completions, by powers."""
+    """Score against tokens; the stronger the color, the more completions, by powers."""
     from matplotlib.colors import ListedColormap, LogNorm
 
     figure, axes = _axes(2.3)

@@ -37,8 +37,7 @@
     };
     const hide = () => {
       tokens[at]?.classList.remove("at");
-      cursor.setAttribute("x1", -9);
-      cursor.setAttribute("x2", -9);
+      cursor.removeAttribute("x1");
       tip.hidden = true;
     };
     text.addEventListener("pointerover", (event) => {
