@@ -7,7 +7,9 @@ import pytest
 
 from rgtg.report.visible_text import plain, unicode_only, visible
 
-HOSTILE = "</script><script>alert(1)</script> & \"quoted\" 'too' \u202etext\u2066 \0\x1b[31m \ud800x \u200b\ufeff\t\r\n"
+HOSTILE = (
+    "</script><script>alert(1)</script> & \"quoted\" 'too' \u202etext\u2066 \0\x1b[31m \ud800x \u200b\ufeff\t\r\n"
+)
 
 
 @pytest.mark.parametrize("show", [visible, lambda text: html.escape(plain(text))])
