@@ -25,12 +25,13 @@ COLORS = {
     **{INK: "--ink", MUTED: "--muted", GRID: "--grid", FIRST: "--chosen", SECOND: "--rejected", THIRD: "--all"},
     **{color: f"--hex{i}" for i, color in enumerate(HEXAGONS)},
 }
-WIDTH = 4.6  # inches of 72 points: on a phone a chart is about as wide, and its text as large
+WIDTH = 4.1  # inches of 72 points: on a phone a chart is about as wide, and its text as large
+FONT = 9.5
 STYLE: dict[Any, Any] = {
     **{
         "svg.fonttype": "none",
         "svg.hashsalt": "rgtg",
-        "font.size": 8.5,
+        "font.size": FONT,
         "axes.linewidth": 0.6,
         "axes.edgecolor": GRID,
     },
@@ -49,12 +50,19 @@ SERIES: dict[str, dict[str, Any]] = {
 
 def histogram_chart(name: str, of: Histogram, label: str) -> Markup:
     """Shares of each series, so that series of another size can be compared."""
-    figure, axes = _axes(2.3)
+    figure, axes = _axes(2.3, left=0.13, above=0.22 if len(of.counts) > 1 else 0.06)
     for series, counts in of.counts.items():
         shares = np.array(counts) / max(1, sum(counts))
         axes.stairs(shares, of.edges, label=series, **SERIES[series])
     if len(of.counts) > 1:
-        axes.legend(frameon=False, handlelength=1.4, labelcolor=INK, fontsize=8.5)
+        # Above the axes, where it hides nothing.
+        place: dict[str, Any] = {
+            "loc": "lower right",
+            "bbox_to_anchor": (1, 0.97),
+            "ncols": len(of.counts),
+            "borderpad": 0,
+        }
+        axes.legend(frameon=False, handlelength=1.4, labelcolor=INK, fontsize=FONT, **place)
     if of.edges[0] < 0 < of.edges[-1]:
         axes.axvline(0, color=MUTED, linewidth=0.6)
     axes.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}" if share * 100 % 1 < 1e-9 else f"{share:.1%}")
@@ -67,7 +75,7 @@ def hexagons(name: str, of: Length) -> Markup:
     """Score against tokens; the stronger the color, the more completions, by powers."""
     from matplotlib.colors import ListedColormap, LogNorm
 
-    figure, axes = _axes(2.3)
+    figure, axes = _axes(2.3, left=0.2)
     tokens, scores = of.points.T
     drawn = axes.hexbin(tokens, scores, gridsize=(26, 12), mincnt=1, linewidths=0.2, edgecolors="face")
     drawn.set_cmap(ListedColormap(HEXAGONS))
@@ -80,7 +88,7 @@ def hexagons(name: str, of: Length) -> Markup:
 
 def means(name: str, of: Sides) -> Markup:
     """Two means with a standard error to either side, one above the other."""
-    figure, axes = _axes(1.15)
+    figure, axes = _axes(1.0, left=0.23, below=0.26)
     rows = [(kind, mean) for kind, mean in zip(of.kinds, of.means, strict=True) if mean]
     for place, (_, mean) in enumerate(rows):
         is_second = place == len(rows) - 1
@@ -106,15 +114,20 @@ def line(rewards: Sequence[float | None], low: float, high: float, width: int = 
     )
 
 
-def _axes(height: float) -> "tuple[Figure, Axes]":
+def _axes(height: float, left: float, below: float = 0.44, above: float = 0.06) -> "tuple[Figure, Axes]":
+    """`left` is the part of the width, `below` and `above` the inches, that labels take: a layout engine would draw
+    everything once more to know.
+    """
     import matplotlib
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, height), layout="constrained")
+        figure = Figure(figsize=(WIDTH, height))
+        figure.subplots_adjust(left=left, right=0.955, bottom=below / height, top=1 - above / height)
         figure.patch.set_visible(False)
         axes = figure.subplots()
         axes.patch.set_visible(False)
+        axes.locator_params(axis="x", nbins=5)
         return figure, axes
 
 

@@ -9,7 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines import generate, preferences, report, report_pairs, report_statistics
+from pipelines import generate, preferences, report, report_pairs, report_statistics, summary
+from pipelines.runtime.job_context import JobContext
 from pipelines.runtime.run_directory import RunDirectory
 from rgtg import storage
 from rgtg.errors import UserError
@@ -90,6 +91,20 @@ def with_unguided(rows, seed=2):
     ]
 
 
+def paired(config):
+    """The run of a config with its pairs, and no page yet."""
+    job = JobContext.open(config, models=False)
+    preferences.run_stage(job)
+    summary.write(job.directory)
+    return job.directory
+
+
+def rendered(config):
+    directory = paired(config)
+    report.write(directory)
+    return directory
+
+
 def reported(directory):
     return json.loads(Path(directory.path("report", "report.json")).read_text())
 
@@ -114,7 +129,7 @@ def replace_pairs(directory, change):
 
 def test_the_figures_are_those_of_a_direct_computation(make_run):
     config, made = make_run(with_unguided(many()), **{"preferences.test_fraction": 0.2})
-    directory = preferences.run(config)
+    directory = rendered(config)
     figures, pairs = reported(directory), pairs_of(directory)
     rows = [row["completions"] for row in made if row["completions"]]
     own = np.array([np.mean([c["score"] for c in row[:3]]) for row in rows])
@@ -165,7 +180,7 @@ def test_the_figures_are_those_of_a_direct_computation(make_run):
 
 def test_the_pairs_are_the_extremes_and_others_and_no_prompt_twice(make_run):
     config, _ = make_run(many(90))
-    directory = preferences.run(config)
+    directory = rendered(config)
     shown, pairs = reported(directory)["pairs"], pairs_of(directory)
     assert Counter(p["why"] for p in shown) == {"at random": 3, "of largest margin": 3, "of smallest margin": 3}
     assert len({p["prompt_id"] for p in shown}) == 9
@@ -181,7 +196,7 @@ def test_the_pairs_are_the_extremes_and_others_and_no_prompt_twice(make_run):
 
 def test_each_token_has_its_own_reward(make_run, tokenizer):
     config, made = make_run([("p", [("ab 日", 1.0), ("abc", 0.0)])])
-    (shown,) = reported(preferences.run(config))["pairs"]
+    (shown,) = reported(rendered(config))["pairs"]
     pieces = shown["chosen"]["pieces"]
     rewards = made[0]["completions"][0]["token_rewards"]
     assert [piece[0] for piece in pieces] == ["a", "b", " ", "日"]
@@ -198,7 +213,7 @@ def test_each_token_has_its_own_reward(make_run, tokenizer):
 
 def test_where_the_judge_disagrees_is_shown(make_run):
     config, _ = make_run(many(90))
-    directory = preferences.run(config)
+    directory = paired(config)
     wrong = {p["prompt_id"] for p in pairs_of(directory)[::5]}
 
     def judged(table):
@@ -224,7 +239,7 @@ def test_where_the_judge_disagrees_is_shown(make_run):
 
 def test_the_review_is_balanced_and_its_answers_match(make_run):
     config, _ = make_run(many(200))
-    directory = preferences.run(config)
+    directory = rendered(config)
     asked, answers = lines_of(directory, "review.jsonl"), lines_of(directory, "review_answers.jsonl")
     assert len(asked) == len(answers) == 100
     assert Counter(answer["chosen"] for answer in answers) == {"a": 50, "b": 50}
@@ -244,7 +259,7 @@ def test_the_review_is_balanced_and_its_answers_match(make_run):
     assert Path(directory.path("report", "review.jsonl")).read_bytes() == before
 
 
-def test_the_same_run_is_the_same_page(make_run):
+def test_the_command_for_pairs_leaves_a_page_which_is_always_the_same(make_run):
     directory = preferences.run(make_run(with_unguided(many()))[0])
     before = html_of(directory), reported(directory)
     report.write(directory)
@@ -252,7 +267,7 @@ def test_the_same_run_is_the_same_page(make_run):
 
 
 def test_without_a_finished_gates_stage_the_run_was_not_gated(make_run):
-    directory = preferences.run(make_run(many())[0])
+    directory = rendered(make_run(many())[0])
     assert "this run was not gated" in html_of(directory)
     assert reported(directory)["gates"] is None
     gate = {
@@ -279,7 +294,7 @@ def test_without_a_finished_gates_stage_the_run_was_not_gated(make_run):
 
 def test_rankings_are_shown_by_their_first_and_last_one(make_run):
     config, _ = make_run(many(), **{"preferences.select": "ranked"})
-    directory = preferences.run(config)
+    directory = rendered(config)
     figures, rows = reported(directory), {row["prompt_id"]: row for row in pairs_of(directory)}
     assert figures["ranked"]
     assert len(figures["pairs"]) == 9
@@ -294,7 +309,7 @@ def test_rankings_are_shown_by_their_first_and_last_one(make_run):
 def test_messages_and_hostile_texts(make_run):
     prompt = [{"role": "user", "content": HOSTILE}, {"role": "assistant", "content": "x" * 100_000}]
     rows = [(prompt, [(HOSTILE, 1.0), (HOSTILE[::-1] + "\0" + "y" * 100_000, 0.0)])]
-    directory = preferences.run(make_run(rows, MESSAGES)[0])
+    directory = rendered(make_run(rows, MESSAGES)[0])
     text = html_of(directory)
     assert len(text.encode()) < 500_000
     assert text.count("<script") == 1
@@ -334,7 +349,7 @@ def older(directory):
 
 
 def test_a_run_from_before_there_were_scores(make_run):
-    directory = preferences.run(make_run(many())[0])
+    directory = rendered(make_run(many())[0])
     before = reported(directory)
     older(directory)
     Path(directory.path("report", "summary.json")).unlink()
@@ -388,7 +403,7 @@ def no_rewards(directory):
     ],
 )
 def test_what_is_missing_is_a_sentence(make_run, change, said):
-    directory = preferences.run(make_run(many())[0])
+    directory = paired(make_run(many())[0])
     change(directory)
     report.write(directory)
     assert said in html_of(directory)
@@ -397,7 +412,7 @@ def test_what_is_missing_is_a_sentence(make_run, change, said):
 
 def test_the_command_renders_any_run_and_makes_none(make_run, configure, capsys, tmp_path):
     config, _ = make_run(many())
-    directory = preferences.run(config)
+    directory = paired(config)
     storage.remove(directory.path("report"))
     report.run(config)
     assert capsys.readouterr().out.strip().endswith("/runs/test/report/index.html")
@@ -416,21 +431,21 @@ def test_the_code_of_a_model_needs_the_commands_own_permission(make_run, monkeyp
         raise UserError("no")
 
     monkeypatch.setattr(report, "load_tokenizer", load)
-    directory = preferences.run(make_run(many())[0])
+    directory = paired(make_run(many())[0])
     directory.manifest["stages"]["generate"]["config"]["models"]["trust_remote_code"] = True
     report.write(directory)
     assert set(asked) == {False}
 
 
 def test_no_place_is_told(make_run, tmp_path):
-    directory = preferences.run(make_run(many())[0])
+    directory = rendered(make_run(many())[0])
     assert str(tmp_path) not in html_of(directory)
     assert str(tmp_path) not in json.dumps(reported(directory))
 
 
 def test_unguided_completions_in_a_table_of_their_own(make_run, configure):
     config, made = make_run(many())
-    directory = preferences.run(config)
+    directory = paired(config)
     schema = pq.read_schema(next(Path(directory.path("completions")).glob("*.parquet")))
     some = [
         row | {"completions": [c | {"method": "unguided", "score": 0.25} for c in row["completions"]]}
@@ -454,7 +469,7 @@ def test_unguided_completions_in_a_table_of_their_own(make_run, configure):
 
 
 def test_pairs_are_picked_the_same_in_files_of_any_size(make_run, tmp_path):
-    directory = preferences.run(make_run(many(200))[0])
+    directory = rendered(make_run(many(200))[0])
     table = pa.concat_tables([pq.read_table(f) for f in sorted(Path(directory.path("preferences")).glob("*.parquet"))])
     found = []
     for size in (7, 1000):
