@@ -24,7 +24,7 @@ class Browser:
         (its_input, self._to), (self._from, its_output) = os.pipe(), os.pipe()
         self._process = subprocess.Popen(
             # It reads from descriptor 3 and writes to 4; a shell puts the pipes there.
-            ["sh", "-c", f'exec "$@" 3<&{its_input} 4>&{its_output}', "sh"]
+            ["bash", "-c", f'exec "$@" 3<&{its_input} 4>&{its_output}', "bash"]
             + [CHROMIUM, *ARGUMENTS, f"--user-data-dir={profile}", "about:blank"],
             pass_fds=(its_input, its_output),
             stdin=subprocess.DEVNULL,
