@@ -1,6 +1,6 @@
 """Figures of columns that come part by part and never lie in memory as a whole."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import sqrt
 
 import numpy as np
@@ -55,32 +55,40 @@ class Within:
         return self.xy / sqrt(self.xx * self.yy) if self.xx and self.yy else None
 
 
-@dataclass
 class Reservoir:
-    """A uniform sample of at most `size` rows, the same whenever the same rows come in the same order."""
+    """A uniform sample of at most `size` rows, the same however the same rows are divided."""
 
-    size: int
-    columns: int
-    seed: int = 0
-    n: int = 0  # rows that were added
-    rows: np.ndarray = field(init=False)  # (at most size, columns)
-
-    def __post_init__(self) -> None:
-        self.random = np.random.default_rng(self.seed)
-        self.rows, self.keys = np.empty((0, self.columns)), np.empty(0)
+    def __init__(self, size: int, columns: int, seed: int = 0) -> None:
+        self.size, self.n = size, 0  # n: rows that were added
+        self._random = np.random.default_rng(seed)
+        self._kept = np.empty((0, 1 + columns))  # the key of a row, then the row
+        self._new: list[np.ndarray] = []
+        self._num_new = 0
+        self._bar = np.inf  # no key from here on is among the smallest
 
     def add(self, *columns: np.ndarray) -> None:
-        """Each of the columns: (n,). A row is in the sample by a random number of its own."""
-        keys = self.random.random(len(columns[0]))
+        """Each of the columns: (n,). Rows are drawn by a random key of their own: the smallest keys are the sample."""
+        keys = self._random.random(len(columns[0]))
         self.n += len(keys)
-        if len(self.keys) == self.size:
-            closer = keys < self.keys.max()
-            keys, columns = keys[closer], tuple(column[closer] for column in columns)
-        self.rows = np.concatenate([self.rows, np.stack(columns, 1)])
-        self.keys = np.concatenate([self.keys, keys])
-        if len(self.keys) > self.size:
-            kept = np.argpartition(self.keys, self.size)[: self.size]
-            self.rows, self.keys = self.rows[kept], self.keys[kept]
+        near = keys < self._bar
+        if near.any():
+            self._new.append(np.stack([keys[near], *(column[near] for column in columns)], 1))
+            self._num_new += len(self._new[-1])
+        if self._num_new > self.size:  # seldom, since it sorts them all
+            self._settle()
+
+    @property
+    def rows(self) -> np.ndarray:
+        """(at most size, columns)"""
+        self._settle()
+        return self._kept[:, 1:]
+
+    def _settle(self) -> None:
+        every = np.concatenate([self._kept, *self._new])
+        self._kept, self._new = every[np.argsort(every[:, 0])][: self.size], []
+        self._num_new = 0
+        if len(self._kept) == self.size:
+            self._bar = self._kept[-1, 0]
 
 
 @dataclass(frozen=True)
