@@ -80,6 +80,7 @@ def collect(directory: RunDirectory) -> tuple[Page, Review]:
         right=figures.mean_of(written.get("right")),
         gates=figures.gates_of(done["gates"]) if "gates" in done else None,
         warnings=[str(warning) for warning in written.get("warnings", [])],
+        accuracy=figures.accuracy_of(directory, done),
         sides=figures.sides_of(method, of_pairs, of_completions, written),
         histograms=figures.histograms_of(of_pairs, of_completions),
         length=figures.length_of(of_pairs, of_completions),

@@ -35,6 +35,15 @@ def gates_of(counts: dict[str, Any]) -> Gates:
     return Gates(counts["verdict"], sorted(gates, key=lambda gate: SEVERITY.index(gate.verdict)))
 
 
+def accuracy_of(directory: RunDirectory, done: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """By objective: the share of held-out pairs that a reward model ranks rightly, by the part that it has seen."""
+    return {
+        directory.inputs_of(stage).get("train_reward.objective", stage): counts["accuracy"]["by_fraction"]
+        for stage, counts in done.items()
+        if stage.startswith("train_reward") and "by_fraction" in counts.get("accuracy", {})
+    }
+
+
 def sides_of(
     method: str,
     pairs: PairStatistics | None,
@@ -48,7 +57,7 @@ def sides_of(
         unguided, own = (moments.mean() for moments in completions.paired)
         found.append(Sides("reward model", ("unguided", guided), (unguided, own), completions.gain.mean()))
     for scorer, (own, unguided, gain) in written.get("scores", {}).items():
-        if scorer != "score" and gain:
+        if scorer != "score" and gain:  # the reward model's is known already, of every run
             found.append(Sides(scorer, ("unguided", guided), (mean_of(unguided), mean_of(own)), mean_of(gain)))
     if pairs:
         for scorer, scores in (("reward model, in the pairs", pairs.scores), ("judge, in the pairs", pairs.judged)):
@@ -116,6 +125,7 @@ def length_of(pairs: PairStatistics | None, completions: CompletionStatistics | 
         within=completions.within.correlation(),
         longer=longer.value if longer else None,
         sample=len(points),
+        total=completions.sample.n,
         points=points,
     )
 

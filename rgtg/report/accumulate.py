@@ -98,7 +98,8 @@ class Histogram:
     edges: list[float]  # (b + 1,)
     counts: dict[str, list[int]]  # of each series: (b,)
     beyond: int  # values outside the edges
-    total: int  # values that there are, of which the sample may hold fewer
+    drawn: int  # values that are counted, a sample of
+    total: int
 
 
 BINS = 36  # at most
@@ -119,7 +120,8 @@ def histogram(series: dict[str, np.ndarray], total: int) -> Histogram | None:
         edges = np.linspace(*((low, high) if low < high else (low - 0.5, high + 0.5)), BINS + 1)
     low, high = edges[0], edges[-1]
     counts = {name: np.histogram(np.clip(v, low, high), edges)[0].tolist() for name, v in finite.items() if len(v)}
-    return Histogram(edges.tolist(), counts, int(((every < low) | (every > high)).sum()), total)
+    beyond = int(((every < low) | (every > high)).sum())
+    return Histogram(edges.tolist(), counts, beyond, len(every), total)
 
 
 def rank_correlation(x: np.ndarray, y: np.ndarray) -> float | None:

@@ -50,7 +50,8 @@ class Length:
     rank: float | None  # Spearman's over all completions of the sample
     within: float | None  # correlation within the prompts
     longer: float | None  # part of the pairs whose chosen side has more tokens; an equal number is a half
-    sample: int
+    sample: int  # completions, of
+    total: int
     points: np.ndarray = field(repr=False)
 
 
@@ -105,6 +106,9 @@ class Page:
     right: Mean | None  # in the sandbox: pairs the right way round
     gates: Gates | None
     warnings: list[str]
+    accuracy: dict[
+        str, dict[str, float]
+    ]  # of each reward model that the run has trained, by the part that it has seen
     sides: list[Sides]
     histograms: dict[str, Histogram]
     length: Length | None

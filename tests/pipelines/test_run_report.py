@@ -168,7 +168,7 @@ def test_the_figures_are_those_of_a_direct_computation(make_run):
     assert figures["length"]["rank"] == pytest.approx(spearmanr(tokens, scores).statistic, abs=1e-6)
     longer = [np.sign(p["chosen_tokens"] - p["rejected_tokens"]) / 2 + 0.5 for p in pairs]
     assert figures["length"]["longer"] == pytest.approx(np.mean(longer))
-    assert figures["length"]["sample"] == len(tokens)
+    assert figures["length"]["sample"] == figures["length"]["total"] == len(tokens)
 
     of_scores = figures["histograms"]["score"]
     edges = np.array(of_scores["edges"])

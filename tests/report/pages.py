@@ -59,6 +59,7 @@ def page(**changes: Any) -> Page:
         mean_margin=0.904,
         right=Mean(0.977, 0.007, 1290),
         gates=GATES,
+        accuracy={"partial": {"0.5": 0.663, "1.0": 0.709}},
         warnings=["half of the pairs could not be used"],
         sides=[
             Sides(
@@ -71,10 +72,10 @@ def page(**changes: Any) -> Page:
         ],
         histograms={
             "score": histogram({"chosen": points[:90, 1], "rejected": points[90:, 1], "all": points[:, 1]}, 400),
-            "margin": histogram({"margin": np.abs(points[:, 1])}, 200),
+            "margin": histogram({"margin": np.abs(points[:, 1])}, 350),
             "tokens": histogram({"chosen": points[:, 0]}, 200),
         },
-        length=Length(0.12, -0.34, 0.56, 200, points),
+        length=Length(0.12, -0.34, 0.56, 200, 987, points),
         without=[("the completions are too similar", 8), ("prompts with an error", 2)],
         pairs=pairs,
         full=full_tint(increments),

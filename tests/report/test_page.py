@@ -3,11 +3,15 @@
 import html
 import json
 import re
+import tomllib
 from dataclasses import replace
+from fnmatch import fnmatch
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
+from rgtg import report
 from rgtg.report.page import FOLDED, duration, gauge, render
 from rgtg.report.run_figures import Gate, Gates, Length
 from tests.report.pages import GATES, page, pair, side
@@ -94,6 +98,7 @@ def test_the_page_shows_what_there_is():
         *("Run 2026-11-27", "No. At least one gate has failed.", "The judge's score falls by 3.21.", "1,234", "0.977"),
         *("guided over unguided +0.360 ± 0.008", "n = 500", "−4.50 to −2.50", "−2.00", "ρ = +0.12 over all"),
         *("the completions are too similar −8", "with a pair 1,290", "margin +0.456", "agreement +0.25", "system"),
+        *("200 of 987 completions", "A sample: 200 of 350.", "50 % 0.663 100 % 0.709"),
         *("2 h 02 min", "177,242", "sha256:abc", "half of the pairs could not be used", "chosen is longer in 56 %"),
     ):
         assert said in text, said
@@ -184,7 +189,7 @@ def test_long_texts_are_folded():
         ({"length": None, "histograms": {}, "missing": {"distributions": "Nothing yet."}}, "Nothing yet."),
         ({"sides": [], "missing": {"scores": "None to compare."}}, "None to compare."),
         ({"ranked": True}, "rankings to train on"),
-        ({"length": Length(None, None, None, 0, page().length.points[:0])}, "Lengths"),
+        ({"length": Length(None, None, None, 0, 0, page().length.points[:0])}, "Lengths"),
         (
             {"train": None, "test": None, "prompts": None, "completions": None, "mean_margin": None, "right": None},
             "Run",
@@ -206,6 +211,15 @@ def test_a_gauge_puts_figure_bounds_and_thresholds_on_one_line():
     at = gauge(GATES.gates[1])
     assert at["warn"] < at["low"] < at["figure"] < at["high"] < at["fail"]
     assert gauge(GATES.gates[3]) is None
+
+
+def test_what_the_page_reads_is_installed_with_it():
+    root = Path(report.__file__).parents[2]
+    declared = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"][
+        "rgtg.report"
+    ]
+    read = {path.name for path in (root / "rgtg" / "report").iterdir() if path.is_file() and path.suffix != ".py"}
+    assert {name for name in read if any(fnmatch(name, pattern) for pattern in declared)} == read
 
 
 @pytest.mark.parametrize(
