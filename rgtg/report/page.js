@@ -1,6 +1,15 @@
 // What a token adds to the reward: where a pointer is on it, or the arrow keys have gone to it.
 (() => {
   const tip = document.getElementById("tip");
+  let shown = null; // the token that the tip is of
+  const place = () => {
+    const box = shown.getClientRects()[0] ?? shown.getBoundingClientRect();
+    const left = Math.min(box.left, document.documentElement.clientWidth - tip.offsetWidth - 8);
+    const below = box.bottom + 6;
+    const above = box.top - tip.offsetHeight - 6;
+    tip.style.left = `${Math.max(8, left)}px`;
+    tip.style.top = `${below + tip.offsetHeight < innerHeight ? below : Math.max(8, above)}px`;
+  };
   const line = (name, value) => {
     const row = document.createElement("div");
     const term = document.createElement("span");
@@ -20,20 +29,16 @@
       const x = (1000 * at) / Math.max(1, tokens.length - 1);
       cursor.setAttribute("x1", x);
       cursor.setAttribute("x2", x);
-      const shown = document.createElement("strong");
-      shown.textContent = token.textContent.slice(0, 80).replaceAll(" ", "␣").replaceAll("\n", "");
+      const text = document.createElement("strong");
+      text.textContent = token.textContent.slice(0, 80).replaceAll(" ", "␣").replaceAll("\n", "");
       tip.replaceChildren(
-        shown,
+        text,
         line("adds", token.dataset.d ?? "not known"),
         line("reward so far", token.dataset.r ?? "not known"),
       );
       tip.hidden = false;
-      const box = token.getClientRects()[0] ?? token.getBoundingClientRect();
-      const left = Math.min(box.left, document.documentElement.clientWidth - tip.offsetWidth - 8);
-      const below = box.bottom + 6;
-      const above = box.top - tip.offsetHeight - 6;
-      tip.style.left = `${Math.max(8, left)}px`;
-      tip.style.top = `${below + tip.offsetHeight < innerHeight ? below : Math.max(8, above)}px`;
+      shown = token;
+      place();
     };
     const hide = () => {
       tokens[at]?.classList.remove("at");
@@ -60,7 +65,7 @@
       show(i);
     });
   }
-  addEventListener("scroll", () => { tip.hidden = true; }, { passive: true });
+  addEventListener("scroll", () => { if (!tip.hidden) place(); }, { passive: true, capture: true });
   // What is folded is printed all the same.
   let opened = [];
   addEventListener("beforeprint", () => {
