@@ -28,6 +28,7 @@ COLUMNS = [
 MOST_TOKENS = 400  # of a side
 MOST_HTML = 30_000  # bytes of a side, and of a prompt: 24 sides and 12 prompts are far below two megabytes
 MOST_PROMPT = 8_000
+TURN_HTML = 200  # bytes of what is around a turn
 
 Row = dict[str, Any]
 
@@ -132,11 +133,11 @@ def _prompt(prompt: Any) -> tuple[list[tuple[str | None, str]], int]:
     kept: list[tuple[str | None, str]] = []
     room, hidden = MOST_PROMPT, 0
     for role, text in reversed(turns):
-        text, rest = _cut(unicode_only(text or ""), max(0, room))
-        room -= len(visible(text).encode())
+        shown, rest = _cut(unicode_only(text or ""), max(0, room))
         hidden += rest
-        if text or not hidden:
-            kept.append((role and unicode_only(role)[:80], text))
+        if room > 0:
+            kept.append((role and unicode_only(role)[:80], shown))
+        room -= len(visible(shown).encode()) + TURN_HTML
     return kept[::-1], hidden
 
 

@@ -322,6 +322,59 @@ def test_messages_and_hostile_texts(make_run):
     assert asked["prompt"] == prompt
 
 
+def test_the_largest_page_is_below_two_megabytes(make_run):
+    """Every kind of pair there is, of texts that take as much room as texts can."""
+    worst = ["<" * 3000, "\u202e" * 1500, "🙂" * 1200, " " * 3000, "x" * 3000]
+    rows = [
+        ([{"role": "user", "content": text}] * 300, [(text + str(i), float(i)), (text + "y", float(-i))])
+        for i in range(1, 15)
+        for text in [worst[i % len(worst)]]
+    ]
+    directory = paired(make_run(rows, MESSAGES, **{"preferences.max_similarity": 1})[0])
+    replace_pairs(
+        directory,
+        lambda table: table.append_column(
+            "judge_score_chosen", pa.array([-1.0] * table.num_rows, pa.float32())
+        ).append_column("judge_score_rejected", pa.array([1.0] * table.num_rows, pa.float32())),
+    )
+    report.write(directory)
+    assert len(reported(directory)["pairs"]) == 12
+    assert 500_000 < len(html_of(directory).encode()) < 2_000_000
+
+
+def test_of_a_long_conversation_the_end_is_shown():
+    turns, hidden = report_pairs._prompt([{"role": "user", "content": "hello"}] * 100_000)
+    assert len(turns) < 50
+    assert hidden == 5 * (100_000 - len(turns))
+    assert report_pairs._prompt("text") == ([(None, "text")], 0)
+    assert report_pairs._prompt([{"role": "user", "content": ""}]) == ([("user", "")], 0)
+
+
+def test_a_run_in_a_store(make_run, s3, capsys):
+    config, _ = make_run(many(), **{"preferences.test_fraction": 0.5})
+    directory = rendered(config)
+    storage.upload(directory.uri, f"{s3}/runs/test")
+    storage.remove(f"{s3}/runs/test/report/index.html")
+    report.run(config.model_copy(update={"run": config.run.model_copy(update={"root": f"{s3}/runs"})}))
+    assert capsys.readouterr().out.splitlines()[-1] == f"{s3}/runs/test/report/index.html"
+    assert storage.read_bytes(f"{s3}/runs/test/report/index.html").decode() == html_of(directory)
+
+
+def test_what_the_summary_knows_is_on_the_page(make_run):
+    directory = paired(make_run(many())[0])
+    file = Path(directory.path("report", "summary.json"))
+    of_sandbox = {"true reward": [[0.9, 0.1, 60], [0.1, 0.1, 60], [0.8, 0.2, 60]]}
+    known = json.loads(file.read_text()) | {"scores": of_sandbox, "right": [0.97, 0.01, 55], "warnings": ["Beware."]}
+    file.write_text(json.dumps(known))
+    report.write(directory)
+    assert {"scorer": "true reward", "kinds": ["unguided", "guided"], "gain": [0.8, 0.2, 60]}.items() <= reported(
+        directory
+    )["sides"][0].items()
+    text = html_of(directory)
+    assert "Beware." in text
+    assert "0.970" in text
+
+
 def without(*names):
     return lambda table: table.drop_columns([name for name in names if name in table.column_names])
 
