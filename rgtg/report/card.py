@@ -54,17 +54,17 @@ trained.
 To make this again:
 
 ```yaml
-{yaml.safe_dump(_without_places(made_by), sort_keys=False).strip()}
+{yaml.safe_dump(without_places(made_by), sort_keys=False).strip()}
 ```
 """
 
 
-def _without_places(value: Any) -> Any:
+def without_places(value: Any) -> Any:
     """Settings with names in place of paths: a card is published, and whose machine or bucket it was is nobody's."""
     if isinstance(value, dict):
-        return {key: _without_places(of) for key, of in value.items()}
+        return {key: without_places(of) for key, of in value.items()}
     if isinstance(value, list):
-        return [_without_places(of) for of in value]
+        return [without_places(of) for of in value]
     if isinstance(value, str) and is_endpoint(value):
         return "an endpoint"
     if isinstance(value, str) and ("://" in value or value.startswith(("/", "~", "."))):
