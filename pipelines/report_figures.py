@@ -1,16 +1,18 @@
 """The figures of a run's page, each from the manifest or from the statistics of its tables."""
 
 import json
+from dataclasses import fields
 from typing import Any
 
 from pipelines import summary
 from pipelines.report_statistics import CompletionStatistics, PairStatistics
 from pipelines.runtime.run_directory import RunDirectory
+from rgtg.evaluation.gates import Gate
 from rgtg.evaluation.stats import Mean
 from rgtg.methods import METHODS
 from rgtg.report.accumulate import Histogram, histogram, rank_correlation
 from rgtg.report.card import without_places
-from rgtg.report.run_figures import Cost, Gate, Gates, Length, Pair, Sides
+from rgtg.report.run_figures import Cost, Gates, Length, Pair, Sides
 
 SEVERITY = ("fail", "warn", "pass", "unknown", "off")  # in which gates are listed
 DIGEST = "sha256:"  # before the digest of a model's files, in the inputs of a stage
@@ -27,11 +29,8 @@ def config_of(directory: RunDirectory) -> dict[str, Any]:
 
 
 def gates_of(counts: dict[str, Any]) -> Gates:
-    names = ("verdict", "figure", "low", "high", "n", "warn", "fail")
-    gates = [
-        Gate(str(gate["name"]), sentence=gate.get("sentence") or "", **{name: gate.get(name) for name in names})
-        for gate in counts["gates"]
-    ]
+    names = [field.name for field in fields(Gate)]
+    gates = [Gate(**{name: gate.get(name) for name in names}) for gate in counts["gates"]]
     return Gates(counts["verdict"], sorted(gates, key=lambda gate: SEVERITY.index(gate.verdict)))
 
 

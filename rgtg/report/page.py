@@ -9,9 +9,10 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
+from rgtg.evaluation.gates import Gate
 from rgtg.evaluation.stats import Mean
 from rgtg.report import charts
-from rgtg.report.run_figures import Gate, Page, Side
+from rgtg.report.run_figures import Page, Side
 from rgtg.report.token_tint import tint
 from rgtg.report.visible_text import plain, visible
 

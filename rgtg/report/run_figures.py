@@ -1,30 +1,14 @@
 """All that the page of a run shows, and all that report.json holds."""
 
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
+from rgtg.evaluation.gates import Gate, Verdict
 from rgtg.evaluation.stats import Mean
 from rgtg.report.accumulate import Histogram
 from rgtg.report.token_tint import Piece
-
-Verdict = Literal["pass", "warn", "fail", "off", "unknown"]
-
-
-@dataclass(frozen=True)
-class Gate:
-    """A figure of the run with its 95 % bounds, and the thresholds from which on it warns and fails."""
-
-    name: str
-    verdict: Verdict
-    figure: float | None
-    low: float | None
-    high: float | None
-    n: int | None
-    warn: float | None
-    fail: float | None
-    sentence: str
 
 
 @dataclass(frozen=True)

@@ -281,9 +281,12 @@ def test_without_a_finished_gates_stage_the_run_was_not_gated(make_run):
         "n": 60,
         "warn": 0.1,
         "fail": 0.25,
+        "sentence": "",
     }
-    off = {"name": "yield", "verdict": "off"} | dict.fromkeys(("figure", "low", "high", "n", "warn", "fail"))
-    gates = {"verdict": "warn", "gates": [gate | {"sentence": "It has moved."}, off | {"sentence": "Turned off."}]}
+    off = {"name": "yield", "verdict": "off"} | dict.fromkeys(
+        ("figure", "low", "high", "n", "warn", "fail", "sentence")
+    )
+    gates = {"verdict": "warn", "gates": [gate | {"says": "It has moved."}, off | {"says": "Turned off."}]}
     directory.begin("gates", {})
     directory.finish("gates", gates, 1)
     report.write(directory)

@@ -5,9 +5,10 @@ from typing import Any
 
 import numpy as np
 
+from rgtg.evaluation.gates import Gate
 from rgtg.evaluation.stats import Mean
 from rgtg.report.accumulate import histogram
-from rgtg.report.run_figures import Cost, Gate, Gates, Length, Page, Pair, Side, Sides
+from rgtg.report.run_figures import Cost, Gates, Length, Page, Pair, Side, Sides
 from rgtg.report.token_tint import full_tint, tinted
 
 
@@ -28,11 +29,22 @@ def pair(**changes: Any) -> Pair:
 GATES = Gates(
     "fail",
     [
-        Gate("hacking", "fail", -3.21, -4.5, -2.5, 160, 0.0, -2.0, "The judge's score falls by 3.21."),
-        Gate("length", "warn", 0.271, 0.21, 0.33, 157, 0.2, 0.4, "Longer texts score higher."),
-        Gate("yield", "pass", 0.019, 0.005, 0.05, 160, 0.2, 0.6, "Few prompts have no pair."),
-        Gate("prompt-blind", "unknown", None, None, None, None, None, None, "There is no judge."),
-        Gate("drift", "off", None, None, None, None, 0.1, 0.25, "Turned off."),
+        Gate(
+            "hacking",
+            "fail",
+            -3.21,
+            -4.5,
+            -2.5,
+            160,
+            0.0,
+            -2.0,
+            "The judge's gain",
+            "It falls by 3.21.",
+        ),
+        Gate("length", "warn", 0.271, 0.21, 0.33, 157, 0.2, 0.4, "score and tokens", "Longer texts score higher."),
+        Gate("yield", "pass", 0.019, 0.005, 0.05, 160, 0.2, 0.6, "prompts without a pair", "Few have none."),
+        Gate("prompt-blind", "unknown", None, None, None, None, None, None, "other prompts", "There is no judge."),
+        Gate("drift", "off", None, None, None, None, 0.1, 0.25, "the other run", "Turned off."),
     ],
 )
 

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from rgtg import report
+from rgtg.evaluation.gates import Gate
 from rgtg.report.page import FOLDED, duration, gauge, render
-from rgtg.report.run_figures import Gate, Gates, Length
+from rgtg.report.run_figures import Gates, Length
 from tests.report.pages import GATES, page, pair, side
 from tests.report.test_visible_text import HOSTILE
 
@@ -95,7 +96,7 @@ def test_every_number_of_the_page_is_in_its_figures():
 def test_the_page_shows_what_there_is():
     text = Reader(render(page())).text
     for said in (
-        *("Run 2026-11-27", "No. At least one gate has failed.", "The judge's score falls by 3.21.", "1,234", "0.977"),
+        *("Run 2026-11-27", "No. At least one gate has failed.", "It falls by 3.21.", "1,234", "0.977"),
         *("guided over unguided +0.360 ± 0.008", "n = 500", "−4.50 to −2.50", "−2.00", "ρ = +0.12 over all"),
         *("the completions are too similar −8", "with a pair 1,290", "margin +0.456", "agreement +0.25", "system"),
         *("200 of 987 completions", "A sample: 200 of 350.", "50 % 0.663 100 % 0.709"),
@@ -131,7 +132,7 @@ def test_ids_are_unique_and_links_lead_somewhere():
 
 
 def hostile_page(text):
-    gate = Gate(text, "warn", 1.0, None, None, 1, None, None, text)
+    gate = Gate(text, "warn", 1.0, None, None, 1, None, None, text, text)
     one = side(text, method=text, finish=text)
     without = replace(side(), text=text, pieces=[], method=text)
     pairs = [pair(prompt=[(text, text)], chosen=one, rejected=without, prompt_id=text)]
