@@ -78,6 +78,25 @@ def evaluate(config: ConfigFile = None, overrides: Overrides = None, new_run: Ne
     _job("evaluate", config, overrides, new_run)
 
 
+@app.command()
+def push(
+    repo: Annotated[str, typer.Option("--repo", metavar="ORG/NAME", help="The repository on the hub.")],
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    public: Annotated[
+        bool, typer.Option("--public", help="A new repository is public, and one that is public may be written to.")
+    ] = False,
+    reward_model: Annotated[
+        bool, typer.Option("--reward-model", help="Push the run's reward model, to a repository of models.")
+    ] = False,
+) -> None:
+    """Publish a complete run (run.root, run.id) as a dataset on the Hugging Face hub, tagged by its id."""
+    from pipelines import push as job
+    from rgtg.config_file import load
+
+    job.run(load(config, overrides or []), repo, public=public, reward_model=reward_model)
+
+
 @app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
     help="Measure this machine: decoding (next to transformers and the published loops), training, job. See --help",
