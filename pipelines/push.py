@@ -204,7 +204,7 @@ def _uploaded(target: Target, file: File) -> CommitOperationAdd:
         addition = CommitOperationAdd(file.path, content)
         log.info(f"push: {file.path} ({addition.upload_info.size:,} bytes)")
         target.call("preupload_lfs_files", [addition])
-        if addition.path_or_fileobj == content and isinstance(content, str):  # a small one
+        if isinstance(content, str) and addition.path_or_fileobj != b"":  # a small one, whose copy goes away
             addition.path_or_fileobj = Path(content).read_bytes()
     return addition
 

@@ -62,21 +62,25 @@ class FakeHub:
             def answer(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 path = unquote(urlsplit(self.path).path)
-                with lock:
-                    hub.requests.append((self.command, path))
-                    planned = hub.plan(len(hub.requests), self.command, path)
-                    if planned:
-                        status, answer = planned[0], {"error": planned[1]}
-                    elif self.headers.get("Authorization") != f"Bearer {TOKEN}" and not path.startswith("/lfs/"):
-                        status, answer = 401, {"error": "Invalid username or password."}
-                    else:
-                        status, answer = hub.answer(self.command, path, body)
+                if path == "/api/agent-harnesses":  # the client asks once a process
+                    status, answer = 404, {}
+                else:
+                    with lock:
+                        status, answer = self.of_hub(path, body)
                 data = json.dumps(answer).encode()
                 self.send_response(status)
                 self.send_header("Content-Type", "application/json")
                 self.send_header("Content-Length", str(len(data)))
                 self.end_headers()
                 self.wfile.write(data)
+
+            def of_hub(self, path: str, body: bytes) -> tuple[int, object]:
+                hub.requests.append((self.command, path))
+                if planned := hub.plan(len(hub.requests), self.command, path):
+                    return planned[0], {"error": planned[1]}
+                if self.headers.get("Authorization") != f"Bearer {TOKEN}" and not path.startswith("/lfs/"):
+                    return 401, {"error": "Invalid username or password."}
+                return hub.answer(self.command, path, body)
 
             do_GET = do_POST = do_PUT = answer
 

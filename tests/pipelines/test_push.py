@@ -248,6 +248,12 @@ def test_who_pushes_is_asked_for(hub, night, monkeypatch, tmp_path):
         push.run(night, REPO)
 
 
+def test_offline_is_no_failure_of_the_hub(hub, night, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match="HF_HUB_OFFLINE is set; unset it to push"):
+        push.run(night, REPO)
+
+
 def test_public_is_said_by_name(hub, night):
     push.run(night, REPO, public=True)
     assert not hub.repositories[SET].private
