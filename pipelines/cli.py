@@ -97,6 +97,15 @@ def push(
     job.run(load(config, overrides or []), repo, public=public, reward_model=reward_model)
 
 
+@app.command()
+def report(config: ConfigFile = None, overrides: Overrides = None) -> None:
+    """Render the page of any run, finished or not: <run>/report/index.html. Name it by run.root and run.id."""
+    from pipelines import report as job
+    from rgtg.config_file import load
+
+    job.run(load(config, overrides or []))
+
+
 @app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
     help="Measure this machine: decoding (next to transformers and the published loops), training, job. See --help",

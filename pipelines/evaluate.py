@@ -9,7 +9,6 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from importlib.util import find_spec
 from typing import Any
 
 import ray
@@ -206,16 +205,12 @@ def _report(config: Config, directory: RunDirectory, results: Sequence[Result], 
     )
     accuracies = summary.accuracies(directory)
     storage.write_bytes(f"{folder}/results.md", as_markdown(results, accuracies, notes).encode())
-    if find_spec("matplotlib"):
-        for cost in COSTS:
-            storage.write_bytes(f"{folder}/by_{cost}.png", picture(results, cost))
+    for cost in COSTS:
+        storage.write_bytes(f"{folder}/by_{cost}.png", picture(results, cost))
     print_table(as_table(results))
     for note in more:
         print(note, flush=True)
-    drawn = (
-        "pictures" if find_spec("matplotlib") else "no pictures (they need matplotlib: pip install 'rgtg[evaluate]')"
-    )
-    print(f"tables and {drawn} are in {folder}", flush=True)
+    print(f"tables and pictures are in {folder}", flush=True)
 
 
 if __name__ == "__main__":

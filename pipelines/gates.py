@@ -89,11 +89,16 @@ def _figures(job: JobContext, other: str | None) -> tuple[dict[str, Figure | Non
 
 
 def _pairs(run: str) -> PairFigures | None:
-    """Figures of the pairs of a run; None for rankings."""
+    """Figures of the pairs of a run; None for rankings. Raises UserError for pairs of an older version."""
     source = storage.join(run, "preferences")
     columns = table_files.schema_of(source).names
     if "chosen" not in columns:
         return None
+    if lacking := [name for name in PAIR_COLUMNS if name not in columns and not name.startswith("judge_")]:
+        raise UserError(
+            f"the preferences of the run {run!r} are of an older version, without {', '.join(lacking)}; run `rgtg "
+            "preferences` in it once"
+        )
     figures = PairFigures()
     for table in table_files.read_tables(source, [name for name in PAIR_COLUMNS if name in columns]):
         for row in table.to_pylist():

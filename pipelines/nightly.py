@@ -7,7 +7,7 @@ import time
 
 from rich.console import Console
 
-from pipelines import gates, generate, input_checks, judge, preferences, prompts, train_reward
+from pipelines import gates, generate, input_checks, judge, preferences, prompts, report, train_reward
 from pipelines import summary as summary_of
 from pipelines.runtime.job_context import JobContext
 from pipelines.runtime.model_checks import check_models, reward_path
@@ -41,10 +41,11 @@ def run(config: Config) -> RunDirectory:
     preferences.run_stage(job)
     gates.run_stage(job)
     summary = summary_of.write(directory)
+    report.write(directory)
+    Console().print(as_table(summary))
     gates.check(job)
     complete = complete and storage.exists(directory.path(SUCCESS))  # no stage has removed it
     directory.succeed()
-    Console().print(as_table(summary))
     if complete:
         print(
             f"nothing to do: the run {directory.uri} is already complete; use --new-run, or another run.id, to start "

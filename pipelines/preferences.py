@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 from transformers import PreTrainedTokenizerFast
 
-from pipelines import gates, generate, judge, summary
+from pipelines import gates, generate, judge, report, summary
 from pipelines.completions import COLUMNS, TOKEN_REWARDS
 from pipelines.preference_files import SPLITS, ExportFiles, Files
 from pipelines.runtime.job_context import JobContext
@@ -43,6 +43,7 @@ def run(config: Config) -> RunDirectory:
     run_stage(job)
     gates.run_stage(job)
     summary.write(job.directory)
+    report.write(job.directory)
     gates.check(job)
     return job.directory
 

@@ -35,6 +35,7 @@ from rgtg.report import hub_layout
 from rgtg.report.places import places_of, scrubbed, without_places
 from rgtg.storage_errors import translate_errors
 
+PAGE = "report/index.html"  # rendered from the other files, and again by any `rgtg report`
 LATER = (408, 409, 412, 429)  # statuses below 500 after which the same request may be answered
 
 
@@ -133,9 +134,9 @@ def _dataset_files(uri: str, repo: str, manifest: dict[str, Any]) -> list[File]:
         "config.yaml": yaml.safe_dump(without_places(config), sort_keys=False),
         "manifest.json": json.dumps(hub_layout.manifest(manifest), indent=2, ensure_ascii=False) + "\n",
     }
-    page = storage.join(uri, "report", "index.html")
+    page = storage.join(uri, PAGE)
     if storage.exists(page):
-        texts["report/index.html"] = scrubbed(storage.read_bytes(page).decode(), places)
+        texts[PAGE] = scrubbed(storage.read_bytes(page).decode(), places)
     return files + [File(path, text.encode()) for path, text in texts.items()]
 
 
@@ -210,10 +211,13 @@ def _uploaded(target: Target, file: File) -> CommitOperationAdd:
 
 
 def _difference(target: Target, tag: str, files: list[File], is_ours: Callable[[str], bool]) -> str | None:
-    """A file that is at the tag and not in the run, or the other way round, or another one; None where all agree."""
+    """A file that is at the tag and not in the run, or the other way round, or another one; None where all agree.
+
+    The page says nothing that the others do not, and does not count.
+    """
     tree = target.call("list_repo_tree", revision=tag, recursive=True)
-    there = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
-    wanted = {file.path: file for file in files}
+    there = {entry.path: entry for entry in tree if isinstance(entry, RepoFile) and entry.path != PAGE}
+    wanted = {file.path: file for file in files if file.path != PAGE}
     if odd := sorted({path for path in there if is_ours(path)} - wanted.keys() | wanted.keys() - there.keys()):
         return odd[0]
     return next((path for path, file in wanted.items() if not _is_same(file, there[path])), None)

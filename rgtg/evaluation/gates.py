@@ -62,6 +62,7 @@ class Gate:
     n: int
     warn: float | None
     fail: float | None
+    says: str  # what is measured
     sentence: str
 
     def figures(self) -> dict[str, Any]:
@@ -78,14 +79,14 @@ def gate(name: str, figure: Figure | None, fail: float | None) -> Gate:
     rule = GATES[name]
     verdict: Verdict = "off" if fail is None else "unknown" if figure is None else _verdict(rule, figure, fail)
     if figure is None:
-        return Gate(name, verdict, None, None, None, 0, rule.warn, fail, f"{rule.says} is not known")
+        return Gate(name, verdict, None, None, None, 0, rule.warn, fail, rule.says, f"{rule.says} is not known")
     past = "above" if rule.worse == "higher" else "below"
     bound = f"; it fails {past} {fail:g} (gates.{name})" if fail is not None else f" (gates.{name} is off)"
     if fail is not None and rule.unproven == "fail":
         bound = f"; it fails where that is not surely above {fail:g} (gates.{name})"
     said = f"{rule.says} is {figure.value:.3f} (95 %: {figure.low:.3f} to {figure.high:.3f}, n = {figure.n:,}){bound}"
     low, high = (bound if isfinite(bound) else None for bound in (figure.low, figure.high))
-    return Gate(name, verdict, figure.value, low, high, figure.n, rule.warn, fail, said)
+    return Gate(name, verdict, figure.value, low, high, figure.n, rule.warn, fail, rule.says, said)
 
 
 def verdict_of(gates: list[Gate]) -> Verdict:

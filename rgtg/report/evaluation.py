@@ -105,7 +105,7 @@ COSTS: dict[str, tuple[str, Callable[[Result], float | None]]] = {
 
 
 def picture(results: Sequence[Result], cost: str) -> bytes:
-    """A PNG of scores against one of COSTS: a line a family, a panel a judge. Needs matplotlib."""
+    """A PNG of scores against one of COSTS: a line a family, a panel a judge."""
     from matplotlib.figure import Figure
 
     name_of_cost, figure_of = COSTS[cost]

@@ -34,6 +34,7 @@ def rgtg(*arguments: str, module: str = "pipelines.cli", **env: str) -> subproce
         (["generate", "generate.slots=many"], "the setting 'generate.slots' is wrong"),
         (["train-reward", "train_reward.objective=whole"], "'train_reward.objective' is wrong"),
         (["generate", "slots=4"], "'slots=4' is not a setting; write section.key=value"),
+        (["report", "run.root=/nowhere", "run.id=x"], "there is no run at '/nowhere/x'; name one by run.root and"),
         (["nightly", "--config", "absent.yaml"], "cannot read 'absent.yaml': No such file"),
     ],
 )

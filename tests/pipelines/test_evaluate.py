@@ -1,7 +1,6 @@
 """The comparison of methods on a real Ray, with tiny models."""
 
 import json
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -50,8 +49,7 @@ def test_methods_side_by_side_with_a_judge_and_the_next_start_decodes_nothing(
     assert all(f"| {r.name} |" in table for r in results)
     assert "At equal distance" in table
     assert [r["name"] for r in json.loads((place / "results.json").read_text())] == [r.name for r in results]
-    if find_spec("matplotlib"):
-        assert all((place / name).read_bytes().startswith(b"\x89PNG") for name in ("by_kl.png", "by_seconds.png"))
+    assert all((place / name).read_bytes().startswith(b"\x89PNG") for name in ("by_kl.png", "by_seconds.png"))
 
     capsys.readouterr()
     again = evaluate.run(config, lengths)

@@ -250,6 +250,11 @@ def test_drift_against_another_night(finished):
     assert verdicts(preferences.run(finished(night(1), **settings, **{"run.id": "alike"})))["drift"] == "pass"
     with pytest.raises(QualityError, match="gates.drift"):
         preferences.run(finished(night(2, gain=5.0), **settings, **{"run.id": "other"}))
+    files = Path(first.path("preferences"))
+    for file in files.iterdir():
+        pq.write_table(pq.read_table(file).drop_columns("score_margin"), file)
+    with pytest.raises(UserError, match="are of an older version, without score_margin"):
+        preferences.run(finished(night(3), **settings, **{"run.id": "old"}))
     with pytest.raises(UserError, match="gates.compare_with: there are no finished preferences in the run"):
         preferences.run(finished(night(), **GUIDED_UNGUIDED, **{"gates.compare_with": f"{first.uri}-not"}))
 

@@ -72,6 +72,10 @@ def test_a_night_ends_with_everything_and_the_next_start_does_nothing(job, ray_h
     assert list(summary["scores"]) == ["score"]  # the true reward is the sandbox's alone
     score, baseline, gain = summary["scores"]["score"]
     assert (score[2], baseline[2], gain[2]) == (10, 4, 4)  # paired on the prompts that both have
+    figures = json.loads((place / "report" / "report.json").read_text())
+    assert figures["complete"]
+    assert figures["sides"][0]["gain"] == [*map(pytest.approx, gain[:2]), 4]
+    assert "<h1>Run " in (place / "report" / "index.html").read_text()
 
     written = {
         file: file.stat().st_mtime_ns

@@ -14,7 +14,7 @@ import yaml
 from huggingface_hub import constants
 from transformers import AutoModelForSequenceClassification
 
-from pipelines import preferences, push
+from pipelines import preferences, push, report
 from pipelines.runtime.run_directory import RunDirectory
 from rgtg import storage
 from rgtg.config import Config
@@ -60,7 +60,9 @@ def night(finished, tmp_path) -> Config:
     found = [{"path": f"/home/{ALICE}/prompts.jsonl", "size": 7, "sha256": "0" * 64}]
     directory.begin("prompts", {"generate.prompts": found, "at": f"s3://{ALICE}"})
     directory.finish("prompts", counts, 1.0)
-    storage.write_bytes(directory.path("report", "index.html"), f"<p>{directory.uri}</p>".encode())
+    report.write(directory)
+    page = Path(directory.path("report", "index.html"))
+    page.write_text(f"{page.read_text()}<!-- {directory.uri} -->")  # as another version may have written it
     directory.succeed()
     return config
 
@@ -114,12 +116,16 @@ def test_the_same_night_twice_is_one(hub, night, capsys):
     push.run(night, REPO)
     assert f"nothing to do: the run is {REPO} on the hub, at the tag test (private) already" in capsys.readouterr().out
     assert len(hub.repositories[SET].commits) == 2
-    storage.write_bytes(storage.join(night.run.directory, "report", "index.html"), b"another")
-    with pytest.raises(UserError, match="has a tag 'test' with another report/index.html; delete the tag"):
-        push.run(night, REPO)
-    os.remove(storage.join(night.run.directory, "report", "index.html"))
-    with pytest.raises(UserError, match="has a tag 'test' with another report/index.html; delete the tag"):
-        push.run(night, REPO)
+    report.write(RunDirectory(night))  # another page, of the same night
+    push.run(night, REPO)
+    here = Path(night.run.directory, "preferences")
+    for change, path in (
+        (lambda: shutil.copy(here / "test-00000.parquet", here / "train-00000.parquet"), "data/train-00000-of-00001"),
+        (lambda: os.remove(here / "train-00000.parquet"), "data/train-00000-of-00001"),
+    ):
+        change()
+        with pytest.raises(UserError, match=f"has a tag 'test' with another {path}.parquet; delete the tag there"):
+            push.run(night, REPO)
     assert len(hub.repositories[SET].commits) == 2
 
 

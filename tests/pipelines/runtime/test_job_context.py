@@ -1,6 +1,7 @@
 """A job resolves its config once, opens its run directory once and reads its inputs once, whatever its stages."""
 
 from collections import Counter
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,7 +11,7 @@ import pytest
 import ray
 from ray import train
 
-from pipelines import generate, nightly, pairs, pairs_worker, prompt_rows, summary, train_reward
+from pipelines import generate, judges, nightly, pairs, pairs_worker, prompt_rows, summary, train_reward
 from pipelines.runtime import fingerprints, job_context, run_directory
 from rgtg import digests, table_files
 from rgtg.schemas import completions_schema
@@ -73,6 +74,12 @@ def without_ray(monkeypatch, make_reward, tmp_path):
         result = SimpleNamespace(checkpoint=train.Checkpoint(str(trained)), metrics=metrics)
         return SimpleNamespace(fit=lambda: result)
 
+    @contextmanager
+    def judging(job, uri, *_):
+        job.digests.model(uri)  # which the actors compare
+        yield lambda prompts, texts: [float(len(text)) for text in texts]
+
+    monkeypatch.setattr(judges, "judging", judging)
     monkeypatch.setattr("pipelines.runtime.ray_session.start", lambda config: None)
     monkeypatch.setattr(pairs, "_write", write_pairs)
     monkeypatch.setattr(train_reward, "_trainer", trainer)
@@ -122,7 +129,7 @@ def test_a_night_resolves_and_digests_each_thing_once_and_reads_prompts_twice(
     for start in ("new", "complete already"):
         calls.clear()
         directory = nightly.run(config)
-        models = [language_dir, directory.path("reward_model")]
+        models = [language_dir, directory.path("reward_model"), directory.path("reward_model_full")]
         weights = [str(file) for model in models for file in Path(model).iterdir()]
         digested = {f"digest {path}" for path in [*asked, *given, *held_out, *weights]}
         listed = {f"listing {places}" for places in ([str(Path(asked[0]).parent)], given, held_out)}
