@@ -79,6 +79,25 @@ def evaluate(config: ConfigFile = None, overrides: Overrides = None, new_run: Ne
 
 
 @app.command()
+def push(
+    repo: Annotated[str, typer.Option("--repo", metavar="ORG/NAME", help="The repository on the hub.")],
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    public: Annotated[
+        bool, typer.Option("--public", help="A new repository is public, and one that is public may be written to.")
+    ] = False,
+    reward_model: Annotated[
+        bool, typer.Option("--reward-model", help="Push the run's reward model, to a repository of models.")
+    ] = False,
+) -> None:
+    """Publish a complete run (run.root, run.id) as a dataset on the Hugging Face hub, tagged by its id."""
+    from pipelines import push as job
+    from rgtg.config_file import load
+
+    job.run(load(config, overrides or []), repo, public=public, reward_model=reward_model)
+
+
+@app.command()
 def report(config: ConfigFile = None, overrides: Overrides = None) -> None:
     """Render the page of any run, finished or not: <run>/report/index.html. Name it by run.root and run.id."""
     from pipelines import report as job

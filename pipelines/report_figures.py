@@ -11,7 +11,7 @@ from rgtg.evaluation.gates import Gate
 from rgtg.evaluation.stats import Mean
 from rgtg.methods import METHODS
 from rgtg.report.accumulate import Histogram, histogram, rank_correlation
-from rgtg.report.card import without_places
+from rgtg.report.places import without_places
 from rgtg.report.run_figures import Cost, Gates, Length, Pair, Sides
 
 SEVERITY = ("fail", "warn", "pass", "unknown", "off")  # in which gates are listed

@@ -1,5 +1,6 @@
 """Cards in the form that hubs read: how preferences were made, and how a reward model scores."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,8 +9,8 @@ import yaml
 from rgtg.config import Config, Generate, Preferences
 from rgtg.evaluation.stats import share_error
 from rgtg.methods import EXPORTS, METHODS, STRATEGIES
-from rgtg.path_syntax import is_endpoint
 from rgtg.report import warnings
+from rgtg.report.places import without_places
 
 SAYS_OF_PAIRS = "The score is the reward model's; `score_margin` is the difference. Columns are those of TRL, and"
 SAYS_OF_RANKINGS = "`scores` are the reward model's, in the same order; there are no pairs of TRL in it."
@@ -59,18 +60,7 @@ To make this again:
 """
 
 
-def without_places(value: Any) -> Any:
-    """Settings with names in place of paths: a card is published, and whose machine or bucket it was is nobody's."""
-    if isinstance(value, dict):
-        return {key: without_places(of) for key, of in value.items()}
-    if isinstance(value, list):
-        return [without_places(of) for of in value]
-    if isinstance(value, str) and is_endpoint(value):
-        return "an endpoint"
-    if isinstance(value, str) and ("://" in value or value.startswith(("/", "~", "."))):
-        return value.rstrip("/").rpartition("/")[2]
-    return value
-
+PINNED = re.compile(r"([\w.-]+(?:/[\w.-]+)?)@[0-9a-f]{40}")  # an id of the hub in a resolved config
 
 # The same ids that training and decoding use; a test runs it.
 SCORING = '''```python
@@ -103,8 +93,13 @@ def model_card(config: Config, counts: dict[str, Any], pairs: dict[str, Any]) ->
         how = f"It gives one reward to every prefix. That of a whole response, in plain transformers:\n\n{SCORING}"
     else:
         how = f"Its head is `{settings.head_kind}`, which `rgtg.Decoder` reads (`token_rewards`)."
+    front: dict[str, Any] = {"tags": ["reward-model", "preference", "rgtg"]}
+    if settings.head_kind == "scalar":
+        front |= {"library_name": "transformers", "pipeline_tag": "text-classification"}
+    if hub_id := PINNED.fullmatch(settings.init or config.models.language):
+        front["base_model"] = hub_id[1]
     return f"""---
-tags: [reward-model, rgtg]
+{yaml.safe_dump(front, sort_keys=False).strip()}
 ---
 
 # Reward model of the run {config.run.id}
