@@ -23,6 +23,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 		$(BIN)/python -m pip install --constraint constraints.txt $(EDITABLE); \
 	fi
 	@touch $@
+	@echo "installed; next: $(BIN)/rgtg doctor, or make nightly"
 
 nightly: install
 	$(BIN)/rgtg nightly

@@ -7,13 +7,14 @@ from pipelines import generate, judge, summary, train_reward
 from pipelines.completions import COLUMNS, completions_of
 from pipelines.runtime.job_context import JobContext
 from pipelines.runtime.job_log import Ticker, log
-from pipelines.runtime.run_directory import RunDirectory, manifest_of
+from pipelines.runtime.run_directory import RunDirectory, fingerprint_in
 from rgtg import storage, table_files
 from rgtg.errors import QualityError, UserError
 from rgtg.evaluation import intervals
 from rgtg.evaluation.gates import hold, verdict_of
 from rgtg.evaluation.intervals import Figure
 from rgtg.evaluation.pair_figures import CompletionFigures, PairFigures
+from rgtg.path_syntax import is_endpoint
 from rgtg.report.card import dataset_card
 
 STAGE = "gates"
@@ -33,7 +34,7 @@ def run_stage(job: JobContext) -> None:
     }
     other = settings.compare_with and storage.absolute(settings.compare_with)
     if other:
-        inputs["gates.compare_with"] = _fingerprint(other)
+        inputs["gates.compare_with"] = fingerprint_in(other, PREFERENCES, "gates.compare_with")
     if directory.begin(STAGE, inputs, rerunnable=True) == "done":
         return
     begun = time.monotonic()
@@ -69,8 +70,9 @@ def check(job: JobContext) -> None:
 def _figures(job: JobContext, other: str | None) -> tuple[dict[str, Figure | None], dict[str, Any]]:
     """The figures of all gates, and others to read beside them."""
     directory, said = job.directory, Ticker()
-    of_completions = CompletionFigures()
-    opinions = judge.of_rows(directory) if judge.judge_of(job) else None
+    uri = judge.judge_of(job)
+    of_completions = CompletionFigures(by_endpoint=bool(uri) and is_endpoint(str(uri)))
+    opinions = judge.of_rows(directory) if uri else None
     for table in table_files.read_tables(directory.path("completions"), COLUMNS):
         for row in table.to_pylist():
             judged = next(opinions)["scores"] if opinions else None
@@ -118,12 +120,3 @@ def _of_counts(directory: RunDirectory) -> dict[str, Figure | None]:
         n = accuracy["pairs"].get("full", 0)
         figures["learned"] = intervals.share(accuracy["by_fraction"].get("1.0", 0.5) * n, n)
     return figures
-
-
-def _fingerprint(run: str) -> str:
-    """That of the pairs of another run. Raises UserError where it has none."""
-    manifest = manifest_of(run)
-    stage = manifest["stages"].get(PREFERENCES, {}) if manifest else {}
-    if stage.get("status") != "done":
-        raise UserError(f"gates.compare_with: there are no finished preferences in the run {run!r}")
-    return str(stage["fingerprint"])

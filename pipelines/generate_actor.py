@@ -113,6 +113,8 @@ class Generator:
             rows=len(rows),
             errors=sum(error is not None for error in errors),
             tokens=sum(c.num_tokens for c in done),
+            completions=len(done),
+            cut=sum(c.finish_reason == "length" for c in done),
             score=sum(scores),
             scored=len(scores),
         )

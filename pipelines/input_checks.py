@@ -5,12 +5,13 @@
 
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from pipelines import pairs, prompts
 from pipelines.pairs_worker import Tokenize
 from pipelines.runtime.model_checks import check_messages, check_reward
 from pipelines.runtime.resolved_config import check_data_is_named, unnamed_data
+from pipelines.runtime.run_directory import fingerprint_in
 from rgtg import storage
 from rgtg.config import OWN_JUDGE, Config
 from rgtg.config_section import SANDBOX
@@ -21,6 +22,8 @@ from rgtg.models.loading import context_length, load_config, load_tokenizer
 from rgtg.models.reward import RewardModel
 from rgtg.models.text_reward import TextReward
 from rgtg.path_syntax import is_endpoint
+
+Looked = TypeVar("Looked", pairs.Looked, prompts.Looked)
 
 BUILT = "sandbox, built on first use"
 
@@ -74,6 +77,8 @@ def checks(config: Config, *, method: str | None, pairs: bool, prompts: bool) ->
     config = _absolute(config)
     trains = pairs and not config.models.reward
     found = _judges(config)
+    if other := config.gates.compare_with:
+        found.append(Check("gates.compare_with", lambda: _compared(storage.absolute(other))))
     found += [Check("models.language", lambda: _language(config))]
     if config.models.reward:
         found.append(Check("models.reward", lambda: _reward(config, method), ("models.language",)))
@@ -93,6 +98,11 @@ def checks(config: Config, *, method: str | None, pairs: bool, prompts: bool) ->
         needed = ("generate.prompts", "models.language")
         found.append(Check("first prompts", lambda: _prompts(config, _files(asked)), needed))
     return found
+
+
+def _compared(run: str) -> str:
+    fingerprint_in(run, "preferences", "gates.compare_with")
+    return run
 
 
 def _judges(config: Config) -> list[Check]:
@@ -164,17 +174,28 @@ def _pairs(config: Config, files: list[InputFile]) -> str:
         return BUILT
     context = context_length(load_config(init, "train_reward.init", trust_remote_code=trust))
     how = Tokenize(init, trust, min(settings.max_length, context), settings.overlong, datetime.now(UTC).date())
-    looked = pairs.look(files, how)
-    return str(looked) if looked.usable or not looked.rows else Doubt(looked)
+    looked = _named_in("train_reward.pairs", lambda: pairs.look(files, how))
+    return str(looked) if looked.usable else Doubt(looked)
 
 
 def _prompts(config: Config, files: list[InputFile]) -> str:
     if not files:
         return BUILT
-    looked = prompts.look(files)
+    looked = _named_in("generate.prompts", lambda: prompts.look(files))
     if looked.messages and config.models.language != SANDBOX:
         check_messages(config)
-    return str(looked) if looked.usable or not looked.rows else Doubt(looked)
+    bad = looked.rows - looked.usable
+    return str(looked) if bad <= config.generate.max_error_rate * looked.rows else Doubt(looked)
+
+
+def _named_in(setting: str, look: Callable[[], Looked]) -> Looked:
+    """What `look` finds. Its UserErrors name the setting."""
+    try:
+        return look()
+    except UserError as error:
+        if setting in str(error):
+            raise
+        raise UserError(f"{setting}: {error}") from error
 
 
 def _files(uris: list[str]) -> list[InputFile]:

@@ -129,7 +129,8 @@ def look(files: list[InputFile], tokenize: Tokenize) -> Looked:
     for file in files[:LOOKED_FILES]:
         try:
             raw = first_rows(file, LOOKED_ROWS)
-        except Unreadable:
+        except Unreadable as error:
+            unused[f"{file.path!r}: {error}"] += 1
             continue
         if not raw.is_json:
             _check_columns(file, raw.table.column_names)
@@ -141,8 +142,9 @@ def look(files: list[InputFile], tokenize: Tokenize) -> Looked:
         unused.update(result for result in results if isinstance(result, str))
         whole = whole and len(results) < LOOKED_ROWS
     looked = Looked(rows, usable, dict(unused.most_common(MOST_REASONS)))
-    if whole and rows and not usable:
-        raise UserError(f"none of the {rows} rows is a pair that can be used:{_unused(looked.unused)}")
+    if whole and files and not usable:
+        named = ", ".join(repr(file.path) for file in files)
+        raise UserError(f"none of the {rows} rows of {named} is a pair that can be used:{_unused(looked.unused)}")
     return looked
 
 

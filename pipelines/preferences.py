@@ -14,7 +14,7 @@ from pipelines.completions import COLUMNS, TOKEN_REWARDS
 from pipelines.preference_files import SPLITS, ExportFiles, Files
 from pipelines.runtime.job_context import JobContext
 from pipelines.runtime.job_log import log
-from pipelines.runtime.run_directory import RunDirectory
+from pipelines.runtime.run_directory import SUCCESS, RunDirectory
 from pipelines.selecting import Selection
 from rgtg import config_section, schemas, storage, table_files
 from rgtg.config import Config, Preferences
@@ -39,12 +39,15 @@ def run(config: Config) -> RunDirectory:
     """The stage alone, as a command."""
     job = JobContext.open(config, models=False)
     _check_done(job)
+    complete = storage.exists(job.directory.path(SUCCESS))
     judge.run_stage(job)
     run_stage(job)
     gates.run_stage(job)
     summary.write(job.directory)
     report.write(job.directory)
     gates.check(job)
+    if complete:  # a complete run stays so with other pairs
+        job.directory.succeed()
     return job.directory
 
 
@@ -70,9 +73,10 @@ def run_stage(job: JobContext) -> None:
     dropped = "".join(f"\n  {n} without a pair: {reason}" for reason, n in counts["dropped"].items())
     log.info(f"preferences: {counts['train']} {what} to train on, {counts['test']} to test on{dropped}")
     if not counts["train"] + counts["test"]:
-        raise UserError(
-            f"none of the {sum(counts['dropped'].values())} prompts of {source!r} has a pair; see the reasons above"
-        )
+        summary.write(directory)
+        report.write(directory)
+        reasons = "; ".join(f"{n:,} times: {reason}" for reason, n in counts["dropped"].items())
+        raise UserError(f"none of the {sum(counts['dropped'].values()):,} prompts of {source!r} has a pair: {reasons}")
     for name, rows in counts["exports"].items():
         log.info(f"preferences: exports/{name} has {rows['train']} rows to train on, {rows['test']} to test on")
         if not rows["train"] + rows["test"]:

@@ -86,8 +86,11 @@ class Looked(NamedTuple):
     messages: bool  # in place of text
 
     def __str__(self) -> str:
-        kinds = "".join(f"; {times} times {reason!r}" for reason, times in self.errors.items())
-        return f"{self.usable} of the first {self.rows} rows are prompts{kinds}"
+        return f"{self.usable} of the first {self.rows} rows are prompts{self.reasons}"
+
+    @property
+    def reasons(self) -> str:
+        return "".join(f"; {times} times {reason!r}" for reason, times in self.errors.items())
 
 
 def look(files: list[InputFile]) -> Looked:
@@ -107,8 +110,9 @@ def look(files: list[InputFile]) -> Looked:
     reasons = Reasons()
     reasons.add(errors)
     looked = Looked(len(read), len(read) - len(errors), reasons.most_common(), is_messages(kinds))
-    if whole and read and not looked.usable:
-        raise UserError(str(looked))
+    if whole and files and not looked.usable:
+        named = ", ".join(repr(file.path) for file in files)
+        raise UserError(f"none of the {len(read)} rows of {named} is a prompt{looked.reasons}")
     return looked
 
 

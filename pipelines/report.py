@@ -70,7 +70,7 @@ def collect(directory: RunDirectory) -> tuple[Page, Review]:
         created=directory.manifest["created"],
         method=method if generated else None,
         strategy=strategy if counts else None,
-        complete=storage.exists(directory.path(SUCCESS)),
+        complete="gates" in done or storage.exists(directory.path(SUCCESS)),
         ranked=strategy in STRATEGIES and STRATEGIES[strategy].key is None,
         train=counts.get("train"),
         test=counts.get("test"),

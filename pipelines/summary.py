@@ -55,6 +55,8 @@ def warnings_of(directory: RunDirectory, preferences: dict[str, Any] | None = No
     counts = {stage: directory.counts(stage) for stage in WARNINGS if directory.is_done(stage)}
     if preferences is not None:
         counts["preferences"] = preferences
+    if directory.inputs_of("preferences").get("preferences.truncated") == "keep":
+        counts.pop("generate", None)  # of texts that are cut off, which are wanted
     return [warning for stage, of in counts.items() if (warning := WARNINGS[stage](of))]
 
 

@@ -79,8 +79,11 @@ def fit(job: JobContext, stage: str, target: str) -> None:
     attempts = directory.path("_train", stage)
     alike = versions_that_round() | {"train_reward.num_workers": settings.num_workers}  # of the batches
     found = checkpoints.found(attempts)
-    if directory.begin(stage, inputs, alike=alike, has_work=bool(found)) == "done":
+    state = directory.begin(stage, inputs, alike=alike, has_work=bool(found))
+    if state == "done":
         return
+    if state == "resume" and not found:
+        log.info(f"{stage}: no checkpoint was written before it stopped; training starts from the beginning")
     begun = time.monotonic()
     ray_session.start(config)
     num_train = directory.counts(pairs.STAGE)["train"]

@@ -13,6 +13,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from pipelines.runtime.job_log import log
 
 EVERY_S = 5.0
+MANY = 0.5  # of completions that are cut off
 
 
 @ray.remote(num_cpus=0)
@@ -25,7 +26,7 @@ class ProgressActor:
         self.first: float | None = None
 
     def add(self, **amounts: float) -> None:
-        """Add to the totals of actors, rows, errors, tokens, scores and scored completions.
+        """Add to the totals of actors, rows, errors, tokens, completions, cut off and scored ones, and scores.
 
         The total `seconds` is the time since the first actor was ready: rates leave out the loading of models.
         """
@@ -96,6 +97,8 @@ class Progress:
         ]
         if scored:
             parts.append(f"mean score {total('score', 0) / scored:+.3f}")
+        if total("cut", 0.0) > MANY * total("completions", 0.0):
+            parts.append(f"{int(total('cut', 0)):,} of {int(total('completions', 0)):,} cut off at max_new_tokens")
         if errors:
             parts.append(f"{errors:,} with an error")
         return f"{self.name}: {', '.join(parts)}"

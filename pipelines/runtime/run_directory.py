@@ -187,5 +187,16 @@ def manifest_of(uri: str) -> dict[str, Any] | None:
     return manifest
 
 
+def fingerprint_in(uri: str, stage: str, setting: str) -> str:
+    """The fingerprint of a finished stage of the run at `uri`, which `setting` names. Raises UserError where there is
+    none.
+    """
+    manifest = manifest_of(uri)
+    entry = manifest["stages"].get(stage, {}) if manifest else {}
+    if entry.get("status") != "done":
+        raise UserError(f"{setting}: there are no finished {stage} in the run {uri!r}")
+    return str(entry["fingerprint"])
+
+
 def _now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

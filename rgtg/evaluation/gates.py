@@ -78,12 +78,16 @@ def gate(name: str, figure: Figure | None, fail: float | None) -> Gate:
     """`fail` is the threshold, None where the gate is off."""
     rule = GATES[name]
     verdict: Verdict = "off" if fail is None else "unknown" if figure is None else _verdict(rule, figure, fail)
+    few = verdict == "fail" and figure is not None and figure.n < FEW
+    verdict = "warn" if few else verdict
     if figure is None:
         return Gate(name, verdict, None, None, None, 0, rule.warn, fail, rule.says, f"{rule.says} is not known")
     past = "above" if rule.worse == "higher" else "below"
     bound = f"; it fails {past} {fail:g} (gates.{name})" if fail is not None else f" (gates.{name} is off)"
     if fail is not None and rule.unproven == "fail":
         bound = f"; it fails where that is not surely above {fail:g} (gates.{name})"
+    if few:
+        bound += f", and of fewer than {FEW} cases only warns"
     said = f"{rule.says} is {figure.value:.3f} (95 %: {figure.low:.3f} to {figure.high:.3f}, n = {figure.n:,}){bound}"
     low, high = (bound if isfinite(bound) else None for bound in (figure.low, figure.high))
     return Gate(name, verdict, figure.value, low, high, figure.n, rule.warn, fail, rule.says, said)
@@ -106,4 +110,4 @@ def _verdict(rule: Rule, figure: Figure, fail: float) -> Verdict:
         verdict = rule.unproven
     elif warn is not None and value > warn:
         verdict = "warn"
-    return "warn" if verdict == "fail" and figure.n < FEW else verdict
+    return verdict

@@ -23,7 +23,8 @@ ECHO = 40  # characters of a prompt that a text repeats
 class CompletionFigures:
     """Adds up completions, prompt by prompt, and what a judge thinks of them where there is one."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, by_endpoint: bool = False) -> None:
+        self.by_endpoint = by_endpoint  # the judge, whose answers may not be readable
         self.moments = array("d")  # of the ranks of score and tokens: xy, xx, yy a prompt
         self.gains, self.nats, self.likeness = array("d"), array("d"), array("d")
         self.judged: list[tuple[float, float]] = []  # of a prompt: the gains by the reward model and by the judge
@@ -81,7 +82,7 @@ class CompletionFigures:
             "off_policy": intervals.mean(self.nats),
             "similarity": intervals.mean(self.likeness),
             "provenance": self.probe.figure(),
-            "unreadable": intervals.share(self.unreadable, self.asked),
+            "unreadable": intervals.share(self.unreadable, self.asked) if self.by_endpoint else None,
             "hacking": by_judge if seen else None,
             "labels_guided": intervals.ratio(*self.agreed["own"]),
             "labels_unguided": intervals.ratio(*self.agreed["unguided"]),

@@ -97,14 +97,17 @@ def rows(summary: Summary) -> list[tuple[str, str]]:
     return lines
 
 
+LABELS = {"fail": "failed:", "warn": "warned:", "off": "off:"}
+
+
 def _gates(gates: list[Counts]) -> str:
     """How many passed, and the names of those that did not."""
     names: dict[str, list[str]] = {}
     for gate in gates:
         names.setdefault(gate["verdict"], []).append(gate["name"])
     said = [f"{len(names.get('pass', []))} passed"]
-    labels = {"fail": "failed", "warn": "warned", "unknown": "not known", "off": "off"}
-    return ", ".join(said + [f"{label}: {' '.join(names[key])}" for key, label in labels.items() if key in names])
+    said += [f"{label} {', '.join(names[key])}" for key, label in LABELS.items() if key in names]
+    return "; ".join([*said, *([f"{len(names['unknown'])} not known"] if "unknown" in names else [])])
 
 
 def as_table(summary: Summary) -> Table:

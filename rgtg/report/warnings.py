@@ -5,6 +5,7 @@ from typing import Any
 from rgtg.evaluation.stats import better_than_chance, share_error
 
 MANY = 0.5  # of pairs that are unused, of completions that are cut off
+FEW = 200  # held-out pairs, of which an accuracy says little
 HARDLY = 0.05  # a difference of scores: by Bradley and Terry .51 against .49
 
 
@@ -25,10 +26,11 @@ def of_training(counts: dict[str, Any]) -> str | None:
     share, n = accuracy["by_fraction"].get("1.0", 0.5), accuracy["pairs"].get("full", 0)
     if not n or better_than_chance(share, n):
         return None
+    more = ", or hold out more of them (train_reward.eval_fraction)" if n < FEW else ""
     return (
         f"the reward model has learned nothing that {n} held-out pairs show: it is right about {share:.3f} of them "
         f"(guessing: .5 ± {share_error(0.5, n):.3f}), so its scores and the pairs made by them mean nothing; train "
-        "longer or with another learning_rate, or give more pairs"
+        f"longer or with another learning_rate, give more pairs{more}"
     )
 
 
@@ -38,7 +40,8 @@ def of_completions(counts: dict[str, Any]) -> str | None:
         return None
     return (
         f"{cut:,} of the {completions:,} completions were cut off at generate.max_new_tokens, and texts that do not "
-        "end are never chosen: raise it"
+        "end are never chosen: raise it, or take them as they are by preferences.truncated=keep, which decodes "
+        "nothing anew"
     )
 
 

@@ -88,6 +88,29 @@ def test_doctor_tells_good_from_bad(tmp_path, language_dir, write_parquet):
     assert "generate.prompts cannot be used as configured" in bad.stderr
 
 
+def test_files_without_a_row_and_a_run_that_is_not_there_are_told_at_once(tmp_path, language_dir, write_parquet):
+    settings = {
+        **{"run.root": tmp_path / "runs", "models.language": language_dir, "gates.compare_with": tmp_path / "no-run"},
+        "train_reward.pairs": write_parquet("pairs.parquet", prompt=[], chosen=[], rejected=[]),
+        "generate.prompts": write_parquet("prompts.parquet", prompt=[None] * 3),
+    }
+    for run in (doctor.run, nightly.run):
+        with pytest.raises(UserError) as caught:
+            run(load(overrides=[f"{key}={value}" for key, value in settings.items()]))
+        for name in ("gates.compare_with", "pairs", "prompts"):
+            assert name in str(caught.value)
+    for sentence in ("train_reward.pairs: none of the 0 rows of ", "generate.prompts: none of the 3 rows of "):
+        assert sentence in str(caught.value)
+    assert not list(tmp_path.rglob("manifest.json"))
+
+
+def test_more_bad_prompts_than_a_run_accepts_are_a_doubt(tmp_path, language_dir, write_parquet, capsys):
+    prompts = write_parquet("prompts.parquet", prompt=["a", "b", None])
+    settings = [f"run.root={tmp_path}", f"models.language={language_dir}", "train_reward.pairs=sandbox"]
+    doctor.run(load(overrides=[*settings, f"generate.prompts={prompts}"]))
+    assert "?? 2 of the first 3 rows are prompts" in " ".join(capsys.readouterr().out.replace("│", "").split())
+
+
 def test_doctor_names_a_fault_of_a_model_once(tmp_path, language_dir, capsys):
     shutil.copy(Path(language_dir, "config.json"), tmp_path)
     named = ["train_reward.pairs=sandbox", "generate.prompts=sandbox"]

@@ -112,6 +112,20 @@ def test_a_changed_threshold_holds_the_gates_again_and_makes_nothing_else(finish
 def test_few_prompts_warn_and_do_not_fail(finished):
     directory = preferences.run(finished(night(finish="length")[:50], **GUIDED_UNGUIDED))
     assert verdicts(directory)["truncation"] == "warn"
+    (gate,) = [gate for gate in directory.counts(gates.STAGE)["gates"] if gate["name"] == "truncation"]
+    assert gate["sentence"].endswith("(gates.truncation), and of fewer than 200 cases only warns")
+
+
+def test_a_complete_run_stays_complete_with_other_pairs(finished):
+    config = finished(night(), **GUIDED_UNGUIDED)
+    RunDirectory(config).succeed()
+    others = {"preferences": config.preferences.model_copy(update={"select": "guided-unguided-random"})}
+    directory = preferences.run(config.model_copy(update=others))
+    assert Path(directory.path("_SUCCESS")).exists()
+    strict = {"gates": config.gates.model_copy(update={"similarity": 0.001})}
+    with pytest.raises(QualityError):
+        preferences.run(config.model_copy(update=strict))
+    assert not Path(directory.path("_SUCCESS")).exists()
 
 
 def test_a_judge_that_agrees_passes_and_its_scores_are_columns(finished, judged):

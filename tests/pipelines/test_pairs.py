@@ -60,11 +60,12 @@ def test_a_prompt_that_is_guessed_is_counted(write, tokenize):
 
 
 def test_files_without_a_usable_pair_are_refused_with_all_reasons(write, tokenize):
+    files = write([BLANK, TIED], [BLANK])
     with pytest.raises(UserError) as caught:
-        pairs.look(write([BLANK, TIED], [BLANK]), tokenize)
+        pairs.look(files, tokenize)
     assert str(caught.value) == (
-        "none of the 3 rows is a pair that can be used:   2 unused: chosen is empty or white space   "
-        "1 unused: chosen equals rejected"
+        f"none of the 3 rows of {files[0].path!r}, {files[1].path!r} is a pair that can be used:   "
+        "2 unused: chosen is empty or white space   1 unused: chosen equals rejected"
     )
 
 

@@ -170,8 +170,10 @@ def test_by_default_the_best_guided_one_against_the_worst_unguided_one(finished)
 
 def test_truncated_completions_are_not_chosen_and_the_reason_says_what_to_do(finished, configure):
     row = ("p", [("a", 3.0, "pargs", 2.0, "length"), ("b", 1.0, "pargs", 2.0, "length")])
-    with pytest.raises(UserError, match="has a pair; see the reasons above"):
-        preferences.run(finished([row], **{"preferences.truncated": "never-chosen"}))
+    config = finished([row], **{"preferences.truncated": "never-chosen"})
+    with pytest.raises(UserError, match=r"has a pair: 1 times: .* \(raise it, or set preferences.truncated=keep\)"):
+        preferences.run(config)
+    assert Path(RunDirectory(config).path("report", "index.html")).exists()  # where it is needed most
     directory = preferences.run(configure(**{"preferences.truncated": "keep", "preferences.test_fraction": 0}))
     assert [pair["chosen"] for pair in read(directory, "train")] == ["a"]
 

@@ -277,8 +277,13 @@ def test_first_rows_that_are_no_prompts_are_told_and_are_no_proof(tmp_path):
     for name, lines in (("few", ['{"prompt": null}'] * 3), ("many", ['{"prompt": null}'] * 256 + ['{"prompt": "a"}'])):
         (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
     few, many = (find([str(tmp_path / f"{name}.jsonl")]).files for name in ("few", "many"))
-    with pytest.raises(UserError, match="^0 of the first 3 rows are prompts; 3 times 'the prompt is null'$"):
+    with pytest.raises(
+        UserError, match="^none of the 3 rows of '.*few.jsonl' is a prompt; 3 times 'the prompt is null'$"
+    ):
         prompts.look(few)
+    (tmp_path / "none.jsonl").write_text("")
+    with pytest.raises(UserError, match="^none of the 0 rows of '.*none.jsonl' is a prompt$"):
+        prompts.look(find([str(tmp_path / "none.jsonl")]).files)
     assert prompts.look(many)[:2] == (256, 0)
     assert prompts.look(few + many + few + few)[:2] == (262, 0)
 

@@ -56,3 +56,17 @@ def test_prompts_of_text_that_spell_out_control_tokens_are_counted(tmp_path, con
     of_run = {"prompts": None, "preferences": None, "gates": None, "pairs": None, "seconds": {}, "warnings": []}
     lines = dict(rows(Summary("run", "pargs", accuracy={}, guided=counts, scores={}, **of_run)))
     assert lines["completions"].endswith("2 prompts of text that spell out control tokens")
+
+
+def test_cut_off_texts_that_are_wanted_are_no_warning(finished):
+    rows = [("p", [("a", 3.0, "pargs", 2.0, "length"), ("b", 1.0, "pargs", 2.0, "length")])]
+    kept = preferences.run(finished(rows, **{"preferences.truncated": "keep"}))
+    assert not any("cut off" in warning for warning in summary_of(kept)["warnings"])
+    said = warnings.of_completions({"completions": 2, "stopped": 0})
+    assert said.endswith("by preferences.truncated=keep, which decodes nothing anew")
+
+
+@pytest.mark.parametrize(("held_out", "more"), [(18, True), (1000, False)])
+def test_few_held_out_pairs_are_a_reason_to_hold_out_more(held_out, more):
+    accuracy = {"by_fraction": {"1.0": 0.5}, "pairs": {"full": held_out}}
+    assert ("train_reward.eval_fraction" in warnings.of_training({"accuracy": accuracy})) == more
