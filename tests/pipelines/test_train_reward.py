@@ -201,7 +201,9 @@ def test_files_without_pairs_are_refused_before_training(configure, write_parque
 def test_pairs_of_which_none_is_usable_are_one_sentence(configure, write_parquet, ray_here):
     place = write_parquet("a.parquet", prompt=["p"], chosen=["same"], rejected=["same"])
     for _ in range(2):  # a second start refuses them too
-        with pytest.raises(UserError, match="none of the 1 rows of .* is a pair .*: *1 unused: chosen equals rejected"):
+        with pytest.raises(
+            UserError, match="none of the 1 rows of .* is a pair .*: *1 unused: chosen equals rejected"
+        ):
             train_reward.run(configure(**{"train_reward.pairs": place}))
 
 
