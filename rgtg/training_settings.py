@@ -34,7 +34,7 @@ class TrainReward(Section):
     """What gives rewards: one number a prefix, or one for every next token; by default as the objective has it."""
     score: ScoreWay | None = None
     """How the rewards of a text's prefixes become its score: `final`, `mean`, `linear` (weighted by position) or
-    `last-n`; by default what ranks the held-out pairs best."""
+    `last-n`; by default what ranks the held-out pairs best, or is steadier and as good within a standard error."""
     after_end: Literal["hold", "eos"] = "hold"
     """Past the end of the shorter response: its final reward holds, or it is padded with EOS as published."""
     average: Literal["prefix", "pair"] = "prefix"

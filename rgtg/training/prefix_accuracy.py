@@ -1,11 +1,12 @@
 """How often a reward model prefers the chosen response when it has seen only a part of both, and by which score."""
 
+from math import sqrt
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rgtg.text_score import WAYS, prefix_scores
+from rgtg.text_score import STEADIEST, WAYS, prefix_scores
 
 LENGTHS = (1, 2, 5, 10, 20, 40, 80, 160, 320, 640, 1280)
 FRACTIONS = (0.1, 0.25, 0.5, 0.75, 1.0)
@@ -46,12 +47,21 @@ class PrefixAccuracy:
 
     @property
     def best(self) -> str:
-        """The way that ranks most whole responses rightly; of equals the first."""
-        return self.ways[int(self.right[:, -1].argmax())]
+        """The way that ranks most whole responses rightly; of those within a standard error of it, the steadiest.
+
+        The one-standard-error rule (Breiman et al. 1984): the differences of a few hundred pairs are mostly noise.
+        """
+        n = float(self.total[-1])
+        if not n:
+            return self.ways[0]
+        shares = dict(zip(self.ways, (self.right[:, -1] / n).tolist(), strict=True))
+        best = max(shares.values())
+        enough = best - sqrt(best * (1 - best) / n)
+        return next((way for way in STEADIEST if shares.get(way, 0.0) >= enough), self.ways[0])
 
     def summary(self, way: str | None = None) -> dict[str, Any]:
         """`by_length` and `by_fraction`: accuracy by the score `way`, where at least one pair counted; `by_score`: of
-        whole responses, in every way; `score`: the way, by default the best one; `pairs` counted in full.
+        whole responses, in every way; `score`: the way, by default `best`; `pairs` counted in full.
         """
         way = way or self.best
         right = self.right / self.total

@@ -91,9 +91,26 @@ def test_the_score_that_ranks_most_pairs_rightly_is_kept():
     accuracy.add(chosen, rejected, ten, ten, torch.tensor([0]))
     summary = accuracy.summary()
     assert summary["by_score"] == {"final": 0.0, "mean": 1.0, "linear": 1.0, "last-8": 1.0}
-    assert summary["score"] == "mean", "the first of equals"
+    assert summary["score"] == "linear", "the steadiest of equals"
     assert summary["by_fraction"]["1.0"] == 1.0
     assert accuracy.summary("final")["by_fraction"]["1.0"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("right", "n", "kept"),
+    [
+        ({"final": 0.615, "mean": 0.678, "linear": 0.676, "last-8": 0.686}, 1000, "linear"),  # all but final: as good
+        ({"final": 0.687, "mean": 0.736, "linear": 0.719, "last-8": 0.680}, 1000, "mean"),
+        ({"final": 0.8753, "mean": 0.8596, "linear": 0.8716, "last-8": 0.8801}, 2493, "last-8"),
+        ({"final": 0.632, "mean": 0.534, "linear": 0.556, "last-8": 0.566}, 1000, "final"),
+        ({"final": 0.667, "mean": 0.611, "linear": 0.611, "last-8": 0.556}, 18, "linear"),  # so few say nothing
+    ],
+)
+def test_of_ways_within_a_standard_error_the_steadiest_is_kept(right, n, kept):
+    accuracy = PrefixAccuracy()
+    accuracy.total[-1] = n
+    accuracy.right[:, -1] = n * torch.tensor([right[way] for way in accuracy.ways], dtype=torch.float64)
+    assert accuracy.best == kept
 
 
 def test_a_response_that_has_ended_keeps_its_score():
