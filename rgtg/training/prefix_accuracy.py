@@ -57,7 +57,8 @@ class PrefixAccuracy:
         shares = dict(zip(self.ways, (self.right[:, -1] / n).tolist(), strict=True))
         best = max(shares.values())
         enough = best - sqrt(best * (1 - best) / n)
-        return next((way for way in STEADIEST if shares.get(way, 0.0) >= enough), self.ways[0])
+        kept = [way for way, share in shares.items() if share >= enough]
+        return min(kept, key=lambda way: STEADIEST.index(way) if way in STEADIEST else len(STEADIEST))
 
     def summary(self, way: str | None = None) -> dict[str, Any]:
         """`by_length` and `by_fraction`: accuracy by the score `way`, where at least one pair counted; `by_score`: of
