@@ -63,7 +63,9 @@ def test_one_worker_and_two_reach_the_same_accuracy_on_the_same_batches(job):
     assert one["accuracy"]["pairs"]["full"] == two["accuracy"]["pairs"]["full"] == 80
     by_score = one["accuracy"]["by_score"]
     assert set(by_score) == set(WAYS)
-    assert by_score[one["accuracy"]["score"]] == max(by_score.values()) == one["accuracy"]["by_fraction"]["1.0"]
+    best, kept, n = max(by_score.values()), by_score[one["accuracy"]["score"]], one["accuracy"]["pairs"]["full"]
+    assert best - (best * (1 - best) / n) ** 0.5 <= kept + 1e-4  # rounded to four places
+    assert kept == one["accuracy"]["by_fraction"]["1.0"]
 
 
 def test_what_is_saved_loads_in_plain_transformers(job, language_dir):
