@@ -29,8 +29,8 @@ def config_of(directory: RunDirectory) -> dict[str, Any]:
 
 
 def gates_of(counts: dict[str, Any]) -> Gates:
-    names = [field.name for field in fields(Gate)]
-    gates = [Gate(**{name: gate.get(name) for name in names}) for gate in counts["gates"]]
+    lacking: dict[str, Any] = {field.name: "" if field.type is str else None for field in fields(Gate)}
+    gates = [Gate(**{name: gate.get(name, none) for name, none in lacking.items()}) for gate in counts["gates"]]
     return Gates(counts["verdict"], sorted(gates, key=lambda gate: SEVERITY.index(gate.verdict)))
 
 
