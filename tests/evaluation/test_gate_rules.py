@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
-from rgtg.config import Gates
 from rgtg.evaluation import intervals
 from rgtg.evaluation.gates import FEW, GATES, gate, hold, verdict_of
 from rgtg.evaluation.intervals import Figure
+from rgtg.gate_settings import Gates
 
 THRESHOLDS = Gates().model_dump()
 
